@@ -1,0 +1,8 @@
+"""anypo: policy optimization in which every published method is a difference from one you already know."""
+
+import anypo.methods  # noqa: F401 - before the function of the same name, which is the public one
+from anypo import parts
+from anypo.method import Card, Method, method, methods
+from anypo.types import Request, Trajectories
+
+__all__ = ["Card", "Method", "Request", "Trajectories", "method", "methods", "parts"]

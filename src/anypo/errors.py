@@ -1,0 +1,30 @@
+"""The two ways anypo refuses to go on: each is one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """What was asked cannot be done as asked: an unknown name, a missing file, malformed input (exit code 2)."""
+
+
+class RunError(RuntimeError):
+    """A run that had started had to stop: a reward that raises, numbers that are not finite (exit code 1)."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name nobody registered; it names the nearest one that exists."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}."
+    return UsageError(f"unknown {kind} {name!r}; {hint}")
+
+
+class MissingField(Exception):
+    """Raised by a part whose batch lacks a field; the method turns it into a UsageError that names itself and the stage."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field

@@ -1,0 +1,1 @@
+"""Importance ratio, trust region, on- and off-policy policy gradients."""

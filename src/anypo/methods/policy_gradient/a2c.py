@@ -1,0 +1,25 @@
+"""A2C: REINFORCE with a learned value, n-step bootstrapped returns and an entropy bonus."""
+
+from anypo.method import Card, register
+from anypo.methods.policy_gradient.reinforce import reinforce
+from anypo.parts import Entropy, Mean, NStep, RMSProp, Value
+
+a2c = register(
+    reinforce.but(
+        critic=[Value(coef=0.5)],
+        credit=[NStep(n=5, gamma=0.99)],
+        reduce=Mean("token"),
+        step=RMSProp(lr=7e-4, epochs=1, grad_norm=0.5),
+        terms=[Entropy(coef=0.01)],
+        card=Card(
+            id="a2c",
+            title="Asynchronous Methods for Deep Reinforcement Learning (synchronous advantage actor-critic)",
+            year=2016,
+            arxiv="1602.01783",
+            equation="L = -A_t log pi_t + c_v (V_t - R_t)^2 / 2 - c_e H_t,  R_t = sum_{k<n} gamma^k r_{t+k} + gamma^n V_{t+n}",
+            source="arXiv 1602.01783, sec. 4, algorithm S3",
+            claim="A bootstrapped critic reduces the variance of the gradient at the price of bias.",
+            weight=lambda r, a: a,
+        ),
+    )
+)

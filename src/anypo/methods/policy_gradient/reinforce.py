@@ -1,0 +1,29 @@
+"""REINFORCE: the likelihood of every decision, weighted by the return that followed it."""
+
+from anypo.method import Card, Method, register
+from anypo.parts import Adam, Ask, Fresh, Likelihood, Mean, Returns
+
+reinforce = register(
+    Method(
+        Card(
+            id="reinforce",
+            title="Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning",
+            year=1992,
+            arxiv=None,
+            equation="L = -mean_i sum_t G_t log pi(a_t | s_t),  G_t = sum_{k>=t} gamma^(k-t) r_k",
+            source="Williams 1992, Machine Learning 8, eq. 4 and theorem 1",
+            claim="The estimate of the gradient of the expected return is unbiased on on-policy data.",
+            weight=lambda r, a: a,
+        ),
+        collect=Ask(),
+        score=(),
+        store=Fresh(),
+        critic=(),
+        credit=(Returns(gamma=1.0),),
+        ratio=None,
+        trust=Likelihood(),
+        reduce=Mean("sum"),
+        step=Adam(epochs=1),
+        terms=(),
+    )
+)

@@ -1,0 +1,162 @@
+"""Credit: outcome and values -> advantage, return targets, mask. A chain of pure links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypo.parts._register import register
+from anypo.parts.collect import informative_rows
+from anypo.parts.statistics import bootstrap_of, group_stats, next_valid, rewarded, scored, whiten
+from anypo.stages import Number
+from anypo.types import Trajectories
+
+
+def spread(b: Trajectories, a: Float[Tensor, " row"]) -> Float[Tensor, "row step"]:
+    """One number per row on all its valid decisions, 0 elsewhere."""
+    return torch.where(b.valid, a.unsqueeze(1), 0.0)
+
+
+@register("credit")
+@dataclass(frozen=True)
+class Combine:
+    """score = sum_k w_k scores_k over the channels a row has; the score itself, or the sum of rewards, where there are no channels."""
+
+    weights: tuple[float, ...] | None = None
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        return scored(b, self.weights)
+
+
+@register("credit")
+@dataclass(frozen=True)
+class Baseline:
+    """A_i = (s_i - center) / (scale + 1e-6), over the rows of the same request (`group`) or of the whole `batch`.
+
+    center: `mean`; `leave-one-out`, the mean of the others = G/(G-1) (s_i - mean). scale: `std` (ddof=1) or none.
+    A group of one has A = 0, and so has a group without variance.
+    Source: GRPO, arXiv 2402.03300, sec. 4.1.2; leave-one-out: RLOO, arXiv 2402.14740, eq. 8.
+    """
+
+    by: Literal["group", "batch"] = "group"
+    center: Literal["mean", "leave-one-out"] = "mean"
+    scale: Literal["std"] | None = "std"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("group",) if self.by == "group" else ()
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        b = scored(b)
+        assert b.score is not None
+        count, mean, std = group_stats(b.score, b.group if self.by == "group" else None)
+        a = b.score - mean
+        if self.center == "leave-one-out":
+            a = a * count / (count - 1).clamp(min=1)
+        if self.scale == "std":
+            a = a / (std + 1e-6)
+        return b.but(advantage=spread(b, torch.where(std > 0, a, 0.0)))
+
+
+@register("credit")
+@dataclass(frozen=True)
+class Returns:
+    """A_t = sum_{k >= t} gamma^(k-t) r_k along the row's valid decisions, no baseline."""
+
+    gamma: Number = 1.0
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        b = rewarded(b)
+        assert b.reward is not None
+        carry = b.reward.new_zeros(len(b.reward))
+        total = torch.zeros_like(b.reward)
+        for t in reversed(range(b.reward.shape[1])):
+            carry = torch.where(b.valid[:, t], b.reward[:, t] + float(self.gamma) * carry, carry)
+            total[:, t] = torch.where(b.valid[:, t], carry, 0.0)
+        return b.but(advantage=total)
+
+
+@register("credit")
+@dataclass(frozen=True)
+class Gae:
+    """A_t = sum_k (gamma lam)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t; returns R = A + V; V_old = V.
+
+    V after the row's last decision is the bootstrap, 0 where the row is done. Source: arXiv 1506.02438, eq. 16.
+    """
+
+    gamma: Number = 0.99
+    lam: Number = 0.95
+    reads = ("value",)
+    bootstraps = True
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        b = rewarded(b)
+        assert b.reward is not None and b.value is not None
+        valid, value, gamma = b.valid, b.value.detach(), float(self.gamma)
+        following, carry = bootstrap_of(b, value), value.new_zeros(len(value))
+        advantage = torch.zeros_like(value)
+        for t in reversed(range(value.shape[1])):
+            delta = b.reward[:, t] + gamma * following - value[:, t]
+            carry = torch.where(valid[:, t], delta + gamma * float(self.lam) * carry, carry)
+            following = torch.where(valid[:, t], value[:, t], following)
+            advantage[:, t] = torch.where(valid[:, t], carry, 0.0)
+        return b.but(advantage=advantage, returns=torch.where(valid, advantage + value, 0.0), value_old=value)
+
+
+@register("credit")
+@dataclass(frozen=True)
+class NStep:
+    """R_t = sum_{k<n} gamma^k r_{t+k} + gamma^n V_{t+n}, shorter at the end of a row; A_t = R_t - V_t.
+
+    Source: A3C, arXiv 1602.01783, sec. 4.
+    """
+
+    n: int = 5
+    gamma: Number = 0.99
+    reads = ("value",)
+    bootstraps = True
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        b = rewarded(b)
+        assert b.reward is not None and b.value is not None
+        value = b.value.detach()
+        end, after = bootstrap_of(b, value).unsqueeze(1), next_valid(b.valid)
+        target = value
+        for _ in range(self.n):
+            target = b.reward + float(self.gamma) * torch.cat([target, end], 1).gather(1, after)
+        target = torch.where(b.valid, target, 0.0)
+        return b.but(advantage=torch.where(b.valid, target - value, 0.0), returns=target, value_old=value)
+
+
+@register("credit")
+@dataclass(frozen=True)
+class Whiten:
+    """A <- (A - mean) / (std + 1e-8) over all valid decisions of the collected batch; return targets stay as they are."""
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        assert b.advantage is not None
+        return b.but(advantage=whiten(b.advantage, b.valid))
+
+
+@register("credit")
+@dataclass(frozen=True)
+class KeepInformative:
+    """Groups whose scores are all equal lose their mask, so their decisions leave every denominator."""
+
+    reads = ("group",)
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        return b.but(mask=b.valid & informative_rows(b).unsqueeze(1))
+
+
+@register("credit")
+@dataclass(frozen=True)
+class DropTruncated:
+    """Rows cut by their generation budget lose their mask; nothing happens where the batch does not say which were."""
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        return b if b.truncated is None else b.but(mask=b.valid & ~b.truncated.unsqueeze(1))

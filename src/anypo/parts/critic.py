@@ -1,0 +1,50 @@
+"""Critic: value functions learned beside the policy. A list of heads; each returns a scalar to minimise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from anypo.parts._register import register
+from anypo.parts.statistics import masked_mean
+from anypo.stages import Level, Number
+from anypo.types import Trajectories
+
+
+@register("critic")
+@dataclass(frozen=True)
+class Value:
+    """coef * token-mean of 0.5 (V - R)^2; with `clip`, the larger of that and the same for V_old + clip(V - V_old, +-clip).
+
+    Source: A3C, arXiv 1602.01783, sec. 4; clipping as in PPO's reference implementation.
+    """
+
+    coef: Number = 0.5
+    clip: Number | None = None
+    level: ClassVar[Level] = "decision"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("value", "returns") if self.clip is None else ("value", "returns", "value_old")
+
+    def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+        assert b.value is not None and b.returns is not None
+        target = b.returns.detach()
+        error = (b.value - target).square()
+        if self.clip is not None:
+            assert b.value_old is not None
+            bound = float(self.clip)
+            near = b.value_old + (b.value - b.value_old).clamp(-bound, bound)
+            error = torch.maximum(error, (near - target).square())
+        loss = masked_mean(0.5 * error, b.valid)
+        return float(self.coef) * loss, {"value_loss": loss.detach(), "explained_variance": explained(b)}
+
+
+def explained(b: Trajectories) -> Tensor:
+    """1 - Var(R - V) / Var(R) over valid decisions: 1 is a perfect critic, 0 a constant one."""
+    assert b.value is not None and b.returns is not None
+    target, error = b.returns[b.valid], (b.returns - b.value.detach())[b.valid]
+    return 1 - error.var(correction=0) / target.var(correction=0).clamp(min=1e-12)

@@ -1,0 +1,32 @@
+"""Knobs: numbers that move. Any float of any part may be one; they move once after each batch, never inside a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Linear:
+    """start -> end linearly over the first `until` share of the run, then end."""
+
+    start: float
+    end: float
+    until: float = 1.0
+    progress: float = 0.0
+
+    def __float__(self) -> float:
+        share = min(self.progress / self.until, 1.0) if self.until else 1.0
+        return self.start + share * (self.end - self.start)
+
+    def __str__(self) -> str:
+        return f"{self.start:g}->{self.end:g}"
+
+    def update(self, metrics: dict[str, float], progress: float) -> None:
+        self.progress = progress
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"progress": self.progress}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.progress = state["progress"]

@@ -1,0 +1,73 @@
+"""Ratio: logp and an anchor -> the log-ratio x, per decision [N, T] or per row [N]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypo.parts._register import register
+from anypo.stages import Level
+from anypo.types import Trajectories
+
+
+@register("ratio")
+@dataclass(frozen=True)
+class LogRatio:
+    """x = log pi - log pi_anchor, per `token`; or one per `row`: the row's mean (geometric mean of the ratios) or sum.
+
+    per: token | row. how (rows only): mean | sum. anchor: old | ref.
+    Source: PPO, arXiv 1707.06347, eq. 6; row mean: GSPO, arXiv 2507.18071, eq. 7.
+    """
+
+    per: Literal["token", "row"] = "token"
+    how: Literal["mean", "sum"] = "mean"
+    anchor: Literal["old", "ref"] = "old"
+
+    @property
+    def level(self) -> Level:
+        return "decision" if self.per == "token" else "row"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("logp", f"logp_{self.anchor}")
+
+    def __call__(self, b: Trajectories) -> Tensor:
+        x = log_ratio(b, self.anchor)
+        if self.per == "token":
+            return x
+        return b.row_mean(x) if self.how == "mean" else x.sum(1)
+
+
+def log_ratio(b: Trajectories, anchor: str = "old") -> Float[Tensor, "row step"]:
+    """log pi - log pi_anchor on valid decisions, 0 elsewhere."""
+    logp, other = b.logp, b.get(f"logp_{anchor}")
+    assert logp is not None
+    return torch.where(b.valid, logp - other, 0.0)
+
+
+@register("ratio")
+@dataclass(frozen=True)
+class MinPrefix:
+    """x_t + min_{j<t} x_j over the row's earlier valid decisions; the minimum over none is 0 (ratio 1).
+
+    The cheapest correction for a shifted prefix: the smallest earlier ratio stands in for their product. `include_one`
+    takes min(1, .), which never amplifies. Source: MinPRO, arXiv 2601.22718, sec. 3 (as described; no code released).
+    """
+
+    include_one: bool = False
+    level: ClassVar[Level] = "row"
+    reads = ("logp", "logp_old")
+
+    def __call__(self, b: Trajectories) -> Tensor:
+        x, valid = log_ratio(b), b.valid
+        before = torch.where(valid, x, math.inf).cummin(1).values
+        before = torch.cat([torch.full_like(before[:, :1], math.inf), before[:, :-1]], 1)
+        before = torch.where(before.isinf(), 0.0, before)
+        if self.include_one:
+            before = before.clamp(max=0.0)
+        return torch.where(valid, x + before, 0.0)

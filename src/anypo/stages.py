@@ -1,0 +1,190 @@
+"""The nine stages and the small protocols their parts follow.
+
+A *part* is one stage's function with its configuration: a frozen dataclass with one `__call__`. Parts are pure functions of
+tensors: they never see a model, an optimizer or a process group, so they cannot know whether they train a robot or a
+language model. `reads` names the batch fields a part needs; the engine checks them and computes only what somebody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypo.types import Request, Trajectories
+
+STAGES = ("collect", "score", "store", "critic", "credit", "ratio", "trust", "reduce", "step")
+"""In the order they run. `terms` (further objectives beside the main one) is the tenth slot of a method, not a stage."""
+SLOTS = (*STAGES, "terms")
+CHAINS = frozenset({"score", "critic", "credit", "terms"})
+"""Slots that hold a chain of parts; the others hold exactly one."""
+
+Level = Literal["decision", "row", "group", "batch"]
+"""What has to stay together for a part to be exact: single decisions, whole rows, whole groups, the whole batch."""
+LEVELS: tuple[Level, ...] = ("decision", "row", "group", "batch")
+
+
+@dataclass(frozen=True)
+class Want:
+    """How much one batch should hold: `requests` starts with `samples` rows each, `horizon` decisions per row at most.
+
+    `whole` asks for rows that end by themselves; otherwise environments go on where they stand and rows may be cut.
+    """
+
+    requests: int
+    samples: int
+    horizon: int | None = None
+    whole: bool = True
+
+
+class Pool(Protocol):
+    """Start states in a reproducible order; the position survives checkpoints."""
+
+    def draw(self, requests: int, samples: int, horizon: int | None = None) -> list[Request]: ...
+
+
+class Collect(Protocol):
+    """Yield requests, receive their finished, scored rows; return the batch. The driver numbers the groups."""
+
+    def __call__(self, pool: Pool, want: Want) -> Generator[list[Request], Trajectories, Trajectories]: ...
+
+
+class Score(Protocol):
+    """Shape the outcome: raw outcome fields -> score, scores or reward."""
+
+    def __call__(self, b: Trajectories) -> Trajectories: ...
+
+
+class Store(Protocol):
+    """rows -> rows the learner sees. State that outlives a batch lives in the object `open` returns."""
+
+    def open(self) -> OpenStore: ...
+
+
+class OpenStore(Protocol):
+    def add(self, rows: Trajectories) -> None: ...
+    def draw(self, generator: torch.Generator) -> Trajectories: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Credit(Protocol):
+    """Pure: writes advantage, mask, weight, returns."""
+
+    def __call__(self, b: Trajectories) -> Trajectories: ...
+
+
+class Ratio(Protocol):
+    """logp and an anchor -> the log-ratio x, [N, T] per decision or [N] per row."""
+
+    level: Level
+
+    def __call__(self, b: Trajectories) -> Tensor: ...
+
+
+class Trust(Protocol):
+    """x, logp, advantage -> surrogate to maximise, [N, T] or [N], and its metrics."""
+
+    level: Level
+
+    def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class Reduce(Protocol):
+    """surrogate -> scalar. It only averages; the mask enters the denominator, the weight does not."""
+
+    level: Level
+
+    def __call__(self, s: Tensor, b: Trajectories) -> Float[Tensor, ""]: ...
+
+
+class TermPart(Protocol):
+    """A further objective beside the main one: a scalar to minimise, given the method's own reduction."""
+
+    level: Level
+
+    def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Float[Tensor, ""], dict[str, Tensor]]: ...
+
+
+class Step(Protocol):
+    """How parameters move. `bind` ties the recipe to parameters; the bound object carries the optimizer's state."""
+
+    def bind(self, groups: Iterable[dict[str, Any]], total: int) -> Stepper: ...
+
+
+class Stepper(Protocol):
+    """`update` computes gradients with the closure, then moves the parameters; `skip` when the gradient is not finite."""
+
+    def update(self, closure: Callable[[], dict[str, float]]) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Knob(Protocol):
+    """A number that may move: constant, schedule, dual ascent, PID. Reads as a host float; moves only in `update`,
+    which the loop calls once after each batch with that batch's metrics and the progress of the run in [0, 1]."""
+
+    def __float__(self) -> float: ...
+    def update(self, metrics: dict[str, float], progress: float) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+Number = float | Knob
+"""Any float of any part: a plain number or a knob. Parts read it with `float(...)`."""
+
+
+class Policy(Protocol):
+    """Samples decisions (each kind in its own way) and evaluates given ones again.
+
+    exact: log-probs kept from sampling equal a fresh evaluation at the same parameters up to rounding.
+    independent: each decision can be evaluated alone, so a batch may be cut into single decisions.
+    anchors: values by name of frozen copies (see `anypo.policies.anchor`).
+    """
+
+    exact: bool
+    independent: bool
+
+    def evaluate(self, b: Trajectories, want: Collection[str]) -> dict[str, Float[Tensor, "row step"]]:
+        """The functionals in `want` (`logp`, `entropy`, `value`) of the decisions in `b.trace`, at current parameters."""
+        ...
+
+    def observe(self, b: Trajectories) -> None:
+        """Learn input statistics from a batch, once, after the batch has been used."""
+        ...
+
+
+class Task(Protocol):
+    """Starts, a way to roll a policy out from them, and a held-out measure.
+
+    name: as typed on the command line. metric: name of the held-out measure. channels: names of the reward channels.
+    starts: number of training starts (None: unlimited).
+    """
+
+    name: str
+    metric: str
+    channels: tuple[str, ...]
+    starts: int | None
+
+    def rollout(
+        self, policy: Any, requests: list[Request], generator: torch.Generator
+    ) -> tuple[Trajectories, dict[str, float]]:
+        """Finished, scored rows, requests in order and their samples together, with `group` = index of the request;
+        and metrics of the rollout. Requests whose start is None go on where the environments stand."""
+        ...
+
+    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+        """Greedy performance on held-out starts; holds at least `metric`."""
+        ...
+
+    def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
+        """Loop settings that suit this task: lr, requests, samples, horizon, epochs, minibatches, steps, ..."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -1,0 +1,194 @@
+"""The containers every stage reads and writes: slotted dataclasses of tensors, no behaviour of their own beyond slicing.
+
+Shapes: `row` counts trajectories (N), `step` counts decisions (T: tokens, environment actions, draws), `channel` counts
+reward components (K). The first dimension of every tensor is `row`; where there is a second dimension it may be padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from anypo.errors import UsageError
+
+
+@dataclass(slots=True)
+class Request:
+    """What to sample: one start, how many rows, and under which conditions. The rows of one request form a *group*.
+
+    start: index of the start in the task (a prompt, an environment seed); None goes on where the environments stand.
+    samples: rows to sample from this start. horizon: decisions per row at most (None: the task's own limit).
+    hint: text or tokens put before the policy's own decisions; they are given, not trained.
+    """
+
+    start: int | None
+    samples: int = 1
+    horizon: int | None = None
+    hint: str | None = None
+
+
+@dataclass(slots=True)
+class Trajectories:
+    """N rows of T decisions. Every field may be missing (None); a part that needs a missing one is a clear error.
+
+    logp, logp_old, logp_ref: log-probability (nats) of the taken decision now, when sampled, under the reference.
+    entropy: entropy (nats) of the decision's distribution now. value: V(s_t) now; value_old: V when collected.
+    mask: True where the policy decided; everything else counts nowhere. weight: scales a decision, does not count it.
+    reward: per decision. score: outcome per row; scores: outcome channels; NaN marks a missing outcome.
+    group: id of the request a row answers. segment: id of the turn, reasoning step, ... of a decision.
+    advantage: credit per decision. returns: regression target of the value.
+    bootstrap: value of the state after a row's last decision; done: the row ended in a terminal state (then that value is 0).
+    truncated: the row was cut by its generation budget. budget: that budget, in decisions.
+    trace: what the policy needs to evaluate these decisions again (row first). extra: further named inputs (row first).
+    """
+
+    logp: Float[Tensor, "row step"] | None = None
+    logp_old: Float[Tensor, "row step"] | None = None
+    logp_ref: Float[Tensor, "row step"] | None = None
+    entropy: Float[Tensor, "row step"] | None = None
+    value: Float[Tensor, "row step"] | None = None
+    mask: Shaped[Tensor, "row step"] | None = None
+    reward: Float[Tensor, "row step"] | None = None
+    score: Float[Tensor, " row"] | None = None
+    scores: Float[Tensor, "row channel"] | None = None
+    group: Int[Tensor, " row"] | None = None
+    segment: Int[Tensor, "row step"] | None = None
+    advantage: Float[Tensor, "row step"] | None = None
+    weight: Float[Tensor, "row step"] | None = None
+    value_old: Float[Tensor, "row step"] | None = None
+    returns: Float[Tensor, "row step"] | None = None
+    bootstrap: Float[Tensor, " row"] | None = None
+    done: Bool[Tensor, " row"] | None = None
+    truncated: Bool[Tensor, " row"] | None = None
+    budget: int | None = None
+    trace: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def get(self, name: str) -> Any:
+        """The field or extra input called `name`, or None."""
+        return self.extra.get(name) if name not in FIELDS else getattr(self, name)
+
+    def but(self, **changes: Any) -> Trajectories:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, T), read off the first [row, step] field present."""
+        for name in STEP_FIELDS:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                return tensor.shape[0], tensor.shape[1]
+        raise UsageError("the batch has no [row, step] field, so its shape is unknown; give at least `logp` or `mask`")
+
+    @property
+    def valid(self) -> Bool[Tensor, "row step"]:
+        """The mask as booleans; every decision counts where no mask is given."""
+        if self.mask is not None:
+            return self.mask != 0
+        like = next(t for t in (getattr(self, n) for n in STEP_FIELDS) if t is not None)
+        return torch.ones(self.shape, dtype=torch.bool, device=like.device)
+
+    @property
+    def lengths(self) -> Int[Tensor, " row"]:
+        """|o_i|: valid decisions per row."""
+        return self.valid.sum(1)
+
+    def row_mean(self, x: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
+        """Mean of x over each row's valid decisions; 0 for a row without any."""
+        return torch.where(self.valid, x, 0.0).sum(1) / self.lengths.clamp(min=1)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Trajectories:
+        """Apply fn to every tensor."""
+        changes: dict[str, Any] = {n: fn(t) for n in FIELDS if isinstance(t := getattr(self, n), Tensor)}
+        for name in ("trace", "extra"):
+            changes[name] = {k: fn(t) for k, t in getattr(self, name).items()}
+        return replace(self, **changes)
+
+    def rows(self, index: Shaped[Tensor, " index"]) -> Trajectories:
+        """The rows at `index` (integers or booleans), in that order."""
+        return self.map(lambda t: t[index])
+
+    def decisions(self) -> Trajectories:
+        """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""
+        valid = self.valid
+        row = valid.nonzero()[:, 0]
+        changes: dict[str, Any] = {}
+        for name in FIELDS:
+            tensor = getattr(self, name)
+            if isinstance(tensor, Tensor):
+                changes[name] = tensor[valid].unsqueeze(1) if name in STEP_FIELDS else tensor[row]
+        changes["trace"] = {k: t[valid].unsqueeze(1) for k, t in self.trace.items()}
+        changes["extra"] = {
+            k: t[valid].unsqueeze(1) if t.shape[:2] == valid.shape else t[row] for k, t in self.extra.items()
+        }
+        return replace(self, **changes)
+
+    def clean(self) -> Trajectories:
+        """Zeros under the mask and at least float32: what parts see, so that masked slots cannot matter."""
+        valid = self.valid
+
+        def tidy(t: Tensor) -> Tensor:
+            t = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+            masked = t.ndim == 2 and t.shape == valid.shape and t.is_floating_point()
+            return torch.where(valid, t, torch.zeros((), dtype=t.dtype, device=t.device)) if masked else t
+
+        changes: dict[str, Any] = {}
+        for name in FIELDS:
+            tensor = getattr(self, name)
+            if isinstance(tensor, Tensor) and name not in ("mask", "scores"):
+                changes[name] = tidy(tensor)
+        changes["extra"] = {k: tidy(t) for k, t in self.extra.items()}
+        return replace(self, mask=valid, **changes)
+
+    def check(self) -> Trajectories:
+        """Refuse fields whose shapes disagree, in one sentence; returns self."""
+        n, t = self.shape
+        for name in FIELDS:
+            tensor = getattr(self, name)
+            if isinstance(tensor, Tensor):
+                want = (n, t) if name in STEP_FIELDS else (n,)
+                if tuple(tensor.shape[: len(want)]) != want or (name != "scores" and tensor.ndim != len(want)):
+                    raise UsageError(f"the field {name!r} has shape {tuple(tensor.shape)}, the batch needs {want}")
+        return self
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectories]) -> Trajectories:
+        """Rows of several batches below each other; shorter ones are padded on the right with masked slots."""
+        if len(parts) == 1:
+            return parts[0]
+        parts = [p if p.mask is not None else p.but(mask=p.valid) for p in parts]
+
+        def stack(tensors: list[Tensor]) -> Tensor:
+            if tensors[0].ndim == 1:
+                return torch.cat(tensors)
+            width = max(t.shape[1] for t in tensors)
+            return torch.cat([_widen(t, width) for t in tensors])
+
+        changes: dict[str, Any] = {}
+        for name in FIELDS:
+            found = [getattr(p, name) for p in parts]
+            if all(isinstance(t, Tensor) for t in found):
+                changes[name] = stack(found)
+        for name in ("trace", "extra"):
+            keys = set.intersection(*(set(getattr(p, name)) for p in parts))
+            changes[name] = {k: stack([getattr(p, name)[k] for p in parts]) for k in sorted(keys)}
+        return replace(Trajectories(budget=parts[0].budget), **changes)
+
+
+def _widen(t: Tensor, width: int) -> Tensor:
+    if t.shape[1] == width:
+        return t
+    pad = t.new_zeros((t.shape[0], width - t.shape[1], *t.shape[2:]))
+    return torch.cat([t, pad], 1)
+
+
+FIELDS = tuple(f.name for f in fields(Trajectories) if f.name not in ("trace", "extra"))
+STEP_FIELDS = tuple(
+    f.name for f in fields(Trajectories) if f.name not in ("trace", "extra") and "row step" in str(f.type)
+)

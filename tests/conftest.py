@@ -1,0 +1,13 @@
+"""Shapes in signatures are checked while tests run; tests share the machine, so one thread each."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("anypo", "beartype.beartype")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
