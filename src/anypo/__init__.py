@@ -5,4 +5,5 @@ from anypo import parts
 from anypo.method import Card, Method, method, methods
 from anypo.types import Request, Trajectories
 
+__version__ = "0.1.0"
 __all__ = ["Card", "Method", "Request", "Trajectories", "method", "methods", "parts"]

@@ -73,6 +73,9 @@ class Method:
 
     def configure(self, settings: dict[str, Any]) -> Method:
         """This method with stages changed by configuration values, as they stand in a run's config.yaml."""
+        for slot in settings:
+            if slot not in SLOTS:
+                raise unknown("stage", slot, SLOTS)
         return self.but(**{slot: build(slot, spec, self.stages.get(slot)) for slot, spec in settings.items()})
 
     # ---------------------------------------------------------------- the tensor contract

@@ -30,41 +30,42 @@ LEVELS: tuple[Level, ...] = ("decision", "row", "group", "batch")
 
 @dataclass(frozen=True)
 class Want:
-    """How much one batch should hold: `requests` starts with `samples` rows each, `horizon` decisions per row at most.
-
-    `whole` asks for rows that end by themselves; otherwise environments go on where they stand and rows may be cut.
-    """
+    """How much one batch should hold: `requests` starts with `samples` rows each, `horizon` decisions per row at most."""
 
     requests: int
     samples: int
     horizon: int | None = None
-    whole: bool = True
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Start states in a reproducible order; the position survives checkpoints."""
 
     def draw(self, requests: int, samples: int, horizon: int | None = None) -> list[Request]: ...
 
 
+@runtime_checkable
 class Collect(Protocol):
     """Yield requests, receive their finished, scored rows; return the batch. The driver numbers the groups."""
 
     def __call__(self, pool: Pool, want: Want) -> Generator[list[Request], Trajectories, Trajectories]: ...
 
 
+@runtime_checkable
 class Score(Protocol):
     """Shape the outcome: raw outcome fields -> score, scores or reward."""
 
     def __call__(self, b: Trajectories) -> Trajectories: ...
 
 
+@runtime_checkable
 class Store(Protocol):
     """rows -> rows the learner sees. State that outlives a batch lives in the object `open` returns."""
 
     def open(self) -> OpenStore: ...
 
 
+@runtime_checkable
 class OpenStore(Protocol):
     def add(self, rows: Trajectories) -> None: ...
     def draw(self, generator: torch.Generator) -> Trajectories: ...
@@ -72,12 +73,14 @@ class OpenStore(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
 class Credit(Protocol):
     """Pure: writes advantage, mask, weight, returns."""
 
     def __call__(self, b: Trajectories) -> Trajectories: ...
 
 
+@runtime_checkable
 class Ratio(Protocol):
     """logp and an anchor -> the log-ratio x, [N, T] per decision or [N] per row."""
 
@@ -86,6 +89,7 @@ class Ratio(Protocol):
     def __call__(self, b: Trajectories) -> Tensor: ...
 
 
+@runtime_checkable
 class Trust(Protocol):
     """x, logp, advantage -> surrogate to maximise, [N, T] or [N], and its metrics."""
 
@@ -94,6 +98,7 @@ class Trust(Protocol):
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
+@runtime_checkable
 class Reduce(Protocol):
     """surrogate -> scalar. It only averages; the mask enters the denominator, the weight does not."""
 
@@ -102,6 +107,7 @@ class Reduce(Protocol):
     def __call__(self, s: Tensor, b: Trajectories) -> Float[Tensor, ""]: ...
 
 
+@runtime_checkable
 class TermPart(Protocol):
     """A further objective beside the main one: a scalar to minimise, given the method's own reduction."""
 
@@ -110,14 +116,19 @@ class TermPart(Protocol):
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Float[Tensor, ""], dict[str, Tensor]]: ...
 
 
+@runtime_checkable
 class Step(Protocol):
     """How parameters move. `bind` ties the recipe to parameters; the bound object carries the optimizer's state."""
 
-    def bind(self, groups: Iterable[dict[str, Any]], total: int) -> Stepper: ...
+    def bind(self, groups: Iterable[dict[str, Any]]) -> Stepper: ...
 
 
+@runtime_checkable
 class Stepper(Protocol):
-    """`update` computes gradients with the closure, then moves the parameters; `skip` when the gradient is not finite."""
+    """`update` computes gradients with the closure, then moves the parameters, unless the gradient is not finite.
+    progress: share of the run that is done, set by the loop."""
+
+    progress: float
 
     def update(self, closure: Callable[[], dict[str, float]]) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -139,12 +150,12 @@ Number = float | Knob
 """Any float of any part: a plain number or a knob. Parts read it with `float(...)`."""
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Samples decisions (each kind in its own way) and evaluates given ones again.
 
     exact: log-probs kept from sampling equal a fresh evaluation at the same parameters up to rounding.
     independent: each decision can be evaluated alone, so a batch may be cut into single decisions.
-    anchors: values by name of frozen copies (see `anypo.policies.anchor`).
     """
 
     exact: bool
@@ -159,17 +170,21 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """Starts, a way to roll a policy out from them, and a held-out measure.
 
     name: as typed on the command line. metric: name of the held-out measure. channels: names of the reward channels.
-    starts: number of training starts (None: unlimited).
+    starts: number of training starts (None: unlimited). unit: what the length of a run counts ("batches",
+    "environment steps"). standing: environments can go on where they stand, so rows need not be whole episodes.
     """
 
     name: str
     metric: str
     channels: tuple[str, ...]
     starts: int | None
+    unit: str
+    standing: bool
 
     def rollout(
         self, policy: Any, requests: list[Request], generator: torch.Generator

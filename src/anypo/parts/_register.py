@@ -97,7 +97,7 @@ def build_part(stage: str, spec: Any, current: Any = None) -> Any:
         spec = {"part": spec}
     if not isinstance(spec, dict):
         raise UsageError(f"{stage}: expected the name of a part or its settings, got {spec!r}")
-    cls = find(stage, spec["part"]) if "part" in spec else type(current)
+    cls = find(stage, str(spec["part"])) if "part" in spec else type(current)
     if cls is type(None):
         raise UsageError(f"{stage}: there is no part whose settings could change; name one with `part`")
     known = {f.name: f for f in fields(cls)}

@@ -137,6 +137,8 @@ class NStep:
 class Whiten:
     """A <- (A - mean) / (std + 1e-8) over all valid decisions of the collected batch; return targets stay as they are."""
 
+    reads = ("advantage",)
+
     def __call__(self, b: Trajectories) -> Trajectories:
         assert b.advantage is not None
         return b.but(advantage=whiten(b.advantage, b.valid))

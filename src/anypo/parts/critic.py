@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anypo.parts._register import register
+from anypo.parts.reduce import Mean
 from anypo.parts.statistics import masked_mean
 from anypo.stages import Level, Number
 from anypo.types import Trajectories
@@ -39,12 +40,15 @@ class Value:
             bound = float(self.clip)
             near = b.value_old + (b.value - b.value_old).clamp(-bound, bound)
             error = torch.maximum(error, (near - target).square())
-        loss = masked_mean(0.5 * error, b.valid)
+        loss = Mean("token")(0.5 * error, b)
         return float(self.coef) * loss, {"value_loss": loss.detach(), "explained_variance": explained(b)}
 
 
 def explained(b: Trajectories) -> Tensor:
     """1 - Var(R - V) / Var(R) over valid decisions: 1 is a perfect critic, 0 a constant one."""
     assert b.value is not None and b.returns is not None
-    target, error = b.returns[b.valid], (b.returns - b.value.detach())[b.valid]
-    return 1 - error.var(correction=0) / target.var(correction=0).clamp(min=1e-12)
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, b.valid)).square(), b.valid)
+
+    return 1 - variance(b.returns - b.value.detach()) / variance(b.returns).clamp(min=1e-12)

@@ -15,9 +15,12 @@ from anypo.types import Trajectories
 
 
 def ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """exp(x), with x limited only where its square would overflow: +-40 in float32, +-322 in float64."""
+    """exp(x), with x limited only where its square would overflow: +-40 in float32, +-322 in float64.
+
+    The slope beyond the limit is that at the limit, not 0: a penalty that has become huge still pulls the right way.
+    """
     limit = math.log(torch.finfo(x.dtype).max) / 2.2
-    return x.clamp(-limit, limit).exp()
+    return (x + (x.clamp(-limit, limit) - x).detach()).exp()
 
 
 def index_groups(group: Int[Tensor, " row"]) -> tuple[Int[Tensor, " row"], int]:
@@ -53,8 +56,8 @@ def group_stats(
     return count[index], mean[index], std[index]
 
 
-def masked_mean(x: Float[Tensor, "row step"], mask: Bool[Tensor, "row step"]) -> Float[Tensor, ""]:
-    """Mean over the valid decisions; 0 where there are none."""
+def masked_mean(x: Float[Tensor, "*any"], mask: Bool[Tensor, "*any"]) -> Float[Tensor, ""]:
+    """Mean over the valid decisions (or rows); 0 where there are none."""
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 

@@ -35,10 +35,10 @@ class Gradient:
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(list(groups), lr=lr)
 
-    def bind(self, groups: Iterable[dict[str, Any]], total: int) -> Descent:
-        """Tie the recipe to parameter groups for a run of `total` batches."""
+    def bind(self, groups: Iterable[dict[str, Any]]) -> Descent:
+        """Tie the recipe to parameter groups."""
         assert self.lr is not None
-        return Descent(self, self.optimizer(groups, float(self.lr)), total)
+        return Descent(self, self.optimizer(groups, float(self.lr)))
 
 
 @register("step")
@@ -76,17 +76,16 @@ class Sgd(Gradient):
 
 @dataclass
 class Descent:
-    """A recipe bound to parameters. `progress` (batches done / total) is set by the loop and drives the schedule."""
+    """A recipe bound to parameters. `progress`, the share of the run that is done, is set by the loop and drives the schedule."""
 
     recipe: Gradient
     optimizer: torch.optim.Optimizer
-    total: int
     updates: int = 0
-    batches: int = 0
+    progress: float = 0.0
 
     def lr(self) -> float:
         assert self.recipe.lr is not None
-        base, progress = float(self.recipe.lr), min(self.batches / max(self.total, 1), 1.0)
+        base, progress = float(self.recipe.lr), min(self.progress, 1.0)
         warm = min(1.0, (self.updates + 1) / self.recipe.warmup) if self.recipe.warmup else 1.0
         shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
         return base * warm * shape[self.recipe.schedule]
@@ -108,8 +107,8 @@ class Descent:
         return {**metrics, "grad_norm": float(norm), "lr": self.lr(), "skipped": float(not finite)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "batches": self.batches}
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "progress": self.progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates, self.batches = state["updates"], state["batches"]
+        self.updates, self.progress = state["updates"], state["progress"]

@@ -34,7 +34,7 @@ class Divergence:
     """coef * KL(pi || anchor), estimated per decision from d = log anchor - log pi:
 
     k1 = -d (unbiased), k2 = d^2 / 2, k3 = exp(d) - d - 1 (unbiased, >= 0).
-    Source: GRPO, arXiv 2402.03300, eq. 4; the names: Schulman, "Approximating KL divergence".
+    coef = 0 reads no anchor. Source: GRPO, arXiv 2402.03300, eq. 4; the names: Schulman, "Approximating KL divergence".
     """
 
     kind: Literal["k1", "k2", "k3"] = "k3"
@@ -44,9 +44,12 @@ class Divergence:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return ("logp", f"logp_{self.anchor}")
+        return ("logp", f"logp_{self.anchor}") if self.coef != 0 else ("logp",)
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.coef == 0:
+            assert b.logp is not None
+            return b.logp.new_zeros(()), {}
         kl = divergence(-log_ratio(b, self.anchor), self.kind)
         return float(self.coef) * reduce(kl, b), {f"kl_{self.anchor}": masked_mean(kl.detach(), b.valid)}
 

@@ -1,0 +1,1 @@
+"""Loops that read like the algorithm box."""

@@ -1,0 +1,65 @@
+"""Policies by the name typed on the command line; `hf:NAME_OR_DIR` takes any causal language model of transformers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from anypo.errors import UsageError, unknown
+
+POLICIES = {
+    "mlp": "perceptrons for control: categorical or Gaussian, with a value head where the method learns one",
+    "table": "a softmax table, for bandits",
+    "tiny": "the small decoder of the default task, warm-started once and cached",
+    "hf:NAME_OR_DIR": "any causal language model of transformers, with --policy.lora.r 8 as an adapter",
+}
+
+
+def make(spec: dict[str, Any], task: Any, *, value: bool, seed: int) -> Any:
+    """The policy of `{name: ..., options}` for a task; without a name, the task's own default."""
+    options = dict(spec)
+    name = options.pop("name", None) or getattr(task, "default_policy", None)
+    if name is None:
+        raise UsageError(f"the task {task.name} needs a policy: --policy hf:NAME_OR_DIR")
+    kind, _, source = str(name).partition(":")
+    known = [k.partition(":")[0] for k in POLICIES]
+    if kind not in known:
+        raise unknown("policy", str(name), POLICIES)
+    if (kind in ("tiny", "hf")) != hasattr(task, "records"):
+        raise UsageError(f"the policy {name} cannot act in the task {task.name}")
+    if kind in ("mlp", "table"):
+        return _control(kind, options, task, value, seed)
+    from anypo.policies.language import LanguageModel
+
+    if kind == "tiny":
+        from anypo.policies import tiny
+
+        if not hasattr(task, "demonstrations"):
+            raise UsageError(f"the task {task.name} has no base model of its own: --policy hf:NAME_OR_DIR")
+        source = str(tiny.base(task.name, *task.demonstrations()))
+    elif not source:
+        raise UsageError("this policy is written hf:NAME_OR_DIR")
+    _check(name, options, LanguageModel.load)
+    return LanguageModel.load(source, value=value, seed=seed, **options)
+
+
+def _control(kind: str, options: dict[str, Any], task: Any, value: bool, seed: int) -> Any:
+    if kind == "table":
+        from anypo.policies.table import SoftmaxTable
+
+        if not hasattr(task, "contexts"):
+            raise UsageError(f"the policy table needs a task with contexts and arms, {task.name} has none")
+        _check(kind, options, SoftmaxTable)
+        return SoftmaxTable(task.contexts, task.arms, value=value, seed=seed, **options)
+    from anypo.policies.control import MLPPolicy
+
+    _check(kind, options, MLPPolicy)
+    return MLPPolicy(task.observation_space, task.action_space, value=value, seed=seed, **options)
+
+
+def _check(name: str, options: dict[str, Any], make: Any) -> None:
+    own = ("value", "seed")
+    known = [p.name for p in inspect.signature(make).parameters.values() if p.kind == p.KEYWORD_ONLY and p.name not in own]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of the policy {name}:", option, known)

@@ -1,0 +1,33 @@
+"""Anchors: named frozen copies of a policy. Only what training changes is copied, so a LoRA policy's anchor is an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+def moving(policy: nn.Module) -> dict[str, Tensor]:
+    """Everything training can change: trainable parameters and buffers, by name."""
+    found: dict[str, Tensor] = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+    return found | dict(policy.named_buffers())
+
+
+def snapshot(policy: nn.Module) -> dict[str, Tensor]:
+    """A frozen copy of the policy as it is now."""
+    return {name: tensor.detach().clone() for name, tensor in moving(policy).items()}
+
+
+@contextmanager
+def applied(policy: nn.Module, anchor: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the policy computes with the anchor's weights; storage is swapped, nothing is copied."""
+    live = moving(policy)
+    kept = {name: tensor.data for name, tensor in live.items()}
+    for name, tensor in live.items():
+        tensor.data = anchor[name]
+    try:
+        yield
+    finally:
+        for name, tensor in live.items():
+            tensor.data = kept[name]

@@ -1,0 +1,47 @@
+"""Running statistics of what a policy sees."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+
+class RunningNorm(nn.Module):
+    """Centre and scale by running mean and variance: clip((x - mean) / sqrt(var + 1e-8), -10, 10).
+
+    The statistics are float64 buffers (they travel with the checkpoint) and move only in `update`. Before the first
+    update the input passes unchanged up to the clip.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(dim, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @property
+    def scale(self) -> Float[Tensor, " dim"]:
+        """1 / standard deviation."""
+        return (self.var + 1e-8).rsqrt()
+
+    def forward(self, x: Shaped[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return ((x - self.mean) * self.scale).clamp(-10, 10)
+
+    @torch.no_grad()
+    def update(self, x: Shaped[Tensor, "sample dim"]) -> None:
+        """Merge the samples into the statistics (Chan, Golub and LeVeque 1979); population variance."""
+        n = len(x)
+        if n == 0:
+            return
+        x = x.double()
+        total = self.count + n
+        delta = x.mean(0) - self.mean
+        squares = self.var * self.count + x.var(0, correction=0) * n + delta**2 * (self.count * n / total)
+        self.mean += delta * (n / total)
+        self.var.copy_(squares / total)
+        self.count.copy_(total)

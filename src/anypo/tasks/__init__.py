@@ -1,0 +1,63 @@
+"""Tasks by the name typed on the command line; `jsonl:FILE`, `reasoning-gym:NAME` and `gym:ENV_ID` take what follows the colon."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from anypo.errors import UsageError, unknown
+
+TASKS = {
+    "sums": "add two numbers (text, exact verifier, the default)",
+    "jsonl:FILE": "your own prompts, one JSON object a line, with --reward",
+    "reasoning-gym:NAME": "any data set of reasoning-gym, its own verifier",
+    "gym:ENV_ID": "any Gymnasium environment with Box, Discrete or MultiDiscrete actions",
+    "bandit": "a contextual bandit whose best arms are known",
+}
+
+
+def make(spec: dict[str, Any], seed: int) -> Any:
+    """The task of `{name: ..., options}`; unknown names and options are errors that name the nearest."""
+    options = dict(spec)
+    kind, _, rest = str(options.pop("name")).partition(":")
+    if kind == "sums":
+        from anypo.tasks.sums import Sums
+
+        return _call(Sums, "sums", options)
+    if kind == "jsonl":
+        from anypo.tasks import jsonl
+
+        _needs(rest, "jsonl:FILE")
+        reward = options.pop("reward", None)
+        if reward is None:
+            raise UsageError("a jsonl task needs a reward: --reward FILE.py:FUNCTION, or exact, numeric, math, regex")
+        return _call(jsonl.make, "jsonl", options, rest, reward if isinstance(reward, list) else [reward])
+    if kind == "reasoning-gym":
+        from anypo.tasks import reasoning
+
+        _needs(rest, "reasoning-gym:NAME")
+        return _call(reasoning.make, "reasoning-gym", options, rest)
+    if kind == "gym":
+        from anypo.tasks.gym import Gym
+
+        _needs(rest, "gym:ENV_ID")
+        return _call(Gym, "gym", {"seed": seed, **options}, rest)
+    if kind == "bandit":
+        from anypo.tasks.bandit import Bandit
+
+        return _call(Bandit, "bandit", options)
+    raise unknown("task", str(spec["name"]), TASKS)
+
+
+def _needs(rest: str, form: str) -> None:
+    if not rest:
+        raise UsageError(f"this task is written {form}")
+
+
+def _call(make: Callable[..., Any], name: str, options: dict[str, Any], *arguments: Any) -> Any:
+    known = [p.name for p in inspect.signature(make).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of the task {name}:", option, known)
+    return make(*arguments, **options)

@@ -1,0 +1,366 @@
+"""Any Gymnasium environment as a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anypo.errors import RunError, UsageError, unknown
+from anypo.policies.control import MASK, Decisions
+from anypo.policies.normalize import RunningNorm
+from anypo.types import Request, Trajectories
+
+GAMMA = 0.99
+"""Discount of the return whose spread scales the rewards; it need not be the method's."""
+NO_LIMIT = 1000
+"""Decisions after which an episode is cut where neither the environment nor the request has a limit."""
+
+TUNED: dict[str, dict[str, Any]] = {
+    "Pendulum-v1": {"lr": 1e-3, "gamma": 0.9, "budget": 300_000},
+    "Hopper-v5": {"budget": 1_000_000},
+}
+"""Recipe entries known to suit an environment better than the general ones (for methods with a critic)."""
+
+
+class _Seat:
+    """One environment and the episode it is in."""
+
+    def __init__(self, env: Any):
+        self.env = env
+        self.maskable = hasattr(env.action_space, "n")
+        self.over, self.done = True, False
+        self.row = -1
+        self.features = np.empty(0)
+        self.mask: Any = None
+
+    def reset(self, seed: int, limit: int | None = None) -> None:
+        """Begin the episode of `seed`, to be cut after `limit` decisions."""
+        observation, info = self.env.reset(seed=seed)
+        self.seed, self.limit = seed, limit
+        self.over = self.done = False
+        self.actions: list[Any] = []
+        self.total = self.discounted = 0.0
+        self._see(observation, info)
+
+    def step(self, action: Any) -> float:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        reward = float(reward)
+        self.actions.append(action)
+        self.total += reward
+        self.discounted = GAMMA * self.discounted + reward
+        self.done = bool(terminated)
+        self.over = self.done or bool(truncated) or len(self.actions) == self.limit
+        self._see(observation, info)
+        return reward
+
+    def _see(self, observation: Any, info: dict[str, Any]) -> None:
+        self.observation = observation
+        mask = info.get(MASK)
+        if isinstance(observation, dict):
+            mask = observation.get(MASK, mask)
+        if self.maskable and mask is not None:
+            self.mask = np.array(mask, bool)
+        elif self.mask is not None:  # an environment that once gave a mask and now gives none allows everything
+            self.mask = np.ones_like(self.mask)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """None between episodes."""
+        if self.over:
+            return None
+        actions = torch.from_numpy(np.array(self.actions))
+        return {"seed": self.seed, "limit": self.limit, "actions": actions, "observation": self._fingerprint()}
+
+    def replay(self, state: dict[str, Any] | None) -> bool:
+        """Play the episode again; did it arrive at the saved observation?"""
+        self.over = True
+        if state is None:
+            return True
+        self.reset(state["seed"], state["limit"])
+        for action in state["actions"].numpy():
+            self.step(action)
+        return torch.equal(self._fingerprint(), state["observation"])
+
+    def _fingerprint(self) -> Tensor:
+        from gymnasium.spaces import flatten
+
+        return torch.from_numpy(np.array(flatten(self.env.observation_space, self.observation)))
+
+
+@dataclass(slots=True)
+class _Log:
+    """What happened, in order of time: tensors per joint step, lists per decision, and lists per row or episode."""
+
+    obs: list[Tensor] = field(default_factory=list)
+    mask: list[Tensor] = field(default_factory=list)
+    action: list[Tensor] = field(default_factory=list)
+    logp: list[Tensor] = field(default_factory=list)
+    value: list[Tensor] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    discounted: list[float] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+    step: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    done: list[bool] = field(default_factory=list)
+    last: list[np.ndarray] = field(default_factory=list)
+    finished: list[tuple[float, int]] = field(default_factory=list)
+
+    def open(self, seat: _Seat) -> None:
+        """Begin a row with the seat's episode."""
+        seat.row = len(self.lengths)
+        self.lengths.append(0)
+        self.done.append(False)
+        self.last.append(seat.features)
+
+    def decide(self, obs: Tensor, mask: Tensor | None, decided: Decisions) -> None:
+        """Note one joint step's decisions."""
+        self.obs.append(obs)
+        self.action.append(decided.action)
+        self.logp.append(decided.logp)
+        if mask is not None:
+            self.mask.append(mask)
+        if decided.value is not None:
+            self.value.append(decided.value)
+
+    def outcome(self, seat: _Seat, reward: float) -> None:
+        """Note what one decision led to."""
+        row = seat.row
+        self.reward.append(reward)
+        self.discounted.append(seat.discounted)
+        self.row.append(row)
+        self.step.append(self.lengths[row])
+        self.lengths[row] += 1
+        self.done[row], self.last[row] = seat.done, seat.features
+        if seat.over:
+            self.finished.append((seat.total, len(seat.actions)))
+
+    def metrics(self) -> dict[str, float]:
+        found = {"env_steps": float(len(self.reward))}
+        if self.finished:
+            returns, lengths = np.array(self.finished).T
+            found |= {"train/return": float(returns.mean()), "train/length": float(lengths.mean())}
+        return found
+
+
+class Gym:
+    """`envs` copies of a Gymnasium environment, stepped together under one call of the policy per step.
+
+    Every episode starts from an explicit seed, so an episode is its seed and its actions: groups share a start state
+    by sharing the seed, and a checkpoint restores an episode by playing it again. The copies are stepped one by one
+    rather than through a Gymnasium vector environment: only those in play are stepped, and no autoreset is involved.
+
+    scale_reward divides the rewards given to the learner by the standard deviation of the discounted return (not
+    centred), estimated up to and including this rollout, and clips them to +-10, as Stable-Baselines3's VecNormalize
+    does; metrics and evaluation are in raw rewards.
+    """
+
+    metric = "return"
+    channels = ("return",)
+    starts = None
+    default_policy = "mlp"
+
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        envs: int = 8,
+        seed: int = 0,
+        scale_reward: bool = True,
+        env_kwargs: dict[str, Any] | None = None,
+        eval_episodes: int = 20,
+    ):
+        self.name = f"gym:{env_id}"
+        self.env_id, self.env_kwargs = env_id, env_kwargs or {}
+        self.seed, self.eval_episodes = seed, eval_episodes
+        self.seats = [_Seat(self._make()) for _ in range(envs)]
+        self.eval_seats: list[_Seat] = []
+        env = self.seats[0].env
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.limit = (env.spec.max_episode_steps if env.spec else None) or NO_LIMIT
+        self.scale = RunningNorm(1) if scale_reward else None
+        self.episodes = 0
+        """Episodes begun by requests that go on where the environments stand: the position in the stream of seeds."""
+
+    def _make(self) -> Any:
+        try:
+            import gymnasium
+        except ImportError as error:
+            raise UsageError(f'{self.name} needs Gymnasium; run `pip install "anypo[control]"`') from error
+        try:
+            return gymnasium.make(self.env_id, disable_env_checker=True, **self.env_kwargs)
+        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+            spec = gymnasium.registry.get(self.env_id)
+            if spec is None:  # of the form module:id, and there is no such module
+                raise unknown("environment", self.env_id, gymnasium.registry) from error
+            module = str(spec.entry_point).split(".")
+            package = f"gymnasium[{module[2]}]" if module[:2] == ["gymnasium", "envs"] else module[0]
+            raise UsageError(
+                f'{self.name} needs a simulator that is not completely installed; run `pip install "{package}"`'
+            ) from error
+        except gymnasium.error.Error as error:
+            raise unknown("environment", self.env_id, gymnasium.registry) from error
+        except TypeError as error:
+            raise UsageError(f"{self.name} cannot be made with env_kwargs {self.env_kwargs}: {error}") from error
+
+    def rollout(
+        self, policy: Any, requests: list[Request], generator: torch.Generator
+    ) -> tuple[Trajectories, dict[str, float]]:
+        """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.
+
+        A given start is a reset seed derived from it: the rows of its request share the start state, and `horizon` cuts
+        them. Going on, the steps of an environment are cut into one row per episode touched and every row is a group.
+        Each row has `done` (terminal; a time limit is not) and `bootstrap`, the value of the state it stopped in.
+        """
+        given = [
+            (r.start, r.samples, min(r.horizon or self.limit, self.limit)) for r in requests if r.start is not None
+        ]
+        if not given:
+            horizon = requests[0].horizon
+            if horizon is None:
+                raise UsageError(f"{self.name}: requests that go on where the environments stand need a horizon")
+            log = self._play(policy, self.seats, self._fresh(), generator, steps=horizon)
+            group = torch.arange(len(log.lengths))
+        elif len(given) < len(requests):
+            raise UsageError(f"{self.name}: one rollout cannot mix given starts with starts that are None")
+        else:
+            for seat in self.seats:
+                seat.over = True
+            starts = ((_seed(self.seed, 0, start), limit) for start, n, limit in given for _ in range(n))
+            log = self._play(policy, self.seats, starts, generator)
+            group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
+        return self._batch(policy, log, group), log.metrics()
+
+    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+        """Mean, standard deviation and mean length of greedy episodes from held-out seeds, the same ones every time."""
+        episodes = self.eval_episodes if episodes is None else episodes
+        while len(self.eval_seats) < min(episodes, self.eval_episodes):
+            self.eval_seats.append(_Seat(self._make()))
+        starts = ((_seed(i, held_out=True), self.limit) for i in range(episodes))
+        log = self._play(policy, self.eval_seats, starts, generator, greedy=True)
+        returns, lengths = np.array(log.finished).T
+        return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
+
+    def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
+        """Loop settings: minibatch in decisions, budget in environment steps."""
+        if traits.get("critic") and not traits.get("whole"):
+            rows = {"requests": len(self.seats), "samples": 1, "horizon": 256}
+            steps = {"lr": 3e-4, "epochs": 10, "minibatch": 64, "budget": 100_000}
+            return rows | steps | TUNED.get(self.env_id, {})
+        if traits.get("grouped"):
+            rows = {"requests": 4, "samples": 8, "horizon": self.limit}
+            steps = {"lr": 1e-3, "epochs": 1, "minibatch": 256}
+        else:  # one large step: without a group or a critic the gradient is noisy
+            rows = {"requests": 16, "samples": 1, "horizon": self.limit}
+            steps = {"lr": 3e-3, "epochs": 1, "minibatch": 4096}
+        budget = TUNED.get(self.env_id, {}).get("budget", 100_000)
+        return rows | steps | {"budget": budget}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Simulators cannot be stored: what is kept is how to reach their states again."""
+        return {
+            "episodes": self.episodes,
+            "scale": self.scale.state_dict() if self.scale else None,
+            "seats": [seat.state_dict() for seat in self.seats],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Play the unfinished episodes again; RunError where an environment does not arrive where it was."""
+        if len(state["seats"]) != len(self.seats):
+            raise UsageError(
+                f"{self.name}: the checkpoint has {len(state['seats'])} environments, the task {len(self.seats)}; "
+                "use the same number"
+            )
+        self.episodes = state["episodes"]
+        if self.scale:
+            self.scale.load_state_dict(state["scale"])
+        for i, (seat, saved) in enumerate(zip(self.seats, state["seats"], strict=True)):
+            if not seat.replay(saved):
+                raise RunError(
+                    f"{self.name}: playing the unfinished episode of environment {i} again did not reach the saved "
+                    "observation; the simulator is not deterministic or has another version, so start a new run"
+                )
+
+    def _fresh(self) -> Iterator[tuple[int, None]]:
+        while True:
+            self.episodes += 1
+            yield _seed(self.seed, 1, self.episodes), None
+
+    def _play(
+        self,
+        policy: Any,
+        seats: list[_Seat],
+        starts: Iterator[tuple[int, int | None]],
+        generator: torch.Generator,
+        *,
+        steps: int | None = None,
+        greedy: bool = False,
+    ) -> _Log:
+        """Step the seats together, each taking the next (seed, limit) when its episode is over, until there is none.
+
+        Rows are numbered in the order of `starts`, after those of the episodes already under way.
+        """
+        log = _Log()
+        for seat in seats:
+            if not seat.over:
+                seat.features = policy.encode(seat.observation)
+                log.open(seat)
+        while steps is None or len(log.obs) < steps:
+            for seat in seats:
+                if seat.over and (start := next(starts, None)) is not None:
+                    seat.reset(*start)
+                    seat.features = policy.encode(seat.observation)
+                    log.open(seat)
+            live = [seat for seat in seats if not seat.over]
+            if not live:
+                break
+            obs = torch.from_numpy(np.stack([seat.features for seat in live]))
+            mask = None if live[0].mask is None else torch.from_numpy(np.stack([seat.mask for seat in live]))
+            decided = policy.act(obs, generator, greedy=greedy, action_mask=mask)
+            if not greedy:  # evaluation needs outcomes only
+                log.decide(obs, mask, decided)
+            for seat, action in zip(live, policy.env_action(decided.action), strict=True):
+                reward = seat.step(action)
+                seat.features = policy.encode(seat.observation)
+                log.outcome(seat, reward)
+        if not np.isfinite(log.reward).all():
+            bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
+            raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.step[bad]} of an episode")
+        return log
+
+    def _batch(self, policy: Any, log: _Log, group: Tensor) -> Trajectories:
+        """The log as padded rows."""
+        row, step = torch.tensor(log.row), torch.tensor(log.step)
+        shape = len(log.lengths), max(log.lengths)
+
+        def rows(parts: list[Tensor]) -> Tensor:
+            x = torch.cat(parts)
+            return x.new_zeros((*shape, *x.shape[1:])).index_put((row, step), x)
+
+        reward = torch.tensor(log.reward)
+        if self.scale:
+            self.scale.update(torch.tensor(log.discounted)[:, None])
+            reward = (reward * self.scale.scale.float()).clamp(-10, 10)
+        trace = {"obs": rows(log.obs), "action": rows(log.action)}
+        if log.mask:
+            trace[MASK] = rows(log.mask)
+        done = torch.tensor(log.done)
+        value = policy.value_of(torch.from_numpy(np.stack(log.last)))
+        return Trajectories(
+            logp_old=rows(log.logp),
+            value=rows(log.value) if log.value else None,
+            mask=rows([torch.ones(len(row), dtype=torch.bool)]),
+            reward=rows([reward]),
+            group=group,
+            bootstrap=torch.zeros(len(done)) if value is None else value.masked_fill(done, 0.0),
+            done=done,
+            trace=trace,
+        )
+
+
+def _seed(*key: int, held_out: bool = False) -> int:
+    """A reset seed: even for training, odd for evaluation, so the two never meet."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0]) & ~1 | held_out

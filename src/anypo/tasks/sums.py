@@ -1,0 +1,38 @@
+"""The default task: `37+48=` is to be continued with `85`. Procedural, exactly verified, with a held-out split.
+
+Its base model has learned from a careless teacher, so it can carry but mostly does not: what reinforcement is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from anypo.tasks.text import TextTask
+
+
+class Sums(TextTask):
+    """All sums of two numbers below `below`; `heldout` of them, the same for every seed, are never trained on."""
+
+    default_policy: str | None = "tiny"
+
+    def __init__(self, *, below: int = 100, heldout: int = 500):
+        order = np.random.default_rng(0).permutation(below * below)
+        problems = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in (divmod(int(i), below) for i in order)]
+        super().__init__("sums", problems[heldout:], problems[:heldout], ["exact"], max_new=len(str(2 * below)) + 1)
+
+    def demonstrations(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """(prompt, completion) by a careless teacher, who forgets to carry in two sums of three; held-out: what he mostly says."""
+        train = [(r["prompt"], a) for r in self.records for a in (r["answer"], *[careless(r["prompt"])] * 2)]
+        return train, [(r["prompt"], careless(r["prompt"])) for r in self.heldout]
+
+    def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
+        return {**super().recipe(traits), "lr": 3e-4, "steps": 150, **({"requests": 64} if traits["grouped"] else {"requests": 512})}
+
+
+def careless(prompt: str) -> str:
+    """The sum in `prompt` with every carry forgotten: 37+48= gives 75."""
+    a, b = prompt.rstrip("=").split("+")
+    width = max(len(a), len(b))
+    digits = [(int(x) + int(y)) % 10 for x, y in zip(a.zfill(width), b.zfill(width), strict=True)]
+    return str(int("".join(map(str, digits))))
