@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anypo.errors import RunError
 
-RECIPE = {"hidden": 128, "layers": 3, "heads": 4, "context": 64, "lr": 1e-3, "rows": 256, "until": 0.95, "limit": 2000}
+RECIPE = {"hidden": 128, "layers": 3, "heads": 4, "context": 64, "lr": 1e-3, "rows": 256, "until": 0.7, "limit": 2000}
 """Size of the decoder and its warm start, which stops once `until` of the held-out completions are reproduced, or fails at
 `limit` updates."""
 
@@ -47,17 +47,18 @@ def warm_start(directory: Path, train: Sequence[Example], heldout: Sequence[Exam
     tokenizer, model = fresh(alphabet, seed)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), RECIPE["lr"])
+    ids, labels = encode(tokenizer, train)
+    held = encode(tokenizer, heldout)
     accuracy = 0.0
     for update in range(1, int(RECIPE["limit"]) + 1):
-        pick = torch.randint(len(train), (int(RECIPE["rows"]),), generator=generator).tolist()
-        ids, labels = encode(tokenizer, [train[i] for i in pick])
+        pick = torch.randint(len(train), (int(RECIPE["rows"]),), generator=generator)
         optimizer.param_groups[0]["lr"] = RECIPE["lr"] * min(1.0, update / 50)
-        loss = model(input_ids=ids, labels=labels).loss
+        loss = model(input_ids=ids[pick], labels=labels[pick]).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if update % 10 == 0:
-            accuracy = answered(model, *encode(tokenizer, heldout))
+            accuracy = answered(model, *held)
             if accuracy >= RECIPE["until"]:
                 break
     else:

@@ -12,14 +12,15 @@ from anypo.tasks.text import TextTask
 
 
 class Sums(TextTask):
-    """All sums of two numbers below `below`; `heldout` of them, the same for every seed, are never trained on."""
+    """All sums of two two-digit numbers; `heldout` of them, the same for every seed, are never trained on."""
 
     default_policy: str | None = "tiny"
 
-    def __init__(self, *, below: int = 100, heldout: int = 500):
-        order = np.random.default_rng(0).permutation(below * below)
-        problems = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in (divmod(int(i), below) for i in order)]
-        super().__init__("sums", problems[heldout:], problems[:heldout], ["exact"], max_new=len(str(2 * below)) + 1)
+    def __init__(self, *, heldout: int = 500):
+        pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
+        order = np.random.default_rng(0).permutation(len(pairs))
+        problems = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in (pairs[i] for i in order)]
+        super().__init__("sums", problems[heldout:], problems[:heldout], ["exact"], max_new=4)
 
     def demonstrations(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """(prompt, completion) by a careless teacher, who forgets to carry in two sums of three; held-out: what he mostly says."""
@@ -33,6 +34,5 @@ class Sums(TextTask):
 def careless(prompt: str) -> str:
     """The sum in `prompt` with every carry forgotten: 37+48= gives 75."""
     a, b = prompt.rstrip("=").split("+")
-    width = max(len(a), len(b))
-    digits = [(int(x) + int(y)) % 10 for x, y in zip(a.zfill(width), b.zfill(width), strict=True)]
-    return str(int("".join(map(str, digits))))
+    digits = [(int(x) + int(y)) % 10 for x, y in zip(a, b, strict=True)]
+    return str(10 * digits[0] + digits[1])
