@@ -28,10 +28,10 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, float]:
     Every batch is one line in metrics.jsonl (and one call of `watch`); wall-clock times go to timing.jsonl, so that
     equal seeds give equal metrics.
     """
-    every = run.config.evaluate_every or max(1, round(_batches(run) / 10))
-    saves = run.config.checkpoint_every or every
+    record: dict[str, Any] = {}
     if run.batch == 0:
-        report(run, {"batch": 0, "done": 0, **held_out(run)}, watch)
+        record = {"batch": 0, "done": 0, **held_out(run)}
+        report(run, record, watch)
         write_checkpoint(run)
     while run.done < run.steps:
         clock = time.perf_counter()
@@ -42,23 +42,23 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, float]:
         metrics |= describe(run, batch) | update(run, batch)
         run.policy.observe(batch)
         run.batch += 1
-        run.done = min(run.steps, run.done + int(metrics.get("env_steps", 1)))
-        run.stepper.progress = run.done / run.steps
+        before, run.done = run.done, run.done + (1 if run.task.unit == "batches" else int(metrics["env_steps"]))
+        run.stepper.progress = min(1.0, run.done / run.steps)
         run.method.update(metrics, run.stepper.progress)
         updated = time.perf_counter()
         last = run.done >= run.steps
-        record: dict[str, Any] = {"batch": run.batch, "done": run.done, **metrics}
-        if run.batch % every == 0 or last:
+        record = {"batch": run.batch, "done": run.done, **metrics}
+        if last or due(run, before, run.config.evaluate_every):
             record |= held_out(run)
         reached = run.config.target is not None and record.get(f"eval/{run.task.metric}", -1e30) >= run.config.target
         report(run, record, watch)
         seconds = {"rollout": sampled - clock, "update": updated - sampled, "rest": time.perf_counter() - updated}
         append(run, "timing.jsonl", {"batch": run.batch, **seconds})
-        if run.batch % saves == 0 or last or reached:
+        if last or reached or due(run, before, run.config.checkpoint_every):
             write_checkpoint(run)
         if reached:
             break
-    return record if run.batch else {}
+    return record
 
 
 def collect(run: Run) -> tuple[Trajectories, dict[str, float]]:
@@ -166,8 +166,8 @@ def autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _batches(run: Run) -> int:
-    """About how many batches the run has."""
-    horizon = run.want.horizon or 1
-    per = horizon * getattr(run.task, "envs", 1) if run.pool.standing else 1
-    return max(1, run.steps // per) if run.task.unit != "batches" else run.steps
+def due(run: Run, before: int, every: int | None) -> bool:
+    """Whether something done every so many batches, or else ten times a run, is due after this batch."""
+    if every is not None:
+        return run.batch % every == 0
+    return 10 * run.done // run.steps > 10 * before // run.steps

@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from anypo.errors import UsageError, unknown
+from anypo.parts.knobs import KNOBS
 from anypo.stages import CHAINS, SLOTS, Knob
 
 PARTS: dict[str, dict[str, type]] = {slot: {} for slot in SLOTS}
@@ -101,13 +102,22 @@ def build_part(stage: str, spec: Any, current: Any = None) -> Any:
     if cls is type(None):
         raise UsageError(f"{stage}: there is no part whose settings could change; name one with `part`")
     known = {f.name: f for f in fields(cls)}
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "part"}
+    settings = {k: _value(v) for k, v in spec.items() if k != "part"}
     for name, value in settings.items():
         if name not in known:
             raise unknown(f"setting of the {stage} part {kebab(cls.__name__)!r}:", name, known)
         check_setting(cls, name, value)
     keep = {name: getattr(current, name) for name in known} if type(current) is cls else {}
     return cls(**{**keep, **settings})
+
+
+def _value(value: Any) -> Any:
+    """A setting as the part takes it: lists become tuples, `{knob: ...}` a knob."""
+    if isinstance(value, dict) and "knob" in value:
+        if value["knob"] not in KNOBS:
+            raise unknown("knob", str(value["knob"]), KNOBS)
+        return KNOBS[value["knob"]](**{k: v for k, v in value.items() if k != "knob"})
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_setting(cls: type, name: str, value: Any) -> None:
@@ -117,8 +127,9 @@ def check_setting(cls: type, name: str, value: Any) -> None:
     choices = [c for o in options if get_origin(o) is Literal for c in get_args(o)]
     plain = tuple(o for o in options if isinstance(o, type) and o is not Knob)
     accepts = (*plain, int) if float in plain else plain
-    fits = value in choices or (isinstance(value, accepts) and not (isinstance(value, bool) and bool not in plain))
+    known = value in choices or (isinstance(value, Knob) and Knob in options)
+    typed = isinstance(value, accepts) and not (isinstance(value, bool) and bool not in plain)
     tuples = isinstance(value, tuple) and any(get_origin(o) is tuple for o in options)
-    if not (fits or tuples):
+    if not (known or typed or tuples):
         wanted = ", ".join([*map(repr, choices), *("null" if o is NoneType else o.__name__ for o in plain)])
         raise UsageError(f"{kebab(cls.__name__)}.{name} is {value!r}; it takes {wanted}")

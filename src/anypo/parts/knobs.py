@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -13,7 +13,7 @@ class Linear:
     start: float
     end: float
     until: float = 1.0
-    progress: float = 0.0
+    progress: float = field(default=0.0, init=False)
 
     def __float__(self) -> float:
         share = min(self.progress / self.until, 1.0) if self.until else 1.0
@@ -30,3 +30,7 @@ class Linear:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.progress = state["progress"]
+
+
+KNOBS = {"linear": Linear}
+"""Knobs by the name they have in a configuration: `{knob: linear, start: 0.2, end: 0.1}`."""

@@ -29,8 +29,8 @@ class Gradient:
     epochs: int | None = None
     minibatch: int | None = None
     grad_norm: float | None = 1.0
-    schedule: Schedule = "constant"
-    warmup: int = 0
+    schedule: Schedule | None = None
+    warmup: int | None = None
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(list(groups), lr=lr)
@@ -88,23 +88,24 @@ class Descent:
         base, progress = float(self.recipe.lr), min(self.progress, 1.0)
         warm = min(1.0, (self.updates + 1) / self.recipe.warmup) if self.recipe.warmup else 1.0
         shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
-        return base * warm * shape[self.recipe.schedule]
+        return base * warm * shape[self.recipe.schedule or "constant"]
 
     def update(self, closure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Gradients by the closure, then one step; a gradient that is not finite moves nothing (`skipped` = 1)."""
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.optimizer.zero_grad(set_to_none=True)
         metrics = closure()
+        lr = self.lr()
         bound = math.inf if self.recipe.grad_norm is None else self.recipe.grad_norm
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         finite = bool(norm.isfinite())
         if finite:
             torch.nn.utils.clip_grads_with_norm_(parameters, bound, norm)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr() * group.get("scale", 1.0)
+                group["lr"] = lr
             self.optimizer.step()
             self.updates += 1
-        return {**metrics, "grad_norm": float(norm), "lr": self.lr(), "skipped": float(not finite)}
+        return {**metrics, "grad_norm": float(norm), "lr": lr, "skipped": float(not finite)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "progress": self.progress}

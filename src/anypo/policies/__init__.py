@@ -47,10 +47,10 @@ def _control(kind: str, options: dict[str, Any], task: Any, value: bool, seed: i
     if kind == "table":
         from anypo.policies.table import SoftmaxTable
 
-        if not hasattr(task, "contexts"):
+        if not hasattr(task, "arms"):
             raise UsageError(f"the policy table needs a task with contexts and arms, {task.name} has none")
         _check(kind, options, SoftmaxTable)
-        return SoftmaxTable(task.contexts, task.arms, value=value, seed=seed, **options)
+        return SoftmaxTable(task.starts, task.arms, value=value, seed=seed, **options)
     from anypo.policies.control import MLPPolicy
 
     _check(kind, options, MLPPolicy)

@@ -18,10 +18,12 @@ class Bandit:
 
     name = "bandit"
     metric = "reward"
+    unit = "batches"
+    standing = False
     channels = ("reward",)
     default_policy = "table"
 
-    def __init__(self, contexts: int = 8, arms: int = 10, *, seed: int = 0, noise: float = 0.1):
+    def __init__(self, *, contexts: int = 8, arms: int = 10, seed: int = 0, noise: float = 0.1):
         self.starts = contexts
         self.arms = arms
         self.noise = noise
@@ -71,7 +73,7 @@ class Bandit:
         return {"reward": reward.item(), "regret": (self.means.max(1).values.mean() - reward).item()}
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Settings for a table; budget in decisions."""
+        """Settings for a table."""
         requests, samples = (8, 8) if traits.get("grouped") else (64, 1)
         return {
             "lr": 0.05,
@@ -80,7 +82,7 @@ class Bandit:
             "horizon": 1,
             "epochs": 4 if traits.get("critic") else 1,
             "minibatch": 64,
-            "budget": 20_000,
+            "steps": 300,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,8 +21,8 @@ NO_LIMIT = 1000
 """Decisions after which an episode is cut where neither the environment nor the request has a limit."""
 
 TUNED: dict[str, dict[str, Any]] = {
-    "Pendulum-v1": {"lr": 1e-3, "gamma": 0.9, "budget": 300_000},
-    "Hopper-v5": {"budget": 1_000_000},
+    "Pendulum-v1": {"lr": 1e-3, "steps": 300_000},
+    "Hopper-v5": {"steps": 1_000_000},
 }
 """Recipe entries known to suit an environment better than the general ones (for methods with a critic)."""
 
@@ -160,6 +160,8 @@ class Gym:
 
     metric = "return"
     channels = ("return",)
+    unit = "environment steps"
+    standing = True
     starts = None
     default_policy = "mlp"
 
@@ -245,10 +247,10 @@ class Gym:
         return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Loop settings: minibatch in decisions, budget in environment steps."""
+        """Loop settings: minibatch in decisions, steps in environment steps."""
         if traits.get("critic") and not traits.get("whole"):
             rows = {"requests": len(self.seats), "samples": 1, "horizon": 256}
-            steps = {"lr": 3e-4, "epochs": 10, "minibatch": 64, "budget": 100_000}
+            steps = {"lr": 3e-4, "epochs": 10, "minibatch": 64, "schedule": "linear", "steps": 100_000}
             return rows | steps | TUNED.get(self.env_id, {})
         if traits.get("grouped"):
             rows = {"requests": 4, "samples": 8, "horizon": self.limit}
@@ -256,8 +258,7 @@ class Gym:
         else:  # one large step: without a group or a critic the gradient is noisy
             rows = {"requests": 16, "samples": 1, "horizon": self.limit}
             steps = {"lr": 3e-3, "epochs": 1, "minibatch": 4096}
-        budget = TUNED.get(self.env_id, {}).get("budget", 100_000)
-        return rows | steps | {"budget": budget}
+        return rows | steps | {"steps": TUNED.get(self.env_id, {}).get("steps", 100_000)}
 
     def state_dict(self) -> dict[str, Any]:
         """Simulators cannot be stored: what is kept is how to reach their states again."""

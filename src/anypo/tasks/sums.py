@@ -28,7 +28,9 @@ class Sums(TextTask):
         return train, [(r["prompt"], careless(r["prompt"])) for r in self.heldout]
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        return {**super().recipe(traits), "lr": 3e-4, "steps": 150, **({"requests": 64} if traits["grouped"] else {"requests": 512})}
+        """128 prompts x 8 samples where the method compares them, else 1024 x 1."""
+        rows = {"requests": 128} if traits["grouped"] else {"requests": 1024}
+        return super().recipe(traits) | rows | {"lr": 2e-4, "schedule": "linear", "warmup": 10, "steps": 300}
 
 
 def careless(prompt: str) -> str:

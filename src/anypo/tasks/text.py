@@ -209,7 +209,7 @@ class TextTask:
             "samples": 8 if grouped else 1,
             "horizon": self.max_new,
             "epochs": 1,
-            "minibatches": 1,
+            "steps": 200,
         }
 
     def state_dict(self) -> dict[str, Any]:
