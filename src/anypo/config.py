@@ -51,6 +51,8 @@ class Config:
 
 KEYS = tuple(f.name for f in fields(Config) if f.name != "stages")
 NAMED = ("task", "policy")
+ALIASES = {"reward": "task.reward"}
+"""Short flags for longer paths."""
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -66,7 +68,13 @@ def from_dict(values: dict[str, Any]) -> Config:
         else:
             raise unknown("key", key, (*KEYS, *SLOTS))
     made = Config(**config)
-    for key, kind in (("seed", int), ("steps", int), ("evaluate_every", int), ("checkpoint_every", int), ("micro", int)):
+    for key, kind in (
+        ("seed", int),
+        ("steps", int),
+        ("evaluate_every", int),
+        ("checkpoint_every", int),
+        ("micro", int),
+    ):
         value = getattr(made, key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value < (key != "seed")):
             raise UsageError(f"{key} is {value!r}; it takes a {'whole' if key == 'seed' else 'positive whole'} number")
@@ -119,10 +127,20 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
             if not queue or (queue[0].startswith("--") and len(queue[0]) > 2):
                 raise UsageError(f"the flag {flag} needs a value")
             text = queue.pop(0)
-        path = path.replace("-", "_") if path.split(".")[0].replace("-", "_") in KEYS else path
-        if path.split(".")[0] not in (*KEYS, *SLOTS):
-            raise unknown("flag", path.split(".")[0], (*KEYS, *SLOTS))
-        assign(values, path, scalar(text))
+        if path == "set":
+            path, equals, text = text.partition("=")
+            if not equals:
+                raise UsageError(f"--set takes PATH=VALUE, not {path!r}")
+        path = ALIASES.get(path, path)
+        top = path.split(".")[0]
+        if top.replace("-", "_") in KEYS:
+            path = path.replace(top, top.replace("-", "_"), 1)
+        elif top not in SLOTS:
+            raise unknown("flag", top, (*KEYS, *SLOTS, *ALIASES))
+        value = scalar(text)
+        if path == "task.reward" and (given := values.get("task", {}).get("reward")) is not None:
+            value = [*(given if isinstance(given, list) else [given]), value]
+        assign(values, path, value)
     return values
 
 

@@ -125,9 +125,14 @@ def update(run: Run, batch: Trajectories) -> dict[str, float]:
             for name, value in metrics.items():
                 totals.setdefault(name, []).append(value)
     if before is not None:
-        moved = any(not torch.equal(b, p) for b, p in zip(before, (p for p in run.policy.parameters() if p.requires_grad), strict=True))
+        moved = any(
+            not torch.equal(b, p)
+            for b, p in zip(before, (p for p in run.policy.parameters() if p.requires_grad), strict=True)
+        )
         if not moved and max(totals["grad_norm"]) > 0:
-            raise RunError("no trainable parameter changed in the first update although the gradient is not zero; is the learning rate 0?")
+            raise RunError(
+                "no trainable parameter changed in the first update although the gradient is not zero; is the learning rate 0?"
+            )
     means = {name: sum(values) / len(values) for name, values in totals.items()}
     return {**means, "skipped": sum(totals["skipped"]), "updates": float(len(totals["loss"]))}
 
@@ -141,7 +146,9 @@ def describe(run: Run, batch: Trajectories) -> dict[str, float]:
         dead = torch.zeros(groups, device=index.device).index_fill_(0, index[std == 0], 1.0)
         found["dead_groups"] = float(dead.mean())
     if batch.advantage is not None:
-        found["advantage_std"] = float(batch.advantage[batch.valid].std(correction=0)) if bool(batch.valid.any()) else 0.0
+        found["advantage_std"] = (
+            float(batch.advantage[batch.valid].std(correction=0)) if bool(batch.valid.any()) else 0.0
+        )
     return found
 
 

@@ -87,7 +87,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
     config.policy.setdefault("name", task.default_policy)
     config.steps = config.steps or recipe["steps"]
     config.stages = {slot: _spec(slot, method) for slot in SLOTS}
-    if hasattr(task, "prepare"):
+    if hasattr(task, "prepare"):  # text: every prompt has to fit the model
         task.prepare(policy)
     collect = method.stages["collect"]
     want = Want(collect.requests, collect.samples, recipe.get("horizon"))
@@ -124,7 +124,10 @@ def _spec(slot: str, method: Method) -> Any:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Knob):
-            return {"knob": kebab(type(value).__name__), **{f.name: getattr(value, f.name) for f in fields(value) if f.init}}  # type: ignore[arg-type]
+            return {
+                "knob": kebab(type(value).__name__),
+                **{f.name: getattr(value, f.name) for f in fields(value) if f.init},
+            }  # type: ignore[arg-type]
         return list(value) if isinstance(value, tuple) else value
 
     specs = [
@@ -145,14 +148,19 @@ def create(config: Config) -> Run:
     """Start a new run in its own folder; the configuration is written there."""
     folder = Path(config.out) if config.out else _fresh(config)
     if (folder / "config.yaml").exists():
-        raise UsageError(f"{folder} already holds a run; resume it with `anypo resume {folder}` or choose another --out")
+        raise UsageError(
+            f"{folder} already holds a run; resume it with `anypo resume {folder}` or choose another --out"
+        )
     run = build(config, folder)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         _write(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     except OSError as error:
         raise UsageError(f"cannot write the run to {folder}: {error.strerror}; choose another --out") from None
-    _write(folder / "versions.json", json.dumps({"anypo": __version__, "torch": torch.__version__, "method": run.method.texts()}))
+    _write(
+        folder / "versions.json",
+        json.dumps({"anypo": __version__, "torch": torch.__version__, "method": run.method.texts()}),
+    )
     for name, weights in run.anchors.items():
         save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"anchor-{name}.safetensors")
     return run
@@ -171,7 +179,9 @@ def reopen(folder: Path) -> Run:
         raise UsageError(f"{folder} holds no run: there is no config.yaml in it")
     run = build(from_dict(load(folder / "config.yaml")), folder)
     for name in run.anchors:
-        run.anchors[name] = load_file(folder / f"anchor-{name}.safetensors", device=str(next(run.policy.parameters()).device))
+        run.anchors[name] = load_file(
+            folder / f"anchor-{name}.safetensors", device=str(next(run.policy.parameters()).device)
+        )
     read_checkpoint(run, newest(folder))
     return run
 
@@ -213,12 +223,16 @@ def read_checkpoint(run: Run, path: Path) -> None:
         manifest = json.loads((path / "manifest.json").read_text())
         contents = {name: (path / name).read_bytes() for name in manifest["files"]}
     except (OSError, ValueError) as error:
-        raise UsageError(f"the checkpoint {path} is incomplete ({error.__class__.__name__}); delete it to use the one before") from None
+        raise UsageError(
+            f"the checkpoint {path} is incomplete ({error.__class__.__name__}); delete it to use the one before"
+        ) from None
     for name, digest in manifest["files"].items():
         if hashlib.sha256(contents[name]).hexdigest() != digest:
             raise UsageError(f"{path / name} is damaged or truncated; delete {path} to use the checkpoint before it")
     if manifest["method"] != run.config.method:
-        raise UsageError(f"the checkpoint {path} is of the method {manifest['method']!r}, the run is of {run.config.method!r}")
+        raise UsageError(
+            f"the checkpoint {path} is of the method {manifest['method']!r}, the run is of {run.config.method!r}"
+        )
     live, saved = moving(run.policy), load_file(path / "policy.safetensors")
     if set(live) != set(saved) or any(live[n].shape != saved[n].shape for n in live):
         raise UsageError(f"the weights in {path} do not fit the policy {run.config.policy['name']!r} of config.yaml")
@@ -260,6 +274,3 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-

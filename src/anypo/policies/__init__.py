@@ -59,7 +59,9 @@ def _control(kind: str, options: dict[str, Any], task: Any, value: bool, seed: i
 
 def _check(name: str, options: dict[str, Any], make: Any) -> None:
     own = ("value", "seed")
-    known = [p.name for p in inspect.signature(make).parameters.values() if p.kind == p.KEYWORD_ONLY and p.name not in own]
+    known = [
+        p.name for p in inspect.signature(make).parameters.values() if p.kind == p.KEYWORD_ONLY and p.name not in own
+    ]
     for option in options:
         if option not in known:
             raise unknown(f"option of the policy {name}:", option, known)

@@ -51,5 +51,7 @@ class StartPool:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["size"] != self.size:
-            raise UsageError(f"the checkpoint's task had {state['size']} starts, this one has {self.size}: the data changed")
+            raise UsageError(
+                f"the checkpoint's task had {state['size']} starts, this one has {self.size}: the data changed"
+            )
         self.position = state["position"]

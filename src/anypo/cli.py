@@ -1,0 +1,300 @@
+"""The command line. Every flag of `train` is a dotted path of the run's YAML file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from anypo.config import Config, from_dict, load, merge, parse_flags
+from anypo.errors import RunError, UsageError
+
+app = typer.Typer(
+    help="Policy optimization in which every published method is a difference from one you already know.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
+Words = Annotated[list[str], typer.Argument(metavar="METHOD|config.yaml [FLAGS]", show_default=False)]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
+out = Console(soft_wrap=True)
+
+
+@app.command(context_settings=FREE)
+def train(words: Words) -> None:
+    """Train METHOD, or what a YAML file says with flags on top; the last line is the run's folder and its measure before and after.
+
+    Every flag takes a value and is a dotted path of the YAML file:
+
+    - `--task T`: sums (default), jsonl:FILE, reasoning-gym:NAME, gym:ENV_ID, bandit (see `anypo tasks`); `--task.OPTION value`
+    - `--policy P`: tiny, hf:NAME_OR_DIR, mlp, table (default: the task's own); `--policy.OPTION value`, such as `--policy.lora.r 8`
+    - `--reward FILE.py:FUNCTION`: a reward of a jsonl task, or exact, numeric, math, regex; may be repeated
+    - `--STAGE part` and `--STAGE.setting value`: collect, score, store, critic, credit, ratio, trust, reduce, step, terms (see `anypo parts`)
+    - `--steps N`: length in batches, or environment steps for Gymnasium; `--target X`: stop once the held-out measure reaches X
+    - `--seed S`, `--out DIR`, `--episodes N` (per evaluation), `--evaluate-every N`, `--checkpoint-every N` (batches)
+    - `--device auto|cpu|cuda`, `--autocast auto|on|off`, `--micro N` (decisions per forward pass), `--threads N`
+    - `--trackers tensorboard,wandb,trackio`
+    - `--set PATH=VALUE`: any of these in another spelling; may be repeated
+
+    Example: `anypo train grpo --ratio min-prefix --trust.high 0.28 --steps 100`
+    """
+    config = configuration(words)
+    from anypo.loops.run import create
+    from anypo.report.trackers import check
+
+    check(config.trackers)
+    existed = config.out is not None and Path(config.out).exists()
+    run = create(config)
+    try:
+        go(run)
+    except UsageError:
+        if run.batch == 0 and run.folder is not None and not existed:
+            shutil.rmtree(run.folder)
+        raise
+
+
+@app.command()
+def resume(folder: Folder) -> None:
+    """Go on with a run from its newest checkpoint."""
+    from anypo.loops.run import reopen, rewind
+    from anypo.report.console import result_of, summary
+
+    if result := result_of(folder):
+        out.print(f"{folder} is finished", highlight=False)
+        typer.echo(summary(folder, result))
+        return
+    run = reopen(folder)
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        rewind(run, name)
+    go(run)
+
+
+def go(run: Any) -> None:
+    """Plan, learn with live progress, finish."""
+    from anypo.loops.learn import learn
+    from anypo.report.console import finish, plan, progress
+    from anypo.report.trackers import tracked
+
+    plan(run, out)
+    try:
+        with progress(run, out) as watch, tracked(run, run.config.trackers, watch) as watch_all:
+            learn(run, watch_all)
+        line = finish(run)
+    except KeyboardInterrupt:
+        typer.echo(f"anypo: interrupted; go on with `anypo resume {run.folder}`", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(line)
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    episodes: Annotated[int | None, typer.Option(min=1, help="held-out episodes or prompts")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the evaluation")] = None,
+) -> None:
+    """Measure a run's newest checkpoint on held-out starts; the last line is the number (accuracy, or mean return)."""
+    from anypo.loops.learn import held_out
+    from anypo.loops.run import reopen
+
+    run = reopen(folder)
+    run.config.episodes = episodes or run.config.episodes
+    run.config.seed = run.config.seed if seed is None else seed
+    found = {name.removeprefix("eval/"): value for name, value in held_out(run).items()}
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+    typer.echo(f"{folder} after {run.batch} batches: {shown}")
+    typer.echo(f"{found[run.task.metric]:.6g}")
+
+
+@app.command()
+def sample(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(help="what to complete", show_default=False)],
+    n: Annotated[int, typer.Option("-n", min=1, help="completions")] = 1,
+    greedy: Annotated[bool, typer.Option("--greedy", help="the likeliest token every time")] = False,
+    max_new: Annotated[int | None, typer.Option("--max-new", min=1, help="tokens at most")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+) -> None:
+    """Complete a prompt with a run's language model."""
+    import torch
+
+    from anypo.loops.run import reopen
+
+    run = reopen(folder)
+    if not hasattr(run.task, "records"):
+        raise UsageError(f"{folder} is a run of {run.task.name}; `sample` needs a language model")
+    chat = not isinstance(run.task.records[0]["prompt"], str)
+    ids = run.policy.encode([{"role": "user", "content": prompt}] if chat else prompt)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        done = run.policy.sample([ids], generator, samples=n, max_new=max_new or run.task.max_new, greedy=greedy)
+    for row, length in zip(done.ids.tolist(), done.lengths.tolist(), strict=True):
+        typer.echo(run.policy.decode(row[:length]))
+
+
+@app.command(context_settings=FREE)
+def compare(
+    words: Annotated[list[str], typer.Argument(metavar="METHOD... [FLAGS]", show_default=False)],
+    seeds: Annotated[int, typer.Option(min=1, help="seeds 0 to K-1, the same for every method")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="runs at once")] = 1,
+    folder: Annotated[Path | None, typer.Option("--out", help="folder (default runs/compare-TASK)")] = None,
+) -> None:
+    """Train several methods with the same seeds and say which is better, with intervals; finished runs are not repeated.
+
+    Takes the flags of `anypo train`. Writes table.json and learning-curve.png.
+    """
+    from anypo.report.compare import compare as run_all
+    from anypo.report.compare import show
+
+    names, flags = parse_flags(words)
+    try:
+        table = run_all(names, flags, seeds=seeds, jobs=jobs, folder=folder, say=typer.echo)
+    except KeyboardInterrupt:
+        typer.echo("anypo: interrupted; the same command goes on where this one stopped", err=True)
+        raise typer.Exit(130) from None
+    out.print(show(table))
+    typer.echo(table["folder"])
+
+
+@app.command("methods")
+def list_methods(
+    family: Annotated[str | None, typer.Option(help="only this family")] = None, as_json: AsJson = False
+) -> None:
+    """The methods, and what each changes in its base."""
+    cards = [card_of(name) for name in method_ids()]
+    families = sorted({card["family"] for card in cards})
+    if family is not None and family not in families:
+        from anypo.errors import unknown
+
+        raise unknown("family", family, families)
+    cards = [card for card in cards if family in (None, card["family"])]
+    if as_json:
+        typer.echo(json.dumps(cards, indent=2))
+        return
+    table = Table("method", "year", "base", "changed", "title")
+    for card in sorted(cards, key=lambda c: (c["year"], c["id"])):
+        table.add_row(card["id"], str(card["year"]), card["base"] or "", ", ".join(card["changed"]), card["title"])
+    out.print(table)
+
+
+def method_ids() -> list[str]:
+    import anypo
+
+    return anypo.methods()
+
+
+def card_of(name: str) -> dict[str, Any]:
+    """A registered method as plain values."""
+    import anypo
+
+    found = anypo.method(name)
+    facts = {key: getattr(found.card, key) for key in ("id", "title", "year", "arxiv", "family", "base")}
+    return {**facts, "stages": found.texts(), "changed": found.changed}
+
+
+@app.command()
+def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = None, as_json: AsJson = False) -> None:
+    """The parts each stage can be filled with, and their settings."""
+    from dataclasses import MISSING, fields
+
+    from anypo.errors import unknown
+    from anypo.parts import PARTS
+    from anypo.stages import SLOTS
+
+    if stage is not None and stage not in SLOTS:
+        raise unknown("stage", stage, SLOTS)
+    found = [
+        {
+            "stage": slot,
+            "part": name,
+            "settings": {f.name: None if f.default is MISSING else f.default for f in fields(cls)},
+            "does": (cls.__doc__ or "").strip().split("\n")[0],
+        }
+        for slot, known in PARTS.items()
+        if stage in (None, slot)
+        for name, cls in known.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table("stage", "part", "settings", "does")
+    for row in found:
+        settings = ", ".join(f"{name}={value}" for name, value in row["settings"].items())
+        table.add_row(row["stage"], row["part"], settings, row["does"])
+    out.print(table)
+
+
+@app.command("tasks")
+def list_tasks() -> None:
+    """The tasks and the policies, by the names `train` takes."""
+    from anypo.policies import POLICIES
+    from anypo.tasks import TASKS
+
+    for kind, known in (("task", TASKS), ("policy", POLICIES)):
+        table = Table(kind, "what")
+        for name, text in known.items():
+            table.add_row(name, text)
+        out.print(table)
+
+
+@app.command(context_settings=FREE)
+def explain(
+    words: Annotated[list[str], typer.Argument(metavar="METHOD [--STAGE part]", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """A method's stages with the changed ones marked, its equation, source and cost; `--STAGE part` shows what would change."""
+    import anypo
+
+    config = configuration(words)
+    found = anypo.method(config.method).configure(config.stages)
+    if not as_json:
+        typer.echo(found.explain())
+        return
+    facts = {key: getattr(found.card, key) for key in ("equation", "source", "claim", "confidence")}
+    typer.echo(
+        json.dumps({**card_of(config.method), **facts, "stages": found.texts(), "changed": found.changed}, indent=2)
+    )
+
+
+def configuration(words: list[str]) -> Config:
+    """The Config of `METHOD [FLAGS]` or `config.yaml [FLAGS]`: the file, then the flags on top."""
+    names, flags = parse_flags(words)
+    if len(names) != 1:
+        given = f"got {', '.join(names)}" if names else "got none"
+        raise UsageError(f"name one METHOD or config.yaml, {given}; see `anypo methods`")
+    name = names[0]
+    if not name.endswith((".yaml", ".yml")):
+        return from_dict({**flags, "method": name})
+    path = Path(name)
+    values = load(path)
+    # A run's own file makes a new run beside it.
+    if values.get("out") and Path(values["out"]).resolve() == path.resolve().parent:
+        values["out"] = None
+    return from_dict(merge(values, flags))
+
+
+def main() -> None:
+    """Entry point: errors of use end in one line and exit code 2, failures during a run in exit code 1."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except (UsageError, RunError) as error:
+        sys.stderr.write(f"anypo: {error}\n")
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.stderr.write("anypo: interrupted before the run began\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

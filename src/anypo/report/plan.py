@@ -1,0 +1,45 @@
+"""The plan printed before training: what will be sampled, how often it is used, and what it needs."""
+
+from __future__ import annotations
+
+from anypo.loops.checks import notes
+from anypo.loops.run import Run
+
+
+def plan(run: Run) -> list[tuple[str, str]]:
+    """(label, text) lines."""
+    method, want, step = run.method, run.want, run.method.stages["step"]
+    total = sum(p.numel() for p in run.policy.parameters())
+    trainable = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
+    starts = f", {run.task.starts:,} training starts" if run.task.starts else ""
+    changed = [slot for slot in method.diff(method.card.id) if slot not in ("step", "collect")]
+    adjusted = f" with {', '.join(changed)} replaced" if changed else ""
+    epochs = f"{step.epochs or 1} epoch{'s' * ((step.epochs or 1) > 1)}"
+    per = "the whole batch" if step.minibatch is None else f"minibatches of {step.minibatch}"
+    if run.pool.standing:
+        envs = run.task.envs
+        rows = f"{envs} environments x {want.horizon} steps = {envs * (want.horizon or 0):,} decisions"
+    else:
+        longest = want.requests * want.samples * (want.horizon or 1)
+        rows = f"{want.requests} starts x {want.samples} samples = {want.requests * want.samples:,} rows, at most {longest:,} decisions"
+    return [
+        ("method", f"{method.card.id}{adjusted}: {method.card.title}"),
+        ("task", f"{run.task.name}{starts}"),
+        ("policy", f"{run.config.policy['name']}, {total:,} parameters, {trainable:,} trainable"),
+        ("batch", rows),
+        ("update", f"{epochs} over {per}, {type(step).__name__} at {float(step.lr):g}"),
+        ("length", f"{run.steps:,} {run.task.unit}"),
+        ("memory", f"about {memory(run) / 2**30:.2f} GiB"),
+        *(("note", text) for text in notes(run)),
+    ]
+
+
+def memory(run: Run) -> float:
+    """Bytes: weights, gradients, two moments, anchors, and for language models the activations of one micro-batch
+    (about 68 bytes per token, hidden unit and layer in float32: Korthikanti et al. 2022, arXiv 2205.05198, eq. 2)."""
+    size = sum(p.numel() * p.element_size() for p in run.policy.parameters())
+    moving = sum(p.numel() * p.element_size() for p in run.policy.parameters() if p.requires_grad)
+    shape = getattr(getattr(run.policy, "inner", None), "config", None)
+    tokens = min(run.config.micro, run.want.requests * run.want.samples * (run.want.horizon or 1))
+    activations = 68 * tokens * shape.hidden_size * shape.num_hidden_layers if shape is not None else 0
+    return size + (3 + len(run.anchors)) * moving + activations
