@@ -139,11 +139,13 @@ class Method:
 
     @property
     def traits(self) -> dict[str, bool]:
-        """critic: learns a value. grouped: compares rows of one request. whole: rows must end by themselves."""
+        """critic: learns a value. grouped: compares rows of one request. whole: rows must end by themselves.
+        reuse: a batch may be used for several epochs."""
         return {
             "critic": bool(self.stages["critic"]),
             "grouped": "group" in self.reads("score", "credit", "trust", "reduce"),
             "whole": not any(getattr(p, "bootstraps", False) for p in self.stages["credit"]),
+            "reuse": self.stages["step"].epochs != 1,
         }
 
     def passes(self) -> list[str]:

@@ -85,7 +85,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
     policy = policies.make(config.policy, task, value=method.traits["critic"], seed=config.seed)
     policy.to(_device(config.device))
     config.policy.setdefault("name", task.default_policy)
-    config.steps = config.steps or recipe["steps"]
+    config.steps = steps = config.steps or int(recipe["steps"])
     config.stages = {slot: _spec(slot, method) for slot in SLOTS}
     if hasattr(task, "prepare"):  # text: every prompt has to fit the model
         task.prepare(policy)
@@ -106,7 +106,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
         want=want,
         generator=torch.Generator().manual_seed(config.seed),
         folder=folder,
-        steps=config.steps,
+        steps=steps,
     )
     if "logp_ref" in method.reads("score", "credit", "ratio", "trust", "terms"):
         run.anchors["ref"] = snapshot(policy)
@@ -124,10 +124,8 @@ def _spec(slot: str, method: Method) -> Any:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Knob):
-            return {
-                "knob": kebab(type(value).__name__),
-                **{f.name: getattr(value, f.name) for f in fields(value) if f.init},
-            }  # type: ignore[arg-type]
+            initial = {f.name: getattr(value, f.name) for f in fields(value) if f.init}  # pyright: ignore[reportArgumentType]
+            return {"knob": kebab(type(value).__name__), **initial}
         return list(value) if isinstance(value, tuple) else value
 
     specs = [

@@ -24,7 +24,7 @@ def spread(b: Trajectories, a: Float[Tensor, " row"]) -> Float[Tensor, "row step
 @register("credit")
 @dataclass(frozen=True)
 class Combine:
-    """score = sum_k w_k scores_k over the channels a row has; the score itself, or the sum of rewards, where there are no channels."""
+    """score = sum_k w_k scores_k over the channels a row has; the score itself, or the sum of rewards, where there are none."""
 
     weights: tuple[float, ...] | None = None
 

@@ -15,7 +15,7 @@ from anypo.types import Trajectories
 @register("score")
 @dataclass(frozen=True)
 class KlPenalty:
-    """score_i - beta sum_t (log pi_old - log pi_ref): the divergence from the reference as a cost of the outcome (k1, in the reward).
+    """score_i - beta sum_t (log pi_old - log pi_ref): the divergence from the reference (k1) as a cost of the outcome.
 
     Source: RLOO, arXiv 2402.14740, sec. 2; beta = 0 reads no reference.
     """

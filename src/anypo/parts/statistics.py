@@ -112,7 +112,7 @@ def rewarded(b: Trajectories) -> Trajectories:
 
 
 def bootstrap_of(b: Trajectories, like: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
-    """Value of the state after each row: 0 where the row ended in a terminal state, which is the rule unless the batch says otherwise."""
+    """Value of the state after each row: 0 where it ended in a terminal state, which all do unless the batch says otherwise."""
     if b.bootstrap is None:
         if b.done is not None and not bool(b.done.all()):
             raise MissingField("bootstrap")

@@ -30,7 +30,7 @@ class Sums(TextTask):
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
         """128 prompts x 8 samples where the method compares them, else 1024 x 1."""
         rows = {"requests": 128} if traits["grouped"] else {"requests": 1024}
-        return super().recipe(traits) | rows | {"lr": 2e-4, "schedule": "linear", "warmup": 10, "steps": 300}
+        return super().recipe(traits) | rows | {"lr": 2e-4, "schedule": "linear", "warmup": 10, "steps": 200}
 
 
 def careless(prompt: str) -> str:
