@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from anypo.errors import UsageError, unknown
-from anypo.stages import SLOTS
+from anypo.stages import CHAINS, SLOTS
 
 
 @dataclass
@@ -51,8 +51,7 @@ class Config:
 
 KEYS = tuple(f.name for f in fields(Config) if f.name != "stages")
 NAMED = ("task", "policy")
-ALIASES = {"reward": "task.reward"}
-"""Short flags for longer paths."""
+COUNTS = ("steps", "evaluate_every", "checkpoint_every", "episodes", "micro", "threads")
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -62,22 +61,30 @@ def from_dict(values: dict[str, Any]) -> Config:
         if key in SLOTS:
             config["stages"][key] = value
         elif key in NAMED:
-            config[key] = {"name": value} if isinstance(value, str) else dict(value)
+            if not isinstance(value, (str, dict)):
+                raise UsageError(f"{key} is {value!r}; it takes a name, or a dictionary with the key `name`")
+            named = {"name": value} if isinstance(value, str) else dict(value)
+            config[key] = {"name": "sums", **named} if key == "task" else named
         elif key in KEYS:
             config[key] = value
         else:
-            raise unknown("key", key, (*KEYS, *SLOTS))
+            raise unknown("key", str(key), (*KEYS, *SLOTS))
     made = Config(**config)
-    for key, kind in (
-        ("seed", int),
-        ("steps", int),
-        ("evaluate_every", int),
-        ("checkpoint_every", int),
-        ("micro", int),
-    ):
+    for key in ("seed", *COUNTS):
         value = getattr(made, key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value < (key != "seed")):
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+            setattr(made, key, value)
+        optional = value is None and key not in ("seed", "micro")
+        if not optional and (type(value) is not int or value < (key != "seed")):
             raise UsageError(f"{key} is {value!r}; it takes a {'whole' if key == 'seed' else 'positive whole'} number")
+    if not isinstance(made.method, str):
+        raise UsageError(f"method is {made.method!r}; it takes the id of a method, see `anypo methods`")
+    if made.target is not None and (isinstance(made.target, bool) or not isinstance(made.target, (int, float))):
+        raise UsageError(f"target is {made.target!r}; it takes a number")
+    made.out = None if made.out is None else str(made.out)
+    if isinstance(made.trackers, str):
+        made.trackers = [name.strip() for name in made.trackers.split(",") if name.strip()]
     if made.autocast not in ("auto", "on", "off"):
         raise unknown("autocast", str(made.autocast), ("auto", "on", "off"))
     return made
@@ -89,6 +96,8 @@ def load(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -101,7 +110,8 @@ def assign(values: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     if not all((*parents, last)):
         raise UsageError(f"the path {path!r} has an empty piece")
-    at, top = values, path.split(".")[0]
+    at: dict[str, Any] = values
+    top = path.split(".")[0]
     for depth, key in enumerate(parents):
         inner = at.get(key)
         if isinstance(inner, str):
@@ -114,14 +124,21 @@ def assign(values: dict[str, Any], path: str, value: Any) -> None:
         at[last] = value
 
 
-def parse_flags(arguments: list[str]) -> dict[str, Any]:
-    """`--trust.low 0.1 --reward=f.py:score` as a nested dictionary; values are read as YAML."""
+def parse_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """`grpo --trust.low 0.1 --set task.heldout=50` as (["grpo"], nested dictionary); values are read as YAML.
+
+    Every flag takes a value and is a dotted path of the YAML file. `--set PATH=VALUE` is the same in another spelling;
+    `--reward R` is `--task.reward R`, and may be repeated or hold commas.
+    """
+    words: list[str] = []
     values: dict[str, Any] = {}
+    rewards: list[str] = []
     queue = list(arguments)
     while queue:
         flag = queue.pop(0)
         if not flag.startswith("--"):
-            raise UsageError(f"unexpected argument {flag!r}; settings look like --trust.low 0.1")
+            words.append(flag)
+            continue
         path, equals, text = flag[2:].partition("=")
         if not equals:
             if not queue or (queue[0].startswith("--") and len(queue[0]) > 2):
@@ -130,18 +147,18 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
         if path == "set":
             path, equals, text = text.partition("=")
             if not equals:
-                raise UsageError(f"--set takes PATH=VALUE, not {path!r}")
-        path = ALIASES.get(path, path)
-        top = path.split(".")[0]
-        if top.replace("-", "_") in KEYS:
-            path = path.replace(top, top.replace("-", "_"), 1)
-        elif top not in SLOTS:
-            raise unknown("flag", top, (*KEYS, *SLOTS, *ALIASES))
-        value = scalar(text)
-        if path == "task.reward" and (given := values.get("task", {}).get("reward")) is not None:
-            value = [*(given if isinstance(given, list) else [given]), value]
-        assign(values, path, value)
-    return values
+                raise UsageError(f"--set takes PATH=VALUE, such as --set trust.low=0.1, not {path!r}")
+        if path == "reward":
+            rewards += [r.strip() for r in text.split(",") if r.strip()]
+            continue
+        top, dot, rest = path.partition(".")
+        top = top.replace("-", "_") if top.replace("-", "_") in KEYS else top
+        if top not in (*KEYS, *SLOTS):
+            raise unknown("flag", f"--{top}", [f"--{key}" for key in (*KEYS, *SLOTS, "reward", "set")])
+        assign(values, top + dot + rest, None if dot and text == "none" else scalar(text))
+    if rewards:
+        assign(values, "task.reward", rewards)
+    return words, values
 
 
 def scalar(text: str) -> Any:
@@ -155,14 +172,40 @@ def scalar(text: str) -> Any:
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Later layers win, dictionary by dictionary."""
+    """Later layers win, key by key; a layer that names another part, task or policy drops the former one's settings."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            if isinstance(value, dict) and isinstance(merged.get(key), dict):
-                merged[key] = merge(merged[key], value)
-            elif isinstance(value, str) and isinstance(merged.get(key), dict) and key in (*NAMED, *SLOTS):
-                assign(merged, key, value)
-            else:
-                merged[key] = value
+            merged[key] = _over(key, merged[key], value) if key in merged else value
     return merged
+
+
+def _over(key: str, old: Any, new: Any) -> Any:
+    """`new` laid over `old` at a key of the file."""
+    if key in CHAINS and isinstance(old, list) and isinstance(new, dict):
+        return _relink(key, old, new)
+    if key in (*NAMED, *SLOTS):
+        label = "name" if key in NAMED else "part"
+        chain = key in CHAINS or new == "none"
+        old = {label: old} if isinstance(old, str) and isinstance(new, dict) else old
+        new = {label: new} if isinstance(new, str) and isinstance(old, dict) and not chain else new
+        if isinstance(new, dict) and isinstance(old, dict) and new.get(label, old.get(label)) != old.get(label):
+            return new
+    return merge(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+
+
+def _relink(slot: str, links: list[Any], changes: dict[str, Any]) -> list[Any]:
+    """A chain written as a list, with settings of some links changed by name or position."""
+    changed = [{"part": link} if isinstance(link, str) else dict(link) for link in links]
+    names = [str(link.get("part")) for link in changed]
+    for key, settings in changes.items():
+        if str(key) in names:
+            at = names.index(str(key))
+        elif str(key).isdigit() and int(key) < len(changed):
+            at = int(key)
+        elif len(changed) == 1 and not isinstance(settings, dict):
+            at, settings = 0, {key: settings}
+        else:
+            raise unknown(f"link of the {slot} chain", str(key), names)
+        changed[at] = merge(changed[at], settings) if isinstance(settings, dict) else {"part": settings}
+    return changed

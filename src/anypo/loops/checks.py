@@ -69,7 +69,9 @@ def probe(method: Method, channels: int) -> Tensor:
     leaves = {"logp": logp, "entropy": normal(rows, steps).abs(), "value": normal(rows, steps)}
     scores = (torch.rand(rows, channels, generator=g) < 0.5).double() + 0.1 * normal(rows, channels)
     batch = Trajectories(
-        **leaves,
+        logp=leaves["logp"],
+        entropy=leaves["entropy"],
+        value=leaves["value"],
         logp_old=logp - 0.5 * normal(rows, steps),
         logp_ref=logp - 0.5 * normal(rows, steps),
         mask=mask,

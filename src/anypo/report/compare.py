@@ -1,60 +1,136 @@
 """Comparison of methods on equal seeds: interquartile means, intervals, probability of improvement, learning curves.
 
-Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264), through rliable.
+Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", arXiv 2108.13264,
+through rliable.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
-SAMPLES = 5000
-"""Bootstrap resamples."""
+from anypo.config import from_dict
+from anypo.errors import UsageError
+from anypo.loops.learn import learn
+from anypo.loops.run import create, reopen, rewind
+from anypo.method import method as find_method
+from anypo.report.console import finish, records, result_of
+
+RESAMPLES = 5000
+"""Bootstrap resamples of every interval."""
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def compare(
+    names: Sequence[str],
+    flags: dict[str, Any],
+    *,
+    seeds: int,
+    jobs: int,
+    folder: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run every method with seeds 0..seeds-1, unless it has run here already; write table.json and learning-curve.png."""
+    if not names or len(set(names)) < len(names):
+        raise UsageError("name the methods to compare, each once")
+    for name in names:
+        find_method(name).configure(from_dict({**flags, "method": name}).stages)
+    task = from_dict(flags).task["name"]
+    folder = folder or Path("runs") / f"compare-{''.join(c if c.isalnum() or c in '-.' else '-' for c in task)}"
+    folders = {name: [folder / f"{name}-{seed}" for seed in range(seeds)] for name in names}
+    work = [(name, seed, folders[name][seed]) for seed in range(seeds) for name in names]
+    run = partial(one, flags=flags)
+    if jobs == 1:
+        results = map(run, work)
+    else:
+        results = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")).map(run, work)
+    result: dict[str, Any] = {}
+    for (name, seed, _), result in zip(work, results, strict=True):
+        say(f"{name} seed {seed}: {result['metric']} {result['before']:.4g} -> {result['after']:.4g}")
+    metric = f"eval/{result['metric']}"
+    rows = statistics(finals(folders, metric))
+    curves(folders, metric, result["unit"], folder / "learning-curve.png")
+    table = {"folder": str(folder), "task": task, "metric": result["metric"], "flags": flags, "methods": rows}
+    (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+    return table
+
+
+def one(work: tuple[str, int, Path], flags: dict[str, Any]) -> dict[str, Any]:
+    """One run of a comparison, resumed or left alone where it stands already."""
+    name, seed, folder = work
+    done = result_of(folder)
+    if done is not None:
+        return done
+    if any((folder / "checkpoints").glob("batch-*")):
+        run = reopen(folder)
+        for file in ("metrics.jsonl", "timing.jsonl"):
+            rewind(run, file)
+    else:
+        run = create(from_dict({**flags, "method": name, "seed": seed, "out": str(folder)}))
+    learn(run)
+    finish(run)
+    result = {**(result_of(folder) or {}), "unit": run.task.unit}
+    (folder / "result.json").write_text(json.dumps(result) + "\n")
+    return result
 
 
 def finals(folders: dict[str, list[Path]], metric: str) -> dict[str, np.ndarray]:
     """method -> last held-out measure of every seed, [seed]."""
     return {
-        name: np.array([next(r[metric] for r in reversed(read(f)) if metric in r) for f in paths])
-        for name, paths in folders.items()
+        n: np.array([next(r[metric] for r in reversed(records(f)) if metric in r) for f in fs])
+        for n, fs in folders.items()
     }
 
 
-def table(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """One row per method: iqm with its 95% interval, and the probability of improving on the first method with its own."""
+def statistics(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """One row per method: interquartile mean over seeds and the probability of beating the first one, with 95% intervals."""
     from rliable import library, metrics
 
-    matrix = {name: values[:, None] for name, values in scores.items()}
-    rng = np.random.RandomState(0)
-    iqm, interval = library.get_interval_estimates(
-        matrix, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=SAMPLES, random_state=rng
-    )
-    first = next(iter(matrix))
-    rows = []
+    def iqm(x: np.ndarray) -> np.ndarray:
+        return np.array([metrics.aggregate_iqm(x)])
+
+    def beats(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.array([metrics.probability_of_improvement(x, y)])
+
+    def estimate(data: Any, fn: Any) -> tuple[float, list[float]]:
+        point, interval = library.get_interval_estimates(
+            {"it": data}, fn, reps=RESAMPLES, random_state=np.random.RandomState(0)
+        )
+        return float(np.ravel(point["it"])[0]), [float(v) for v in np.ravel(interval["it"])]
+
+    rows: list[dict[str, Any]] = []
+    first = next(iter(scores.values()))[:, None]
     for name, values in scores.items():
-        row = {"method": name, "iqm": float(iqm[name][0]), "interval": [float(v) for v in interval[name][:, 0]]}
-        if name != first:
-            pair = {"pair": (matrix[name], matrix[first])}
-            chance, bounds = library.get_interval_estimates(
-                pair, metrics.probability_of_improvement, reps=SAMPLES, random_state=np.random.RandomState(0)
-            )
-            row |= {
-                "improves": float(chance["pair"]),
-                "improves_interval": [float(v) for v in np.ravel(bounds["pair"])],
-            }
-        rows.append({**row, "seeds": [float(v) for v in values]})
+        middle, interval = estimate(values[:, None], iqm)
+        row = {"method": name, "iqm": middle, "interval": interval, "seeds": values.tolist()}
+        if rows:
+            row["improves"], row["improves_interval"] = estimate((values[:, None], first), beats)
+        rows.append(row)
     return rows
 
 
-def curves(folders: dict[str, list[Path]], metric: str, label: str, target: Path) -> None:
+def show(table: dict[str, Any]) -> Table:
+    """The comparison for a terminal."""
+    first = table["methods"][0]["method"]
+    shown = Table("method", f"{table['metric']} (IQM)", "95% interval", f"P(better than {first})", "95% interval ")
+    for row in table["methods"]:
+        chance = [f"{row['improves']:.2f}", between(row["improves_interval"])] if "improves" in row else ["", ""]
+        shown.add_row(row["method"], f"{row['iqm']:.4g}", between(row["interval"]), *chance)
+    return shown
+
+
+def between(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.4g} to {interval[1]:.4g}"
+
+
+def curves(folders: dict[str, list[Path]], metric: str, unit: str, target: Path) -> None:
     """Held-out measure over the run: mean over seeds, band from the worst to the best seed."""
     import matplotlib
 
@@ -63,13 +139,13 @@ def curves(folders: dict[str, list[Path]], metric: str, label: str, target: Path
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for name, paths in folders.items():
-        lines = [[(r["done"], r[metric]) for r in read(f) if metric in r] for f in paths]
+        lines = [[(r["done"], r[metric]) for r in records(f) if metric in r] for f in paths]
         grid = np.unique([x for line in lines for x, _ in line])
         grid = grid[grid <= min(line[-1][0] for line in lines)]
-        values = np.array([np.interp(grid, *zip(*line, strict=True)) for line in lines])
+        values = np.array([np.interp(grid, [x for x, _ in line], [y for _, y in line]) for line in lines])
         (drawn,) = axes.plot(grid, values.mean(0), marker=".", label=name)
         axes.fill_between(grid, values.min(0), values.max(0), alpha=0.2, color=drawn.get_color())
-    axes.set(xlabel=label, ylabel=f"{metric.removeprefix('eval/')} (held out)")
+    axes.set(xlabel=unit, ylabel=f"{metric.removeprefix('eval/')} (held out)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target, dpi=130)

@@ -6,7 +6,7 @@ from anypo.loops.checks import notes
 from anypo.loops.run import Run
 
 
-def plan(run: Run) -> list[tuple[str, str]]:
+def lines(run: Run) -> list[tuple[str, str]]:
     """(label, text) lines."""
     method, want, step = run.method, run.want, run.method.stages["step"]
     total = sum(p.numel() for p in run.policy.parameters())
@@ -21,7 +21,8 @@ def plan(run: Run) -> list[tuple[str, str]]:
         rows = f"{envs} environments x {want.horizon} steps = {envs * (want.horizon or 0):,} decisions"
     else:
         longest = want.requests * want.samples * (want.horizon or 1)
-        rows = f"{want.requests} starts x {want.samples} samples = {want.requests * want.samples:,} rows, at most {longest:,} decisions"
+        rows = f"{want.requests} starts x {want.samples} samples = {want.requests * want.samples:,} rows"
+        rows += f", at most {longest:,} decisions"
     return [
         ("method", f"{method.card.id}{adjusted}: {method.card.title}"),
         ("task", f"{run.task.name}{starts}"),

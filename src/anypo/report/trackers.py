@@ -1,79 +1,56 @@
-"""Metrics to TensorBoard, Weights & Biases or trackio, beside metrics.jsonl."""
+"""Metric writers beside metrics.jsonl: TensorBoard, Weights & Biases, trackio."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from anypo.errors import UsageError, unknown
 from anypo.loops.run import Run
 
 Watch = Callable[[dict[str, Any]], None]
-
-
-@contextmanager
-def tensorboard(run: Run) -> Iterator[Watch]:
-    """Event files in RUN/tensorboard."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(run.folder / "tensorboard") if run.folder else None) as writer:
-
-        def watch(record: dict[str, Any]) -> None:
-            for name, value in numbers(record).items():
-                writer.add_scalar(name, value, record["batch"])
-
-        yield watch
-
-
-@contextmanager
-def wandb(run: Run) -> Iterator[Watch]:
-    """A W&B run in the project `anypo`, named like the run's folder."""
-    import wandb as package
-
-    name = run.folder.name if run.folder else None
-    with package.init(project="anypo", name=name, config=run.config.to_dict()) as tracked:
-        yield lambda record: tracked.log(numbers(record), step=record["batch"])
-
-
-@contextmanager
-def trackio(run: Run) -> Iterator[Watch]:
-    """A local trackio run in the project `anypo`."""
-    import trackio as package
-
-    name = run.folder.name if run.folder else None
-    package.init(project="anypo", name=name, config=run.config.to_dict())
-    yield lambda record: package.log(numbers(record), step=record["batch"])
-    package.finish()
-
-
-TRACKERS = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio}
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def check(names: Sequence[str]) -> None:
-    """Refuse an unknown tracker, or one whose package is missing, before anything is written."""
+    """Refuse trackers that do not exist or are not installed, before anything is trained."""
     for name in names:
         if name not in TRACKERS:
-            raise unknown("tracker", str(name), TRACKERS)
+            raise unknown("tracker", name, TRACKERS)
         if importlib.util.find_spec(name) is None:
-            package = "wandb" if name == "wandb" else "anypo[track]"
-            raise UsageError(f'the tracker {name} is not installed; run `pip install "{package}"`')
+            raise UsageError(f"the tracker {name} is not installed; run `pip install {name}`")
 
 
 @contextmanager
 def tracked(run: Run, names: Sequence[str], watch: Watch) -> Iterator[Watch]:
-    """`watch`, and every tracker named."""
-    with ExitStack() as stack:
-        watches = [watch, *(stack.enter_context(TRACKERS[name](run)) for name in names)]
+    """Inside, the yielded function passes a record to `watch` and to every tracker named."""
+    writers, close = [watch], []
+    for name in names:
+        if name == "tensorboard":
+            board = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(run.folder))
+            writers.append(partial(_scalars, board))
+            close.append(board.close)
+        else:
+            module = importlib.import_module(name)
+            module.init(project="anypo", name=run.folder.name if run.folder else None, config=run.config.to_dict())
+            writers.append(module.log)
+            close.append(module.finish)
 
-        def all_of(record: dict[str, Any]) -> None:
-            for each in watches:
-                each(record)
+    def write(record: dict[str, Any]) -> None:
+        for writer in writers:
+            writer(record)
 
-        yield all_of
+    try:
+        yield write
+    finally:
+        for end in close:
+            end()
 
 
-def numbers(record: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a record."""
-    return {name: value for name, value in record.items() if name != "batch"}
+def _scalars(board: Any, record: dict[str, Any]) -> None:
+    for name, value in record.items():
+        board.add_scalar(name, value, record["done"])

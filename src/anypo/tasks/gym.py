@@ -252,7 +252,9 @@ class Gym:
             rows = {"requests": len(self.seats), "samples": 1, "horizon": 256}
             steps = {"lr": 3e-4, "epochs": 10, "minibatch": 64, "schedule": "linear", "steps": 100_000}
             if not traits.get("reuse", True):  # a batch used once should be small
-                return rows | steps | {"horizon": 16, "minibatch": None, "steps": TUNED.get(self.env_id, steps)["steps"]}
+                return (
+                    rows | steps | {"horizon": 16, "minibatch": None, "steps": TUNED.get(self.env_id, steps)["steps"]}
+                )
             return rows | steps | TUNED.get(self.env_id, {})
         if traits.get("grouped"):
             rows = {"requests": 4, "samples": 8, "horizon": self.limit}
