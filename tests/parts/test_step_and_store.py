@@ -92,13 +92,6 @@ def test_schedules_end_where_they_should_and_warm_up_counts_updates() -> None:
     assert moved == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1], rel=1e-5)
 
 
-def test_parameter_groups_may_scale_the_learning_rate() -> None:
-    slow, fast = parameter(0.0), parameter(0.0)
-    stepper = Sgd(lr=0.1, grad_norm=None).bind([{"params": [slow]}, {"params": [fast], "scale": 10.0}])
-    stepper.update(pull(torch.stack([slow, fast]), 1.0))
-    assert float(fast.detach()) == pytest.approx(10 * float(slow.detach())) == pytest.approx(-1.0)
-
-
 def test_a_fresh_store_gives_the_rows_just_collected_once() -> None:
     store = Fresh().open()
     store.add(Trajectories(logp=torch.zeros(1, 2)))

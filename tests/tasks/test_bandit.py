@@ -66,7 +66,7 @@ def test_policy_gradient_with_the_recipe_finds_nearly_the_best_arms():
     task, policy, g = Bandit(), SoftmaxTable(8, 10), generator()
     recipe = task.recipe({"grouped": True})
     optimizer = torch.optim.Adam(policy.parameters(), recipe["lr"])
-    for _ in range(recipe["budget"] // 64):
+    for _ in range(recipe["steps"]):
         b, _ = task.rollout(policy, [Request(c, recipe["samples"]) for c in range(recipe["requests"])], g)
         score = b.score.view(8, -1)
         advantage = (score - score.mean(1, keepdim=True)).flatten()

@@ -349,9 +349,9 @@ def test_requests_that_cannot_be_played_are_refused():
 
 def test_recipes_name_every_setting_of_the_loop():
     task = Gym("CartPole-v1")
-    keys = {"lr", "requests", "samples", "horizon", "epochs", "minibatch", "budget"}
+    keys = {"lr", "requests", "samples", "horizon", "epochs", "minibatch", "steps"}
     critic = task.recipe({"critic": True, "whole": False, "grouped": False})
-    assert critic.keys() == keys
+    assert critic.keys() == keys | {"schedule"}
     assert critic["requests"] * critic["samples"] * critic["horizon"] == 2048
     grouped = task.recipe({"critic": False, "whole": True, "grouped": True})
     assert grouped.keys() == keys

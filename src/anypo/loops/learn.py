@@ -22,8 +22,8 @@ PATIENCE = 5
 Watch = Callable[[dict[str, Any]], None]
 
 
-def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, float]:
-    """Train until the run's length or its target is reached; returns the held-out measures before and after.
+def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
+    """Train until the run's length or its target is reached; returns the last record.
 
     Every batch is one line in metrics.jsonl (and one call of `watch`); wall-clock times go to timing.jsonl, so that
     equal seeds give equal metrics.
@@ -110,7 +110,7 @@ def update(run: Run, batch: Trajectories) -> dict[str, float]:
                 with autocast(run):
                     return gradient(run.method, run.policy, part, run.config.micro)
 
-            metrics = {name: float(value) for name, value in run.stepper.update(closure).items()}
+            metrics = run.stepper.update(closure)
             if metrics["skipped"]:
                 skipped += 1
                 cause = first_nonfinite(part, metrics)
@@ -129,9 +129,9 @@ def update(run: Run, batch: Trajectories) -> dict[str, float]:
             not torch.equal(b, p)
             for b, p in zip(before, (p for p in run.policy.parameters() if p.requires_grad), strict=True)
         )
-        if not moved and max(totals["grad_norm"]) > 0:
+        if not moved and max(totals["grad_norm"]) > 0 and max(totals["lr"]) > 0:
             raise RunError(
-                "no trainable parameter changed in the first update although the gradient is not zero; is the learning rate 0?"
+                "no trainable parameter changed in the first update although neither gradient nor learning rate is zero"
             )
     means = {name: sum(values) / len(values) for name, values in totals.items()}
     return {**means, "skipped": sum(totals["skipped"]), "updates": float(len(totals["loss"]))}

@@ -90,11 +90,11 @@ class Descent:
         shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
         return base * warm * shape[self.recipe.schedule or "constant"]
 
-    def update(self, closure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def update(self, closure: Callable[[], dict[str, Any]]) -> dict[str, float]:
         """Gradients by the closure, then one step; a gradient that is not finite moves nothing (`skipped` = 1)."""
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = closure()
+        metrics = {name: float(value) for name, value in closure().items()}
         lr = self.lr()
         bound = math.inf if self.recipe.grad_norm is None else self.recipe.grad_norm
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -178,6 +178,7 @@ class Gym:
         self.name = f"gym:{env_id}"
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self.seed, self.eval_episodes = seed, eval_episodes
+        self.envs = envs
         self.seats = [_Seat(self._make()) for _ in range(envs)]
         self.eval_seats: list[_Seat] = []
         env = self.seats[0].env
