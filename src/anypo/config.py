@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 def load(path: Path) -> dict[str, Any]:
     """The content of a YAML file."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), Loader)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -161,12 +162,19 @@ def parse_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     return words, values
 
 
+class Loader(yaml.SafeLoader):
+    """YAML whose numbers include 3e-4, which YAML 1.1 takes for text."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def scalar(text: str) -> Any:
-    """A command-line value: YAML, where `1e-3` is a number too."""
+    """A command-line value, read as YAML."""
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError:
         return text
 

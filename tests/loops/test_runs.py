@@ -48,7 +48,7 @@ def text(tmp_path_factory):
     )
     return {
         "task": {"name": f"jsonl:{folder / 'chat.jsonl'}", "reward": f"{folder / 'reward.py'}:vowels", "max_new": 6},
-        "policy": {"name": f"hf:{folder / 'model'}"},
+        "policy": {"name": f"hf:{folder / 'model'}", "stop": ["e", "t"]},
         "collect": {"requests": 4, "samples": 3},
         "step": {"lr": 1e-3},
     }
@@ -102,7 +102,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path, text):
     child.wait()
 
     again = runs.reopen(killed)
-    assert 0 < again.batch
+    assert again.batch > 0
     runs.rewind(again, "metrics.jsonl")
     learn(again)
     assert lines(killed) == lines(tmp_path / "whole")
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     learn(start(tmp_path / "r"))
     values = configuration.load(tmp_path / "r" / "config.yaml")
     (tmp_path / "r" / "config.yaml").write_text(json.dumps({**values, "method": "gspo"}))
-    with pytest.raises(UsageError, match="'grpo'.*'gspo'"):
+    with pytest.raises(UsageError, match=r"'grpo'.*'gspo'"):
         runs.reopen(tmp_path / "r")
 
 

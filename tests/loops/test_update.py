@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny
 import torch
 
 import anypo
@@ -12,7 +13,6 @@ from anypo.loops.learn import collect, with_views
 from anypo.loops.update import cut, evaluate, gradient, minibatches
 from anypo.parts import Mean
 from anypo.types import Trajectories
-import tiny
 
 METHODS = anypo.methods()
 
