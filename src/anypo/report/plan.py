@@ -35,7 +35,7 @@ def lines(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def memory(run: Run) -> float:
+def memory(run: Run) -> int:
     """Bytes: weights, gradients, two moments, anchors, and for language models the activations of one micro-batch
     (about 68 bytes per token, hidden unit and layer in float32: Korthikanti et al. 2022, arXiv 2205.05198, eq. 2)."""
     size = sum(p.numel() * p.element_size() for p in run.policy.parameters())
