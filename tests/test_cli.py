@@ -177,13 +177,26 @@ REFUSED = {
         "chat template",
     ),
     "no model": (("train", "grpo", "--task", "jsonl:ok.jsonl", "--reward", "exact", "--policy", "hf:./no"), "no"),
+    "no ratio": (("train", "ppo", "--task", "bandit", "--ratio", "none"), "needs a ratio"),
+    "no device": (("train", "ppo", "--task", "bandit", "--device", "banana"), "unknown device 'banana'"),
     "no run": (("evaluate", "nowhere"), "holds no run"),
     "unwritable": (("train", "grpo", "--task", "bandit", "--out", "/proc/run"), "/proc/run"),
 }
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, model):
+    """A model whose tokenizer has no chat template."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("plain")
+    tiny.tokenizer(folder, chat=False)
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def files(tmp_path, model):
+def files(tmp_path, model, plain):
     row = '{"prompt": "the cat", "answer": "a"}\n'
     (tmp_path / "ok.jsonl").write_text(row.replace("cat", "hat") + row + row.replace("cat", "mat"))
     (tmp_path / "bad.jsonl").write_text(row + '{"prompt": \n')
@@ -200,11 +213,7 @@ def files(tmp_path, model):
         "def raises(completions, **k): raise KeyError('gold')\n"
         "def hangs(completions, **k): time.sleep(60)\n"
     )
-    tiny.tokenizer(tmp_path / "plain", chat=False)
-    from transformers import AutoModelForCausalLM
-
-    AutoModelForCausalLM.from_pretrained(model).save_pretrained(tmp_path / "plain")
-    return {"MODEL": f"hf:{model}", "PLAIN": f"hf:{tmp_path / 'plain'}"}
+    return {"MODEL": f"hf:{model}", "PLAIN": f"hf:{plain}"}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -239,8 +248,8 @@ class Odd:
 @pytest.mark.parametrize("reward", ["nan", "short", "raises", "hangs"])
 def test_a_reward_that_fails_during_a_run_ends_it_in_one_sentence(call, files, reward):
     code, _, error = call(
-        "train", "grpo", "--task", "jsonl:ok.jsonl", "--reward", f"r.py:{reward}", "--policy", files["MODEL"], "--task.timeout", "1.0",
-        "--task.max_new", 4, "--steps", 1,
+        "train", "grpo", "--task", "jsonl:ok.jsonl", "--reward", f"r.py:{reward}", "--policy", files["MODEL"],
+        "--task.timeout", "1.0", "--task.max_new", 4, "--steps", 1,
     )  # fmt: skip
     assert code == 1
     assert error.count("\n") == 1

@@ -30,7 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
 out = Console(soft_wrap=True)
 
 
-@app.command(context_settings=FREE)
+@app.command(context_settings=FREE, no_args_is_help=True)
 def train(words: Words) -> None:
     """Train METHOD, or what a YAML file says with flags on top; the last line is the run's folder and its measure before and after.
 

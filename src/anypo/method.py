@@ -59,6 +59,11 @@ class Method:
         for slot in SLOTS:
             if slot not in self.stages:
                 raise UsageError(f"the method {card.id!r} leaves the stage {slot!r} empty")
+        trust = self.stages["trust"]
+        if self.stages["ratio"] is None and getattr(trust, "uses_ratio", True):
+            raise UsageError(
+                f"{card.id}: the trust stage ({describe(trust)}) needs a ratio, and the ratio stage is empty"
+            )
 
     def __repr__(self) -> str:
         return f"Method({self.card.id!r}, {', '.join(f'{k}={v}' for k, v in self.texts().items())})"

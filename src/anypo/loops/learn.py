@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,7 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
         record = {"batch": 0, "done": 0, **held_out(run)}
         report(run, record, watch)
         write_checkpoint(run)
-    while run.done < run.steps:
+    while not run.finished:
         clock = time.perf_counter()
         rows, metrics = collect(run)
         sampled = time.perf_counter()
@@ -46,18 +47,17 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
         run.stepper.progress = min(1.0, run.done / run.steps)
         run.method.update(metrics, run.stepper.progress)
         updated = time.perf_counter()
-        last = run.done >= run.steps
+        run.finished = run.done >= run.steps
         record = {"batch": run.batch, "done": run.done, **metrics}
-        if last or due(run, before, run.config.evaluate_every):
+        if run.finished or due(run, before, run.config.evaluate_every):
             record |= held_out(run)
-        reached = run.config.target is not None and record.get(f"eval/{run.task.metric}", -1e30) >= run.config.target
+        if run.config.target is not None and record.get(f"eval/{run.task.metric}", -math.inf) >= run.config.target:
+            run.finished = True
         report(run, record, watch)
         seconds = {"rollout": sampled - clock, "update": updated - sampled, "rest": time.perf_counter() - updated}
         append(run, "timing.jsonl", {"batch": run.batch, **seconds})
-        if last or reached or due(run, before, run.config.checkpoint_every):
+        if run.finished or due(run, before, run.config.checkpoint_every):
             write_checkpoint(run)
-        if reached:
-            break
     return record
 
 

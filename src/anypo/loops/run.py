@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from anypo import __version__, policies, tasks
 from anypo.config import Config, from_dict, load
-from anypo.errors import UsageError
+from anypo.errors import UsageError, unknown
 from anypo.method import Method
 from anypo.method import method as find_method
 from anypo.parts._register import kebab
@@ -46,12 +46,15 @@ class Run:
     anchors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     batch: int = 0
     done: int = 0
-    """Batches finished, and the same in the task's unit (environment steps); the run ends when done reaches steps."""
+    finished: bool = False
+    """Batches finished, and the same in the task's unit (environment steps); the run is finished when
+    done reaches steps, or earlier at its target."""
 
     def state(self) -> dict[str, Any]:
         return {
             "batch": self.batch,
             "done": self.done,
+            "finished": self.finished,
             "generator": self.generator.get_state(),
             "stepper": self.stepper.state_dict(),
             "knobs": self.method.state_dict(),
@@ -61,7 +64,7 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.batch, self.done = state["batch"], state["done"]
+        self.batch, self.done, self.finished = state["batch"], state["done"], state["finished"]
         self.generator.set_state(state["generator"])
         self.stepper.load_state_dict(state["stepper"])
         self.method.load_state_dict(state["knobs"])
@@ -135,8 +138,15 @@ def _spec(slot: str, method: Method) -> Any:
     return specs if slot in CHAINS else (specs[0] if specs else None)
 
 
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+def _device(name: str) -> torch.device:
+    capable = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if capable else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise unknown("device", name, ("auto", "cpu", "cuda")) from None
+    if device.type == "cuda" and not capable:
+        raise UsageError("the device cuda was asked for, but torch sees no GPU here; use --device cpu")
+    return device
 
 
 # -------------------------------------------------------------------- the folder

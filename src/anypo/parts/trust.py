@@ -28,6 +28,7 @@ class Likelihood:
 
     level: ClassVar[Level] = "decision"
     reads = ("logp", "advantage")
+    uses_ratio = False
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         assert b.logp is not None and b.advantage is not None

@@ -7,6 +7,7 @@ through rliable.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -100,6 +101,7 @@ def statistics(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         return np.array([metrics.probability_of_improvement(x, y)])
 
     def estimate(data: Any, fn: Any) -> tuple[float, list[float]]:
+        warnings.filterwarnings("ignore", category=FutureWarning, module="arch|rliable")
         point, interval = library.get_interval_estimates(
             {"it": data}, fn, reps=RESAMPLES, random_state=np.random.RandomState(0)
         )

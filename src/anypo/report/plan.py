@@ -30,7 +30,7 @@ def lines(run: Run) -> list[tuple[str, str]]:
         ("batch", rows),
         ("update", f"{epochs} over {per}, {type(step).__name__} at {float(step.lr):g}"),
         ("length", f"{run.steps:,} {run.task.unit}"),
-        ("memory", f"about {memory(run) / 2**30:.2f} GiB"),
+        ("memory", f"about {memory(run) / 2**20:,.0f} MiB, activations of language models included"),
         *(("note", text) for text in notes(run)),
     ]
 
