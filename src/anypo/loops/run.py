@@ -178,7 +178,10 @@ def _fresh(config: Config) -> Path:
     """runs/METHOD-TASK-SEED, with a number behind it where that is taken."""
     name = "".join(c if c.isalnum() or c in "-." else "-" for c in config.task["name"])[-40:]
     base = Path("runs") / f"{config.method}-{name}-{config.seed}"
-    return next(p for p in (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 10**6))) if not p.exists())
+    number = 1
+    while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
+        number += 1
+    return folder
 
 
 def reopen(folder: Path) -> Run:

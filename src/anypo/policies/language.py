@@ -313,6 +313,9 @@ def _load(source: str, dtype: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a directory or a name on the hub."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading a file is no progress of the run
 
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
