@@ -64,6 +64,16 @@ def test_a_run_of_a_language_model_can_be_sampled_and_loads_with_transformers(ca
     code, out, _ = call("sample", "run", "the cat", "-n", 3)
     assert code == 0
     assert len(out) >= 3
+    code, out, _ = call("sample", "run", "the cat", "--tokens")
+    assert code == 0
+    assert "|" in out[0]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "another"}\n{"prompt": "file"}\n')
+    assert "not those the run in run started with" in call("evaluate", "run")[2]
+
+
+def test_metrics_reach_tensorboard(call, tmp_path):
+    assert call("train", "grpo", *SHORT, "--trackers", "tensorboard")[0] == 0
+    assert list((tmp_path / "run").glob("events.out.tfevents*"))
 
 
 def test_flags_are_paths_of_the_yaml_file(call, tmp_path):

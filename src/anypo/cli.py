@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from anypo.config import Config, from_dict, load, merge, parse_flags
 from anypo.errors import RunError, UsageError
@@ -123,6 +124,9 @@ def sample(
     greedy: Annotated[bool, typer.Option("--greedy", help="the likeliest token every time")] = False,
     max_new: Annotated[int | None, typer.Option("--max-new", min=1, help="tokens at most")] = None,
     seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="show every token: given ones dim, those trained on green")
+    ] = False,
 ) -> None:
     """Complete a prompt with a run's language model."""
     import torch
@@ -138,7 +142,12 @@ def sample(
     with torch.no_grad():
         done = run.policy.sample([ids], generator, samples=n, max_new=max_new or run.task.max_new, greedy=greedy)
     for row, length in zip(done.ids.tolist(), done.lengths.tolist(), strict=True):
-        typer.echo(run.policy.decode(row[:length]))
+        if tokens:
+            pieces = run.policy.tokenizer.convert_ids_to_tokens([*ids, *row[:length]])
+            colours = ["dim"] * len(ids) + ["green"] * length
+            out.print(Text("|").join(Text(p, c) for p, c in zip(pieces, colours, strict=True)))
+        else:
+            typer.echo(run.policy.decode(row[:length]))
 
 
 @app.command(context_settings=FREE)

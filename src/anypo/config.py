@@ -66,6 +66,8 @@ def from_dict(values: dict[str, Any]) -> Config:
                 raise UsageError(f"{key} is {value!r}; it takes a name, or a dictionary with the key `name`")
             named = {"name": value} if isinstance(value, str) else dict(value)
             config[key] = {"name": "sums", **named} if key == "task" else named
+        elif key == "trackers" and isinstance(value, str):
+            config[key] = [name.strip() for name in value.split(",") if name.strip()]
         elif key in KEYS:
             config[key] = value
         else:
@@ -84,8 +86,6 @@ def from_dict(values: dict[str, Any]) -> Config:
     if made.target is not None and (isinstance(made.target, bool) or not isinstance(made.target, (int, float))):
         raise UsageError(f"target is {made.target!r}; it takes a number")
     made.out = None if made.out is None else str(made.out)
-    if isinstance(made.trackers, str):
-        made.trackers = [name.strip() for name in made.trackers.split(",") if name.strip()]
     if made.autocast not in ("auto", "on", "off"):
         raise unknown("autocast", str(made.autocast), ("auto", "on", "off"))
     return made

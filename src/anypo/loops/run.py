@@ -165,10 +165,8 @@ def create(config: Config) -> Run:
         _write(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     except OSError as error:
         raise UsageError(f"cannot write the run to {folder}: {error.strerror}; choose another --out") from None
-    _write(
-        folder / "versions.json",
-        json.dumps({"anypo": __version__, "torch": torch.__version__, "method": run.method.texts()}),
-    )
+    versions = {"anypo": __version__, "torch": torch.__version__, "data": fingerprint(run.task)}
+    _write(folder / "versions.json", json.dumps(versions))
     for name, weights in run.anchors.items():
         save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"anchor-{name}.safetensors")
     return run
@@ -189,12 +187,21 @@ def reopen(folder: Path) -> Run:
     if not (folder / "config.yaml").exists():
         raise UsageError(f"{folder} holds no run: there is no config.yaml in it")
     run = build(from_dict(load(folder / "config.yaml")), folder)
+    if json.loads((folder / "versions.json").read_text())["data"] != fingerprint(run.task):
+        raise UsageError(f"the data of {run.task.name} are not those the run in {folder} started with")
     for name in run.anchors:
         run.anchors[name] = load_file(
             folder / f"anchor-{name}.safetensors", device=str(next(run.policy.parameters()).device)
         )
     read_checkpoint(run, newest(folder))
     return run
+
+
+def fingerprint(task: Any) -> str | None:
+    """Digest of a task's training and held-out records; None where there are none."""
+    if not hasattr(task, "records"):
+        return None
+    return hashlib.sha256(json.dumps([task.records, task.heldout], default=str).encode()).hexdigest()
 
 
 def newest(folder: Path) -> Path:
