@@ -63,8 +63,8 @@ class Trajectories:
     value_old: Float[Tensor, "row step"] | None = None
     returns: Float[Tensor, "row step"] | None = None
     bootstrap: Float[Tensor, " row"] | None = None
-    done: Bool[Tensor, " row"] | None = None
-    truncated: Bool[Tensor, " row"] | None = None
+    done: Shaped[Tensor, " row"] | None = None
+    truncated: Shaped[Tensor, " row"] | None = None
     budget: int | None = None
     trace: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)

@@ -161,4 +161,4 @@ class DropTruncated:
     """Rows cut by their generation budget lose their mask; nothing happens where the batch does not say which were."""
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        return b if b.truncated is None else b.but(mask=b.valid & ~b.truncated.unsqueeze(1))
+        return b if b.truncated is None else b.but(mask=b.valid & (b.truncated == 0).unsqueeze(1))

@@ -114,7 +114,7 @@ def rewarded(b: Trajectories) -> Trajectories:
 def bootstrap_of(b: Trajectories, like: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
     """Value of the state after each row: 0 where it ended in a terminal state, which all do unless the batch says otherwise."""
     if b.bootstrap is None:
-        if b.done is not None and not bool(b.done.all()):
+        if b.done is not None and not bool((b.done != 0).all()):
             raise MissingField("bootstrap")
         return like.new_zeros(len(like))
-    return b.bootstrap if b.done is None else torch.where(b.done, 0.0, b.bootstrap)
+    return b.bootstrap if b.done is None else torch.where(b.done != 0, 0.0, b.bootstrap)
