@@ -19,6 +19,7 @@ from anypo.loops.learn import PATIENCE, held_out, learn
 from anypo.parts import Linear
 from anypo.policies.anchor import moving, snapshot
 from anypo.policies.language import LanguageModel
+from anypo.policies.sampling import Filter
 
 BANDIT = {"method": "grpo", "task": "bandit", "steps": 6, "checkpoint_every": 2, "evaluate_every": 3}
 
@@ -271,3 +272,22 @@ def test_anchors_hold_only_what_training_changes(tmp_path, text):
     run = start(tmp_path / "a", **{**text, "policy": {**text["policy"], "lora": {"r": 4}}})
     assert all("lora" in n for n, t in moving(run.policy).items() if isinstance(t, torch.nn.Parameter))
     assert sum(t.numel() for t in run.anchors["ref"].values()) < sum(p.numel() for p in run.policy.parameters()) / 2
+
+
+def test_a_policy_evaluated_under_another_temperature_than_it_sampled_is_reported(tmp_path, text):
+    run = start(tmp_path / "r", **{**text, "steps": 1})
+    rollout = run.task.rollout
+
+    def hotter(policy, requests, generator):
+        rows, metrics = rollout(policy, requests, generator)
+        policy.filter = Filter(temperature=3.0)
+        return rows, metrics
+
+    run.task.rollout = hotter
+    with pytest.warns(UserWarning, match="likely causes: another temperature"):
+        record = learn(run)
+    assert record["mismatch"] > 0.02
+
+
+def test_sampling_and_evaluation_agree_up_to_rounding(tmp_path, text):
+    assert learn(start(tmp_path / "r", **{**text, "steps": 2}))["mismatch"] < 1e-4

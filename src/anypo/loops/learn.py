@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,15 @@ import torch
 from anypo.errors import RunError
 from anypo.loops.run import Run, append, dump, write_checkpoint
 from anypo.loops.update import VIEWS, evaluate, first_nonfinite, gradient, minibatches
-from anypo.parts.statistics import group_stats, index_groups
+from anypo.parts.statistics import group_stats, index_groups, masked_mean
 from anypo.policies.anchor import applied
 from anypo.types import Trajectories
 
 PATIENCE = 5
 """Updates in a row that may be skipped for numbers that are not finite before the run stops."""
+
+TOLERANCE = 0.02
+"""Nats per decision by which sampling and evaluation may differ (bfloat16 rounding) before somebody is told."""
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -40,7 +44,7 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
         sampled = time.perf_counter()
         run.store.add(rows)
         batch = run.method.prepare(with_views(run, run.store.draw(run.generator)))
-        metrics |= describe(run, batch) | update(run, batch)
+        metrics |= describe(run, batch) | {"mismatch": mismatch(run, batch)} | update(run, batch)
         run.policy.observe(batch)
         run.batch += 1
         before, run.done = run.done, run.done + (1 if run.task.unit == "batches" else int(metrics["env_steps"]))
@@ -148,6 +152,23 @@ def describe(run: Run, batch: Trajectories) -> dict[str, float]:
     if batch.advantage is not None:
         found["advantage_std"] = (
             float(batch.advantage[batch.valid].std(correction=0)) if bool(batch.valid.any()) else 0.0
+        )
+    return found
+
+
+def mismatch(run: Run, batch: Trajectories, rows: int = 8) -> float:
+    """Mean |log pi - log pi_old| (nats) over the decisions of a few rows before the update: 0 up to rounding, as nothing
+    has changed since sampling. More than that is a mistake in the policy, and is said once."""
+    some = batch.rows(torch.arange(min(rows, batch.shape[0])))
+    assert some.logp_old is not None
+    with autocast(run):
+        gap = evaluate(run.policy, some, {"logp"}, run.config.micro)["logp"] - some.logp_old
+    found = float(masked_mean(gap.abs(), some.valid))
+    if run.batch == 0 and found > TOLERANCE:
+        warnings.warn(
+            f"sampling and evaluation disagree by {found:.2g} nats per decision before any update; likely causes: another"
+            " temperature, top-k or top-p on one side, dropout, bfloat16 (--autocast off), or a truncated input",
+            stacklevel=2,
         )
     return found
 
