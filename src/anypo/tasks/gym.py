@@ -16,7 +16,7 @@ from anypo.policies.normalize import RunningNorm
 from anypo.types import Request, Trajectories
 
 GAMMA = 0.99
-"""Discount of the return whose spread scales the rewards; it need not be the method's."""
+"""Discount of the return whose size scales the rewards; it need not be the method's."""
 NO_LIMIT = 1000
 """Decisions after which an episode is cut where neither the environment nor the request has a limit."""
 
@@ -44,7 +44,7 @@ class _Seat:
         self.seed, self.limit = seed, limit
         self.over = self.done = False
         self.actions: list[Any] = []
-        self.total = self.discounted = 0.0
+        self.total = 0.0
         self._see(observation, info)
 
     def step(self, action: Any) -> float:
@@ -52,7 +52,6 @@ class _Seat:
         reward = float(reward)
         self.actions.append(action)
         self.total += reward
-        self.discounted = GAMMA * self.discounted + reward
         self.done = bool(terminated)
         self.over = self.done or bool(truncated) or len(self.actions) == self.limit
         self._see(observation, info)
@@ -101,7 +100,6 @@ class _Log:
     logp: list[Tensor] = field(default_factory=list)
     value: list[Tensor] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
-    discounted: list[float] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     step: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -130,7 +128,6 @@ class _Log:
         """Note what one decision led to."""
         row = seat.row
         self.reward.append(reward)
-        self.discounted.append(seat.discounted)
         self.row.append(row)
         self.step.append(self.lengths[row])
         self.lengths[row] += 1
@@ -153,9 +150,9 @@ class Gym:
     by sharing the seed, and a checkpoint restores an episode by playing it again. The copies are stepped one by one
     rather than through a Gymnasium vector environment: only those in play are stepped, and no autoreset is involved.
 
-    scale_reward divides the rewards given to the learner by the standard deviation of the discounted return (not
-    centred), estimated up to and including this rollout, and clips them to +-10, as Stable-Baselines3's VecNormalize
-    does; metrics and evaluation are in raw rewards.
+    scale_reward divides the rewards given to the learner by rms(r) / (1 - gamma), the root mean square estimated up to
+    and including this rollout, so that discounted returns lie about within +-1 from the first batch on, which is what
+    absolute settings such as PPO's value clip of 0.2 presume; metrics and evaluation are in raw rewards.
     """
 
     metric = "return"
@@ -348,8 +345,9 @@ class Gym:
 
         reward = torch.tensor(log.reward)
         if self.scale:
-            self.scale.update(torch.tensor(log.discounted)[:, None])
-            reward = (reward * self.scale.scale.float()).clamp(-10, 10)
+            self.scale.update(reward[:, None])
+            size = (self.scale.mean.square() + self.scale.var + 1e-8).sqrt()
+            reward = reward * ((1 - GAMMA) / size).float()
         trace = {"obs": rows(log.obs), "action": rows(log.action)}
         if log.mask:
             trace[MASK] = rows(log.mask)
