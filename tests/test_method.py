@@ -245,17 +245,17 @@ def test_the_loss_uses_the_present_value_of_a_knob_and_only_update_moves_it() ->
     )
     for _ in range(3):
         assert float(method.loss(b)[0]) == pytest.approx(0.85 + 0.5 * 0.5 * 4)
-    method.update({}, progress=0.25)
+    method.update("batch", {}, 0.25, Trajectories())
     assert float(method.stages["trust"].low) == pytest.approx(0.15)
-    method.update({}, progress=0.5)
+    method.update("batch", {}, 0.5, Trajectories())
     assert float(method.loss(b)[0]) == pytest.approx(0.9 + 0.25 * 0.5 * 4)
-    method.update({}, progress=0.9)
+    method.update("batch", {}, 0.9, Trajectories())
     assert float(method.stages["trust"].low) == pytest.approx(0.1)
 
 
 def test_knobs_survive_a_checkpoint_and_refuse_one_of_another_method() -> None:
     method, again = with_knob(), with_knob()
-    method.update({}, progress=0.3)
+    method.update("batch", {}, 0.3, Trajectories())
     again.load_state_dict(method.state_dict())
     assert again.state_dict() == method.state_dict()
     assert float(again.stages["trust"].low) == float(method.stages["trust"].low) != 0.2

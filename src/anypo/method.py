@@ -6,8 +6,8 @@ import copy
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +15,35 @@ from torch import Tensor
 from anypo.errors import MissingField, UsageError, unknown
 from anypo.parts._register import as_list, build, describe
 from anypo.parts.statistics import masked_mean, ratio
-from anypo.stages import CHAINS, LEVELS, SLOTS, Knob, Level
+from anypo.stages import ANCHORS, CHAINS, LEVELS, SLOTS, Knob, Level, Refresh, View
 from anypo.types import Trajectories
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An experiment that can fail, stated before it is run.
+
+    text: what is expected, in one sentence. experiment: its name in the laboratory; settings: of that experiment.
+    measure: which of its results counts, and which direction is `better`. against: the method it is compared with
+    under the same seeds; margin: by how much the method must be better (negative: may be worse).
+    """
+
+    text: str
+    experiment: str
+    measure: str
+    against: str
+    better: Literal["higher", "lower"] = "higher"
+    margin: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """An identity: with these stages replaced, loss and gradient are those of the method `to` (with `its` replaced)."""
+
+    to: str
+    stages: dict[str, Any] = field(default_factory=dict)
+    its: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,9 +51,9 @@ class Card:
     """Where a method comes from and what it says.
 
     base: the method it is written as a difference from. equation: its objective in one line. source: where that stands.
-    claim: the central claim. confidence: how the definition was obtained (exact | reconstructed).
-    weight: W(r, A) = -dF/dlogp per decision before reduction, where it is a function of ratio and advantage alone.
-    ordered: the rows' order matters by definition.
+    claim: the paper's central claim; claims: what of it is put to the test here. confidence: how the definition was
+    obtained (exact | reconstructed). weight: W(r, A) = -dF/dlogp per decision before reduction, where it is a function of
+    ratio and advantage alone. reduces: methods it becomes at some setting. ordered: the rows' order matters by definition.
     """
 
     id: str
@@ -40,17 +67,24 @@ class Card:
     base: str | None = None
     confidence: str = "exact"
     weight: Callable[[Tensor, Tensor], Tensor] | None = None
+    reduces: tuple[Reduction, ...] = ()
+    claims: tuple[Claim, ...] = ()
     ordered: bool = False
+
+
+LOSS = ("critic", "ratio", "trust", "reduce", "terms")
+"""The slots that make up the loss."""
 
 
 class Method:
     """Nine stages and further terms. `prepare` runs score and credit; `loss` is a pure function of the batch.
 
-    Parts may carry knobs; nothing in `prepare` or `loss` moves them, `update` does, once after each batch.
+    Parts may carry knobs; nothing in `prepare` or `loss` moves them, `update` does, after each batch or parameter update.
+    later: phases that follow, as (batches after which it begins, the stages that change then).
     """
 
-    def __init__(self, card: Card, **stages: Any) -> None:
-        self.card = card
+    def __init__(self, card: Card, later: tuple[tuple[int, dict[str, Any]], ...] = (), **stages: Any) -> None:
+        self.card, self.later = card, later
         self.stages: dict[str, Any] = {}
         for slot, content in stages.items():
             if slot not in SLOTS:
@@ -74,7 +108,21 @@ class Method:
             if slot not in SLOTS:
                 raise unknown("stage", slot, SLOTS)
         named = self.card if card is None else replace(card, base=card.base or self.card.id)
-        return Method(named, **{**self.stages, **stages})
+        return Method(named, self.later, **{**self.stages, **stages})
+
+    def then(self, after: int, **stages: Any) -> Method:
+        """This method for `after` batches, and from then on with some stages replaced."""
+        for slot in stages:
+            if slot in ("collect", "critic", "step"):
+                raise UsageError(
+                    f"{self.card.id}: a phase cannot change the stage {slot!r}, whose state lasts the whole run"
+                )
+        return Method(self.card, (*self.later, (after, stages)), **self.stages)
+
+    def at(self, batch: int) -> Method:
+        """The phase that batch number `batch` (from 0) is in."""
+        changes = [stages for after, stages in self.later if batch >= after]
+        return Method(self.card, **{**self.stages, **changes[-1]}) if changes else self
 
     def configure(self, settings: dict[str, Any]) -> Method:
         """This method with stages changed by configuration values, as they stand in a run's config.yaml."""
@@ -87,10 +135,9 @@ class Method:
 
     def prepare(self, b: Trajectories) -> Trajectories:
         """Run score and credit: fills advantage [N, T], and mask, weight, return targets where the links write them."""
-        clean = done = b.check().clean()
-        for slot in ("score", "credit"):
-            for part in self.stages[slot]:
-                done = self._run(slot, part, done, lambda p, d: p(d))
+        clean = done = unjudged(b.check().clean())
+        for slot, part in self._early():
+            done = self._run(slot, part, done, lambda p, d: p(d))
         if done.advantage is not None:
             done = done.but(advantage=torch.where(done.valid, done.advantage, 0.0).detach())
         kept = {f.name: getattr(b, f.name) for f in fields(b) if getattr(done, f.name) is getattr(clean, f.name)}
@@ -99,6 +146,15 @@ class Method:
     def loss(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and its metrics; differentiable through logp, entropy and value; moves no state."""
         b = b.check().clean()
+        for part in self._late():
+            with torch.no_grad():
+                b = self._run("credit", part, b, lambda p, d: p(d)).clean()
+        everything, expert = b, b.get("expert_mask")
+        if expert is not None:
+            b = b.rows(expert == 0)
+        whole = b
+        if b.fresh is not None:
+            b = b.but(mask=b.valid & (b.fresh != 0)).clean()
         reduce = self.stages["reduce"]
         x = None if self.stages["ratio"] is None else self._run("ratio", self.stages["ratio"], b, lambda p, d: p(d))
         s, metrics = self._run("trust", self.stages["trust"], b, lambda p, d: p(x, d))
@@ -107,10 +163,13 @@ class Method:
         if x is not None:
             metrics |= ratio_metrics(x.detach(), b)
         for part in self.stages["terms"]:
-            value, more = self._run("terms", part, b, lambda p, d: p(d, reduce))
+            rows = (
+                everything.rows(expert != 0) if getattr(part, "rows", "own") == "expert" and expert is not None else b
+            )
+            value, more = self._run("terms", part, rows, lambda p, d: p(d, reduce))
             total, metrics = total + value, {**metrics, **more}
         for part in self.stages["critic"]:
-            value, more = self._run("critic", part, b, lambda p, d: p(d))
+            value, more = self._run("critic", part, whole, lambda p, d: p(d))
             total, metrics = total + value, {**metrics, **more}
         return total, {"loss": total.detach(), **metrics}
 
@@ -126,6 +185,15 @@ class Method:
                 f"{self.card.id}: the {slot} stage ({text}) needs the field {missing.field!r}, which the batch does not have"
             ) from None
 
+    def _early(self) -> Iterator[tuple[str, Any]]:
+        """The parts that run once per batch."""
+        for slot in ("score", "credit"):
+            yield from ((slot, p) for p in self.stages[slot] if getattr(p, "when", "batch") == "batch")
+
+    def _late(self) -> list[Any]:
+        """The credit links that run inside every loss."""
+        return [p for p in self.stages["credit"] if getattr(p, "when", "batch") == "minibatch"]
+
     # ---------------------------------------------------------------- what a loop has to know
 
     def reads(self, *slots: str) -> set[str]:
@@ -136,11 +204,51 @@ class Method:
         """The content of a slot as a list."""
         return as_list(slot, self.stages[slot])
 
+    def declared(self, name: str, parts: list[Any] | None = None) -> dict[str, Any]:
+        """What the parts declare under `views`, `live` or `anchors`, together."""
+        found = [p for slot in SLOTS for p in self.parts(slot)] if parts is None else parts
+        return {key: value for part in found for key, value in getattr(part, name, {}).items()}
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The value functions it learns."""
+        return tuple(dict.fromkeys(h for part in self.stages["critic"] for h in getattr(part, "heads", ("value",))))
+
+    @property
+    def anchors(self) -> dict[str, Refresh]:
+        """The frozen copies of the policy that somebody reads, with their refresh rules."""
+        rules = ANCHORS | self.declared("anchors")
+        wanted = {view.of for view in (self.views | self.late_views).values()}
+        return {name: rule for name, rule in rules.items() if name in wanted}
+
+    @property
+    def views(self) -> dict[str, View]:
+        """Batch fields filled by forward passes without gradient, once per batch. A head's value or the entropy is free
+        where sampling kept it."""
+        early = [p for _, p in self._early()]
+        plain = {name for p in early for name in getattr(p, "reads", ()) if name in ("entropy", *self.heads)}
+        rules = ANCHORS | self.declared("anchors")
+        ours = (*early, *(p for slot in LOSS for p in self.parts(slot)))
+        read = {name for p in ours for name in getattr(p, "reads", ())}
+        anchored = {f"logp_{of}": View("logp", of=of) for of in rules if f"logp_{of}" in read}
+        return {name: View(name) for name in sorted(plain)} | anchored | self.declared("views", list(ours))
+
+    @property
+    def live(self) -> dict[str, View]:
+        """Batch fields that the loss is differentiated through."""
+        names = {"logp"} | (self.reads(*LOSS) & {"entropy", *self.heads})
+        return {name: View(name) for name in sorted(names)} | self.declared("live")
+
+    @property
+    def late_views(self) -> dict[str, View]:
+        """Batch fields that minibatch links need: filled without gradient before every update."""
+        return self.declared("views", self._late())
+
     @property
     def level(self) -> Level:
         """What a minibatch must keep together for the objective to be exact."""
-        slots = ("ratio", "trust", "reduce", "terms", "critic")
-        return max((p.level for slot in slots for p in self.parts(slot)), key=LEVELS.index)
+        found: list[Level] = [p.level for slot in LOSS for p in self.parts(slot)]
+        return max([*found, *(p.level for p in self._late())], key=LEVELS.index)
 
     @property
     def traits(self) -> dict[str, bool]:
@@ -155,17 +263,25 @@ class Method:
 
     def passes(self) -> list[str]:
         """The forward passes a batch costs, each with what it computes."""
-        loss = {"logp"} | self.reads("ratio", "trust", "reduce", "terms", "critic")
-        early = self.reads("score", "credit")
-        found = [
-            f"policy: {', '.join(v for v in ('logp', 'entropy', 'value') if v in loss)} (with gradient, every update)"
+
+        def told(views: dict[str, View], how: str) -> list[str]:
+            together: dict[tuple[str, float, int | None], list[str]] = {}
+            for name, view in views.items():
+                together.setdefault((view.of, view.ablate, view.layer), []).append(name)
+            found = []
+            for (of, ablate, layer), names in together.items():
+                where = "policy" if of == "now" else {"ref": "reference"}.get(of, of)
+                where += f", {100 * ablate:g}% of the input hidden" if ablate else ""
+                where += f", read after block {layer}" if layer is not None else ""
+                free = of == "now" and not ablate and layer is None and set(names) <= {"entropy", *self.heads}
+                found.append(f"{where}: {', '.join(names)} ({how}{', free where sampling kept it' * free})")
+            return found
+
+        return [
+            *told(self.live, "with gradient, every update"),
+            *told(self.late_views, "every update"),
+            *told(self.views, "once per batch"),
         ]
-        once = [v for v in ("entropy", "value") if v in early]
-        if once:
-            found.append(f"policy: {', '.join(once)} (once per batch, free where sampling kept it)")
-        if "logp_ref" in loss | early:
-            found.append("reference: logp (once per batch)")
-        return found
 
     # ---------------------------------------------------------------- knobs
 
@@ -176,11 +292,16 @@ class Method:
                 for f in fields(part):
                     if isinstance(value := getattr(part, f.name), Knob):
                         yield f"{slot}.{i}.{f.name}" if slot in CHAINS else f"{slot}.{f.name}", value
+        for number, (after, _) in enumerate(self.later, 1):
+            mine = set(map(id, (k for _, k in Method(self.card, **self.stages).knobs())))
+            yield from ((f"phase{number}.{p}", k) for p, k in self.at(after).knobs() if id(k) not in mine)
 
-    def update(self, metrics: dict[str, float], progress: float) -> None:
-        """Move every knob, from the metrics of the batch just used and the progress of the run in [0, 1]."""
+    def update(self, every: str, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
+        """Move the knobs that move after every batch (or update), from the metrics and rows just used and the progress of
+        the run in [0, 1]."""
         for _, knob in self.knobs():
-            knob.update(metrics, progress)
+            if knob.every == every:
+                knob.update(metrics, progress, b)
 
     def state_dict(self) -> dict[str, Any]:
         return {path: knob.state_dict() for path, knob in self.knobs()}
@@ -198,7 +319,12 @@ class Method:
 
     def texts(self) -> dict[str, list[str]]:
         """Every slot as short texts."""
-        return {slot: [describe(p) for p in self.parts(slot)] for slot in SLOTS}
+        found = {slot: [describe(p) for p in self.parts(slot)] for slot in SLOTS}
+        for after, stages in self.later:
+            phase = self.at(after)
+            for slot in stages:
+                found[slot] += [f"after {after} batches: {' -> '.join(map(describe, phase.parts(slot))) or 'none'}"]
+        return found
 
     def diff(self, other: str | Method) -> dict[str, tuple[list[str], list[str]]]:
         """slot -> (the other's parts, this one's), for the slots in which they differ."""
@@ -228,6 +354,18 @@ class Method:
         return "\n".join([*lines, f"Claim      {card.claim}"])
 
 
+def unjudged(b: Trajectories) -> Trajectories:
+    """b without outcomes on demonstrations: they are imitated, not compared."""
+    expert = b.get("expert_mask")
+    if expert is None:
+        return b
+    expert = expert != 0
+    return b.but(
+        score=None if b.score is None else torch.where(expert, torch.nan, b.score),
+        scores=None if b.scores is None else torch.where(expert.unsqueeze(1), torch.nan, b.scores),
+    )
+
+
 def ratio_metrics(x: Tensor, b: Trajectories) -> dict[str, Tensor]:
     """Mean and largest importance ratio, and the divergence from the sampling policy estimated by k3."""
     valid = b.valid if x.ndim == 2 else torch.ones_like(x, dtype=torch.bool)
@@ -235,7 +373,7 @@ def ratio_metrics(x: Tensor, b: Trajectories) -> dict[str, Tensor]:
     kl = ratio(-x) + x - 1
     return {
         "ratio": masked_mean(r, valid),
-        "ratio_max": torch.where(valid, r, 0.0).max(),
+        "ratio_max": torch.cat([torch.where(valid, r, 0.0).flatten(), r.new_zeros(1)]).max(),
         "kl_old": masked_mean(kl, valid),
     }
 

@@ -1,5 +1,10 @@
 """The nine stages and the small protocols their parts follow.
 
+Beside `reads`, a part may declare: `views`, batch fields the engine fills by forward passes without gradient before the
+update (per minibatch for a minibatch link); `live`, fields filled with gradient, where they differ from the plain
+functional of that name; `anchors`, refresh rules; `heads`, the value functions a critic learns. Whoever declares nothing
+pays nothing.
+
 A *part* is one stage's function with its configuration: a frozen dataclass with one `__call__`. Parts are pure functions of
 tensors: they never see a model, an optimizer or a process group, so they cannot know whether they train a robot or a
 language model. `reads` names the batch fields a part needs; the engine checks them and computes only what somebody reads.
@@ -26,6 +31,35 @@ CHAINS = frozenset({"score", "critic", "credit", "terms"})
 Level = Literal["decision", "row", "group", "batch"]
 """What has to stay together for a part to be exact: single decisions, whole rows, whole groups, the whole batch."""
 LEVELS: tuple[Level, ...] = ("decision", "row", "group", "batch")
+
+
+@dataclass(frozen=True)
+class View:
+    """One forward pass somebody needs; equal views of a batch run once.
+
+    functional: what is read off it, `logp`, `entropy`, a value head's name, ... of: whose parameters: `now`, or an anchor.
+    ablate: share of the input that is hidden. layer: block of the network whose output is read as if it were the last.
+    """
+
+    functional: str = "logp"
+    of: str = "now"
+    ablate: float = 0.0
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """When an anchor, a frozen copy of the policy, is renewed: before the update of every `every`-th batch, or of batch `at`
+    alone (counted from 1); never otherwise. decay: what it keeps of itself then (an exponential moving average)."""
+
+    every: int | None = None
+    at: int | None = None
+    decay: float = 0.0
+
+
+ANCHORS = {"ref": Refresh(), "prev": Refresh(every=1), "ema": Refresh(every=1, decay=0.99)}
+"""ref: the policy training started from. prev: the policy one batch ago. ema: its moving average.
+A part that reads `logp_NAME` of an anchor pays for one pass per batch; a part may declare `anchors` of its own."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +109,8 @@ class OpenStore(Protocol):
 
 @runtime_checkable
 class Credit(Protocol):
-    """Pure: writes advantage, mask, weight, returns."""
+    """Pure: writes advantage, mask, weight, returns. A link with `when = "minibatch"` runs inside every loss instead,
+    without gradient, on what the policy is by then."""
 
     def __call__(self, b: Trajectories) -> Trajectories: ...
 
@@ -91,7 +126,7 @@ class Ratio(Protocol):
 
 @runtime_checkable
 class Trust(Protocol):
-    """x, logp, advantage -> surrogate to maximise, [N, T] or [N], and its metrics."""
+    """x, logp, advantage -> surrogate to maximise, per decision [N, T], row [N] or group [G], and its metrics."""
 
     level: Level
 
@@ -109,7 +144,8 @@ class Reduce(Protocol):
 
 @runtime_checkable
 class TermPart(Protocol):
-    """A further objective beside the main one: a scalar to minimise, given the method's own reduction."""
+    """A further objective beside the main one: a scalar to minimise, given the method's own reduction.
+    It sees the policy's own rows, or the demonstrations alone with `rows = "expert"`."""
 
     level: Level
 
@@ -137,11 +173,14 @@ class Stepper(Protocol):
 
 @runtime_checkable
 class Knob(Protocol):
-    """A number that may move: constant, schedule, dual ascent, PID. Reads as a host float; moves only in `update`,
-    which the loop calls once after each batch with that batch's metrics and the progress of the run in [0, 1]."""
+    """A number that may move: constant, schedule, dual ascent, PID, history. Reads as a host float; moves only in `update`,
+    which the loop calls after every batch, or after every parameter update (`every`), with the metrics and rows of that
+    batch (or minibatch) and the progress of the run in [0, 1]."""
+
+    every: Literal["batch", "update"]
 
     def __float__(self) -> float: ...
-    def update(self, metrics: dict[str, float], progress: float) -> None: ...
+    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 

@@ -23,13 +23,15 @@ class Request:
 
     start: index of the start in the task (a prompt, an environment seed); None goes on where the environments stand.
     samples: rows to sample from this start. horizon: decisions per row at most (None: the task's own limit).
-    hint: text or tokens put before the policy's own decisions; they are given, not trained.
+    hint: given to the policy before its own decisions, never trained: a text, or the share of the start's reference
+    solution that is shown, in [0, 1]. prefix: an unfinished row to go on with instead of beginning again.
     """
 
     start: int | None
     samples: int = 1
     horizon: int | None = None
-    hint: str | None = None
+    hint: str | float | None = None
+    prefix: Trajectories | None = None
 
 
 @dataclass(slots=True)
@@ -40,7 +42,9 @@ class Trajectories:
     entropy: entropy (nats) of the decision's distribution now. value: V(s_t) now; value_old: V when collected.
     mask: True where the policy decided; everything else counts nowhere. weight: scales a decision, does not count it.
     reward: per decision. score: outcome per row; scores: outcome channels; NaN marks a missing outcome.
-    group: id of the request a row answers. segment: id of the turn, reasoning step, ... of a decision.
+    start: index of the task's start a row began in. group: id of the request it answers. segment: id of the turn,
+    reasoning step, ... of a decision. expert_mask: True for rows that are demonstrations, not samples of the policy.
+    fresh: True where a decision was made since the last update (None: all were); the policy learns from these alone.
     advantage: credit per decision. returns: regression target of the value.
     bootstrap: value of the state after a row's last decision; done: the row ended in a terminal state (then that value is 0).
     truncated: the row was cut by its generation budget. budget: that budget, in decisions.
@@ -56,7 +60,10 @@ class Trajectories:
     reward: Float[Tensor, "row step"] | None = None
     score: Float[Tensor, " row"] | None = None
     scores: Float[Tensor, "row channel"] | None = None
+    start: Int[Tensor, " row"] | None = None
     group: Int[Tensor, " row"] | None = None
+    expert_mask: Shaped[Tensor, " row"] | None = None
+    fresh: Shaped[Tensor, "row step"] | None = None
     segment: Int[Tensor, "row step"] | None = None
     advantage: Float[Tensor, "row step"] | None = None
     weight: Float[Tensor, "row step"] | None = None
@@ -71,7 +78,8 @@ class Trajectories:
 
     def get(self, name: str) -> Any:
         """The field or extra input called `name`, or None."""
-        return self.extra.get(name) if name not in FIELDS else getattr(self, name)
+        found = getattr(self, name) if name in FIELDS else None
+        return self.extra.get(name) if found is None else found
 
     def but(self, **changes: Any) -> Trajectories:
         """A copy with some fields replaced."""
@@ -141,7 +149,7 @@ class Trajectories:
         changes: dict[str, Any] = {}
         for name in FIELDS:
             tensor = getattr(self, name)
-            if isinstance(tensor, Tensor) and name not in ("mask", "scores"):
+            if isinstance(tensor, Tensor) and name not in ("mask", "scores", "fresh"):
                 changes[name] = tidy(tensor)
         changes["extra"] = {k: tidy(t) for k, t in self.extra.items()}
         return replace(self, mask=valid, **changes)

@@ -49,7 +49,7 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
         run.batch += 1
         before, run.done = run.done, run.done + (1 if run.task.unit == "batches" else int(metrics["env_steps"]))
         run.stepper.progress = min(1.0, run.done / run.steps)
-        run.method.update(metrics, run.stepper.progress)
+        run.method.update("batch", metrics, run.stepper.progress, batch)
         updated = time.perf_counter()
         run.finished = run.done >= run.steps
         record = {"batch": run.batch, "done": run.done, **metrics}

@@ -59,7 +59,7 @@ class Baseline:
             a = a * count / (count - 1).clamp(min=1)
         if self.scale == "std":
             a = a / (std + 1e-6)
-        return b.but(advantage=spread(b, torch.where(std > 0, a, 0.0)))
+        return b.but(advantage=spread(b, torch.where((std > 0) & ~b.score.isnan(), a, 0.0)))
 
 
 @register("credit")

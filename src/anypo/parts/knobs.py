@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from anypo.types import Trajectories
 
 
 @dataclass
@@ -14,6 +16,7 @@ class Linear:
     end: float
     until: float = 1.0
     progress: float = field(default=0.0, init=False)
+    every: ClassVar[Literal["batch", "update"]] = "batch"
 
     def __float__(self) -> float:
         share = min(self.progress / self.until, 1.0) if self.until else 1.0
@@ -22,7 +25,7 @@ class Linear:
     def __str__(self) -> str:
         return f"{self.start:g}->{self.end:g}"
 
-    def update(self, metrics: dict[str, float], progress: float) -> None:
+    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         self.progress = progress
 
     def state_dict(self) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def next_valid(mask: Bool[Tensor, "row step"]) -> Int[Tensor, "row step"]:
 def scored(b: Trajectories, weights: tuple[float, ...] | None = None) -> Trajectories:
     """b with one outcome per row: its score, else the weighted sum of its channels, else the sum of its rewards.
 
-    A missing channel (NaN) is left out of the sum, it is not zero; a row without any outcome loses its mask.
+    A missing channel (NaN) is left out of the sum, it is not zero; a row without any outcome loses its mask, unless it is
+    a demonstration.
     """
     if b.scores is not None and (b.score is None or weights is not None):
         scale = b.scores.new_tensor(weights if weights is not None else [1.0] * b.scores.shape[1])
@@ -99,7 +100,8 @@ def scored(b: Trajectories, weights: tuple[float, ...] | None = None) -> Traject
         score = torch.where(b.valid, b.reward, 0.0).sum(1)
     else:
         raise MissingField("score")
-    return b.but(score=score, mask=b.valid & ~score.isnan().unsqueeze(1))
+    known = ~score.isnan() if (expert := b.get("expert_mask")) is None else ~score.isnan() | (expert != 0)
+    return b.but(score=score, mask=b.valid & known.unsqueeze(1))
 
 
 def rewarded(b: Trajectories) -> Trajectories:
