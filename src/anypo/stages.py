@@ -13,6 +13,7 @@ language model. `reads` names the batch fields a part needs; the engine checks t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -73,7 +74,11 @@ class Want:
 
 @runtime_checkable
 class Pool(Protocol):
-    """Start states in a reproducible order; the position survives checkpoints."""
+    """Start states in a reproducible order; the position survives checkpoints, and so do rows left unfinished.
+    standing: its requests go on where the environments stand."""
+
+    standing: bool
+    unfinished: list[Trajectories]
 
     def draw(self, requests: int, samples: int, horizon: int | None = None) -> list[Request]: ...
 
@@ -161,12 +166,16 @@ class Step(Protocol):
 
 @runtime_checkable
 class Stepper(Protocol):
-    """`update` computes gradients with the closure, then moves the parameters, unless the gradient is not finite.
-    progress: share of the run that is done, set by the loop."""
+    """`update` computes gradients with the closures (one per piece of the minibatch), then moves the parameters, unless
+    the gradient is not finite. progress: share of the run that is done, set by the loop. pieces: how many it wants.
+    Inside `ahead`, the policy stands where the recipe wants its samples and gradients taken."""
 
     progress: float
+    pieces: int
 
-    def update(self, closure: Callable[[], dict[str, Any]]) -> dict[str, float]: ...
+    def ahead(self) -> AbstractContextManager[Any]: ...
+    def lr(self) -> float: ...
+    def update(self, *closures: Callable[[], dict[str, Any]]) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -200,8 +209,19 @@ class Policy(Protocol):
     exact: bool
     independent: bool
 
-    def evaluate(self, b: Trajectories, want: Collection[str]) -> dict[str, Float[Tensor, "row step"]]:
-        """The functionals in `want` (`logp`, `entropy`, `value`) of the decisions in `b.trace`, at current parameters."""
+    @property
+    def functionals(self) -> frozenset[str]:
+        """What `evaluate` can give: `logp`, `entropy`, the names of its value heads, ..."""
+        ...
+
+    def evaluate(
+        self, b: Trajectories, want: Collection[str], *, layer: int | None = None
+    ) -> dict[str, Float[Tensor, "row step"]]:
+        """The functionals in `want` of the decisions in `b.trace`, at current parameters; read after block `layer`."""
+        ...
+
+    def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
+        """b with each unit of its input (prompt token, feature) hidden independently with probability `share`."""
         ...
 
     def observe(self, b: Trajectories) -> None:
@@ -229,7 +249,8 @@ class Task(Protocol):
         self, policy: Any, requests: list[Request], generator: torch.Generator
     ) -> tuple[Trajectories, dict[str, float]]:
         """Finished, scored rows, requests in order and their samples together, with `group` = index of the request;
-        and metrics of the rollout. Requests whose start is None go on where the environments stand."""
+        and metrics of the rollout. Requests whose start is None go on where the environments stand.
+        A task with demonstrations has a method `demonstrate` beside it, which answers requests for them (`expert`)."""
         ...
 
     def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:

@@ -25,6 +25,7 @@ class Request:
     samples: rows to sample from this start. horizon: decisions per row at most (None: the task's own limit).
     hint: given to the policy before its own decisions, never trained: a text, or the share of the start's reference
     solution that is shown, in [0, 1]. prefix: an unfinished row to go on with instead of beginning again.
+    expert: to be answered by the task's demonstrations instead of the policy.
     """
 
     start: int | None
@@ -32,6 +33,7 @@ class Request:
     horizon: int | None = None
     hint: str | float | None = None
     prefix: Trajectories | None = None
+    expert: bool = False
 
 
 @dataclass(slots=True)
@@ -84,6 +86,12 @@ class Trajectories:
     def but(self, **changes: Any) -> Trajectories:
         """A copy with some fields replaced."""
         return replace(self, **changes)
+
+    def put(self, found: dict[str, Tensor]) -> Trajectories:
+        """A copy with some fields or extra inputs replaced, by name."""
+        own = {name: tensor for name, tensor in found.items() if name in FIELDS}
+        more = {name: tensor for name, tensor in found.items() if name not in FIELDS}
+        return replace(self, **own, extra=self.extra | more) if more else replace(self, **own)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -164,6 +172,22 @@ class Trajectories:
                 if tuple(tensor.shape[: len(want)]) != want or (name != "scores" and tensor.ndim != len(want)):
                     raise UsageError(f"the field {name!r} has shape {tuple(tensor.shape)}, the batch needs {want}")
         return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain tensors by dotted name, for checkpoints; `from_dict` is its inverse."""
+        found: dict[str, Any] = {n: t for n in FIELDS if (t := getattr(self, n)) is not None}
+        for name in ("trace", "extra"):
+            found |= {f"{name}.{key}": tensor for key, tensor in getattr(self, name).items()}
+        return found
+
+    @staticmethod
+    def from_dict(saved: dict[str, Any]) -> Trajectories:
+        b = Trajectories(**{name: value for name, value in saved.items() if "." not in name})
+        for key, value in saved.items():
+            if "." in key:
+                name, _, inner = key.partition(".")
+                getattr(b, name)[inner] = value
+        return b
 
     @staticmethod
     def cat(parts: Sequence[Trajectories]) -> Trajectories:

@@ -10,7 +10,7 @@ import anypo
 from anypo import config as configuration
 from anypo.loops import run as runs
 from anypo.loops.learn import collect, with_views
-from anypo.loops.update import cut, evaluate, gradient, minibatches
+from anypo.loops.update import LOGP, cut, evaluate, gradient, minibatches
 from anypo.parts import Mean
 from anypo.types import Trajectories
 
@@ -43,11 +43,11 @@ def text_run(method, model, prompts, **more):
 
 def gathered(run):
     torch.manual_seed(0)
-    rows, _ = collect(run)
+    rows, _ = collect(run, run.enter())
     score = torch.randn(
         len(rows.score), generator=torch.Generator().manual_seed(1)
     )  # so that every method has a gradient
-    return run.method.prepare(with_views(run, rows.but(score=score, scores=None, truncated=None)))
+    return run.method.prepare(with_views(run, run.method, rows.but(score=score, scores=None, truncated=None)))
 
 
 def grads(run, batch, micro):
@@ -70,18 +70,12 @@ def test_gradient_of_a_language_model_does_not_depend_on_micro_batches(method, m
 def test_before_the_first_update_every_ratio_is_one(method, model, prompts):
     run = text_run(method, model, prompts)
     batch = gathered(run)
-    logp = evaluate(run.policy, batch, {"logp"}, 10**6)["logp"]
+    logp = evaluate(run.policy, batch, LOGP, 10**6)["logp"]
     assert torch.allclose(logp[batch.valid], batch.logp_old[batch.valid], atol=1e-4)
-    _, metrics = run.method.loss(
-        batch.but(**evaluate(run.policy, batch, {"logp", "entropy"} | batch_values(run), 10**6))
-    )
+    _, metrics = run.method.loss(batch.but(**evaluate(run.policy, batch, run.method.live, 10**6)))
     if "ratio" in metrics:
         assert abs(float(metrics["ratio"]) - 1) < 1e-4
         assert float(metrics["clip_fraction"]) == 0
-
-
-def batch_values(run):
-    return {"value"} if run.method.traits["critic"] else set()
 
 
 def test_cut_covers_every_row_once_and_respects_the_limit():

@@ -278,8 +278,11 @@ def test_groups_that_agree_lose_their_mask_and_so_do_cut_rows() -> None:
 class Starts:
     """Starts in order, each request answered with the outcomes prescribed for it."""
 
+    standing = False
+
     def __init__(self) -> None:
         self.asked = 0
+        self.unfinished: list[Trajectories] = []
 
     def draw(self, requests: int, samples: int, horizon: int | None = None) -> list[Request]:
         self.asked += requests

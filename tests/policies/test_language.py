@@ -299,7 +299,7 @@ def test_the_value_starts_at_zero_and_learns(llama: Path):
     assert (value == 0).all()
     value.sum().backward()
     assert policy.value_head.weight.grad.abs().sum() > 0
-    with pytest.raises(UsageError, match="value=True"):
+    with pytest.raises(UsageError, match="no value head"):
         LanguageModel.load(llama).evaluate(b, ["value"])
 
 

@@ -76,8 +76,10 @@ class Walker(ActorCritic):
         walks = features[:, 0] > 0
         return Categoricals(torch.stack([~walks, walks], -1) * 1e9, [2])
 
+    heads = ("value",)
+
     def values(self, features):
-        return 10 + features[:, 0]
+        return 10 + features[:, :1]
 
 
 def generator(seed=0):

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
-from anypo.errors import RunError
+from anypo.errors import RunError, UsageError
 from anypo.loops.run import Run, append, dump, write_checkpoint
-from anypo.loops.update import VIEWS, evaluate, first_nonfinite, gradient, minibatches
+from anypo.loops.update import LOGP, evaluate, first_nonfinite, gradient, minibatches
+from anypo.method import Method
 from anypo.parts.statistics import group_stats, index_groups, masked_mean
-from anypo.policies.anchor import applied
-from anypo.types import Trajectories
+from anypo.policies.anchor import applied, refreshed
+from anypo.policies.curvature import Moments
+from anypo.stages import View
+from anypo.types import Request, Trajectories
 
 PATIENCE = 5
 """Updates in a row that may be skipped for numbers that are not finite before the run stops."""
@@ -40,16 +43,21 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
         write_checkpoint(run)
     while not run.finished:
         clock = time.perf_counter()
-        rows, metrics = collect(run)
-        sampled = time.perf_counter()
-        run.store.add(rows)
-        batch = run.method.prepare(with_views(run, run.store.draw(run.generator)))
-        metrics |= describe(run, batch) | {"mismatch": mismatch(run, batch)} | update(run, batch)
+        method = run.enter()
+        with run.stepper.ahead():
+            rows, metrics = collect(run, method)
+            sampled = time.perf_counter()
+            run.store.add(rows)
+            batch = run.store.draw(run.generator)
+            metrics["mismatch"] = mismatch(run, batch)
+            batch = method.prepare(with_views(run, method, batch))
+            refresh(run)
+            metrics |= describe(method, batch) | update(run, method, batch)
         run.policy.observe(batch)
         run.batch += 1
         before, run.done = run.done, run.done + (1 if run.task.unit == "batches" else int(metrics["env_steps"]))
         run.stepper.progress = min(1.0, run.done / run.steps)
-        run.method.update("batch", metrics, run.stepper.progress, batch)
+        method.update("batch", metrics, run.stepper.progress, batch)
         updated = time.perf_counter()
         run.finished = run.done >= run.steps
         record = {"batch": run.batch, "done": run.done, **metrics}
@@ -65,16 +73,22 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
     return record
 
 
-def collect(run: Run) -> tuple[Trajectories, dict[str, float]]:
+def collect(run: Run, method: Method) -> tuple[Trajectories, dict[str, float]]:
     """Drive the collect stage: answer its requests with scored rows, numbering the groups, until it returns the batch."""
-    conversation = run.method.stages["collect"](run.pool, run.want)
+    conversation = method.stages["collect"](run.pool, run.want)
     requests = next(conversation)
     offset, totals = 0, {}
     while True:
         with torch.no_grad(), autocast(run):
-            rows, metrics = run.task.rollout(run.policy, requests, run.generator)
+            if requests[0].expert:
+                rows, metrics = demonstrate(run, requests), {}
+            else:
+                rows, metrics = run.task.rollout(run.policy, requests, run.generator)
         assert rows.group is not None
-        groups = index_groups(rows.group)[0] + offset
+        index, count = index_groups(rows.group)
+        if count == len(requests) and requests[0].start is not None:
+            rows = rows.but(start=torch.tensor([r.start for r in requests], device=index.device)[index])
+        groups = index + offset
         offset = int(groups.max()) + 1
         for name, value in metrics.items():
             totals.setdefault(name, []).append(value)
@@ -86,35 +100,100 @@ def collect(run: Run) -> tuple[Trajectories, dict[str, float]]:
             return finished.value, {**means, **counts}
 
 
-def with_views(run: Run, rows: Trajectories) -> Trajectories:
-    """The rows with what credit and the loss read about them and sampling did not keep: values, reference log-probs."""
-    early = run.method.reads("score", "credit") & VIEWS
-    missing = {name for name in early if rows.get(name) is None}
-    with autocast(run):
-        if missing:
-            rows = rows.but(**evaluate(run.policy, rows, missing, run.config.micro))
-        if "ref" in run.anchors:
-            with applied(run.policy, run.anchors["ref"]):
-                rows = rows.but(logp_ref=evaluate(run.policy, rows, {"logp"}, run.config.micro)["logp"])
-    return rows
+def demonstrate(run: Run, requests: list[Request]) -> Trajectories:
+    """The task's own answers to requests for demonstrations."""
+    if not hasattr(run.task, "demonstrate"):
+        raise UsageError(
+            f"the method {run.method.card.id} learns from demonstrations, and the task {run.task.name} has none"
+        )
+    return run.task.demonstrate(run.policy, requests)
 
 
-def update(run: Run, batch: Trajectories) -> dict[str, float]:
+def with_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
+    """The rows with what the method's parts declare to need beside what sampling kept. Equal views run once."""
+    wanted = dict(method.views)
+    for name in [n for n, view in wanted.items() if view == View(n) and rows.get(n) is not None]:
+        del wanted[name]  # sampling kept it
+    found: dict[str, torch.Tensor] = {}
+    for of, ablate in dict.fromkeys((view.of, view.ablate) for view in wanted.values()):
+        views = {name: view for name, view in wanted.items() if (view.of, view.ablate) == (of, ablate)}
+        shown = run.policy.ablated(rows, ablate, run.generator) if ablate else rows
+        anchor = contextlib.nullcontext() if of == "now" else applied(run.policy, run.anchor(of))
+        with autocast(run), anchor:
+            found |= observe(run, shown, views)
+    return rows.put(found)
+
+
+def observe(run: Run, rows: Trajectories, views: dict[str, View]) -> dict[str, torch.Tensor]:
+    """Views of one policy on one input: functionals of the decisions in one pass, and probes of several passes."""
+    plain = {name: view for name, view in views.items() if view.functional in run.policy.functionals}
+    found = evaluate(run.policy, rows, plain, run.config.micro) if plain else {}
+    for name in views.keys() - plain.keys():
+        probe = getattr(run.policy, views[name].functional, None)
+        if probe is None:
+            raise UsageError(
+                f"the policy {run.config.policy['name']} cannot give {views[name].functional!r}, which"
+                f" {run.method.card.id} needs"
+            )
+        found[name] = probe(rows)
+    return found
+
+
+def with_late_views(run: Run, method: Method, part: Trajectories) -> Trajectories:
+    """A minibatch with what its minibatch links need to know about the policy as it is now, and the coming step's size."""
+    views = method.late_views
+    if not views:
+        return part
+    found = run.policy.step_products(part, moments(run))
+    lr = torch.full((part.shape[0],), run.stepper.lr(), device=part.valid.device)
+    return part.put({name: found[view.functional] for name, view in views.items()} | {"lr": lr})
+
+
+def moments(run: Run) -> Moments | None:
+    """What the optimizer remembers about the policy's last layer; None where it remembers nothing (plain descent)."""
+    weight, across = run.policy.last_layer()
+    optimizer = getattr(run.stepper, "optimizer", None)
+    state = optimizer.state.get(weight, {}) if optimizer is not None else {}
+    if not isinstance(optimizer, torch.optim.Adam):
+        return None
+    zero = torch.zeros_like(weight)
+    first, second = (state.get(name, zero).detach() for name in ("exp_avg", "exp_avg_sq"))
+    group = optimizer.param_groups[0]
+    if across:
+        first, second = first.T, second.T
+    return Moments(first, second, int(state.get("step", 0)), tuple(group["betas"]), group["eps"])
+
+
+def refresh(run: Run) -> None:
+    """Renew the anchors whose turn it is, from the policy as it is before this batch's update."""
+    for name, rule in run.rules.items():
+        if name in run.anchors and (rule.at == run.batch + 1 or (rule.every and (run.batch + 1) % rule.every == 0)):
+            run.anchors[name] = refreshed(run.anchors[name], run.policy, rule.decay)
+
+
+def update(run: Run, method: Method, batch: Trajectories) -> dict[str, float]:
     """All epochs and minibatches of one batch; returns the mean of every metric over the updates made."""
-    recipe = run.method.stages["step"]
+    recipe = method.stages["step"]
     totals: dict[str, list[float]] = {}
     if not bool(batch.valid.any()):
         return {"updates": 0.0}
     skipped = 0
     before = None if run.batch else [p.detach().clone() for p in run.policy.parameters() if p.requires_grad]
     for _ in range(recipe.epochs or 1):
-        for part in minibatches(batch, run.method, run.policy.independent, recipe.minibatch, run.generator):
+        for part in minibatches(batch, method, run.policy.independent, recipe.minibatch, run.generator):
+            part = with_late_views(run, method, part)
+            size = math.ceil(part.shape[0] / run.stepper.pieces) if run.stepper.pieces > 1 else None
+            pieces = minibatches(part, method, False, size, run.generator)
 
-            def closure(part: Trajectories = part) -> dict[str, Any]:
-                with autocast(run):
-                    return gradient(run.method, run.policy, part, run.config.micro)
+            def closure(piece: Trajectories) -> Callable[[], dict[str, Any]]:
+                def run_piece() -> dict[str, Any]:
+                    with autocast(run):
+                        return gradient(method, run.policy, piece, run.config.micro)
 
-            metrics = run.stepper.update(closure)
+                return run_piece
+
+            metrics = run.stepper.update(*map(closure, pieces))
+            method.update("update", metrics, run.stepper.progress, part)
             if metrics["skipped"]:
                 skipped += 1
                 cause = first_nonfinite(part, metrics)
@@ -133,7 +212,8 @@ def update(run: Run, batch: Trajectories) -> dict[str, float]:
             not torch.equal(b, p)
             for b, p in zip(before, (p for p in run.policy.parameters() if p.requires_grad), strict=True)
         )
-        if not moved and max(totals["grad_norm"]) > 0 and max(totals["lr"]) > 0:
+        made = [norm for norm, skip in zip(totals["grad_norm"], totals["skipped"], strict=True) if not skip]
+        if not moved and max(made, default=0.0) > 0 and max(totals["lr"]) > 0:
             raise RunError(
                 "no trainable parameter changed in the first update although neither gradient nor learning rate is zero"
             )
@@ -141,10 +221,10 @@ def update(run: Run, batch: Trajectories) -> dict[str, float]:
     return {**means, "skipped": sum(totals["skipped"]), "updates": float(len(totals["loss"]))}
 
 
-def describe(run: Run, batch: Trajectories) -> dict[str, float]:
+def describe(method: Method, batch: Trajectories) -> dict[str, float]:
     """What the batch looks like before the update: size, and the share of groups that teach nothing."""
     found = {"rows": float(batch.shape[0]), "decisions": float(batch.valid.sum())}
-    if run.method.traits["grouped"] and batch.score is not None and batch.group is not None:
+    if method.traits["grouped"] and batch.score is not None and batch.group is not None:
         std = group_stats(batch.score, batch.group)[2]
         index, groups = index_groups(batch.group)
         dead = torch.zeros(groups, device=index.device).index_fill_(0, index[std == 0], 1.0)
@@ -159,10 +239,11 @@ def describe(run: Run, batch: Trajectories) -> dict[str, float]:
 def mismatch(run: Run, batch: Trajectories, rows: int = 8) -> float:
     """Mean |log pi - log pi_old| (nats) over the decisions of a few rows before the update: 0 up to rounding, as nothing
     has changed since sampling. More than that is a mistake in the policy, and is said once."""
-    some = batch.rows(torch.arange(min(rows, batch.shape[0])))
+    own = torch.arange(batch.shape[0]) if batch.expert_mask is None else (~batch.expert_mask).nonzero()[:, 0]
+    some = batch.rows(own[:rows])
     assert some.logp_old is not None
     with autocast(run):
-        gap = evaluate(run.policy, some, {"logp"}, run.config.micro)["logp"] - some.logp_old
+        gap = evaluate(run.policy, some, LOGP, run.config.micro)["logp"] - some.logp_old
     found = float(masked_mean(gap.abs(), some.valid))
     if run.batch == 0 and found > TOLERANCE:
         warnings.warn(

@@ -21,7 +21,7 @@ from anypo.method import Method
 from anypo.method import method as find_method
 from anypo.parts._register import kebab
 from anypo.policies.anchor import moving, snapshot
-from anypo.stages import CHAINS, SLOTS, Knob, OpenStore, Stepper, Want
+from anypo.stages import CHAINS, SLOTS, Knob, OpenStore, Refresh, Stepper, Want
 from anypo.tasks.pool import StartPool
 
 KEEP = 2
@@ -50,6 +50,24 @@ class Run:
     """Batches finished, and the same in the task's unit (environment steps); the run is finished when
     done reaches steps, or earlier at its target."""
 
+    @property
+    def rules(self) -> dict[str, Refresh]:
+        """The anchors of every phase, with their refresh rules."""
+        phases = (self.method, *(self.method.at(after) for after, _ in self.method.later))
+        return {name: rule for phase in phases for name, rule in phase.anchors.items()}
+
+    def anchor(self, name: str) -> dict[str, torch.Tensor]:
+        """An anchor's weights; one that nobody read so far begins as the policy is now."""
+        return self.anchors.setdefault(name, snapshot(self.policy))
+
+    def enter(self) -> Method:
+        """The phase the coming batch is in; a phase with a store of its own begins with an empty one."""
+        now = self.method.at(self.batch)
+        before = self.method.at(self.batch - 1)
+        if now.stages["store"] is not before.stages["store"]:
+            self.store = now.stages["store"].open()
+        return now
+
     def state(self) -> dict[str, Any]:
         return {
             "batch": self.batch,
@@ -69,6 +87,7 @@ class Run:
         self.stepper.load_state_dict(state["stepper"])
         self.method.load_state_dict(state["knobs"])
         self.pool.load_state_dict(state["pool"])
+        self.store = self.method.at(self.batch - 1).stages["store"].open()
         self.store.load_state_dict(state["store"])
         self.task.load_state_dict(state["task"])
 
@@ -85,7 +104,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
     recipe = task.recipe(method.traits)
     step, collect = method.stages["step"], method.stages["collect"]
     method = method.configure({"step": _open(step, recipe), "collect": _open(collect, recipe)})
-    policy = policies.make(config.policy, task, value=method.traits["critic"], seed=config.seed)
+    policy = policies.make(config.policy, task, value=method.heads, seed=config.seed)
     policy.to(_device(config.device))
     config.policy.setdefault("name", task.default_policy)
     config.steps = steps = config.steps or int(recipe["steps"])
@@ -111,8 +130,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
         folder=folder,
         steps=steps,
     )
-    if "logp_ref" in method.reads("score", "credit", "ratio", "trust", "terms"):
-        run.anchors["ref"] = snapshot(policy)
+    run.anchors = {name: snapshot(policy) for name in run.rules}
     return run
 
 
@@ -160,16 +178,26 @@ def create(config: Config) -> Run:
             f"{folder} already holds a run; resume it with `anypo resume {folder}` or choose another --out"
         )
     run = build(config, folder)
+    versions = {"anypo": __version__, "torch": torch.__version__, "data": fingerprint(run.task)}
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        _write(folder / "versions.json", json.dumps(versions))
+        for name in fixed(run):
+            save_file(_plain(run.anchors[name]), folder / f"anchor-{name}.safetensors")
+        # last: a folder with a config.yaml is a run
         _write(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     except OSError as error:
         raise UsageError(f"cannot write the run to {folder}: {error.strerror}; choose another --out") from None
-    versions = {"anypo": __version__, "torch": torch.__version__, "data": fingerprint(run.task)}
-    _write(folder / "versions.json", json.dumps(versions))
-    for name, weights in run.anchors.items():
-        save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"anchor-{name}.safetensors")
     return run
+
+
+def fixed(run: Run) -> list[str]:
+    """The anchors that never change: written once, the others with every checkpoint."""
+    return [name for name, rule in run.rules.items() if rule == Refresh()]
+
+
+def _plain(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in weights.items()}
 
 
 def _fresh(config: Config) -> Path:
@@ -189,7 +217,7 @@ def reopen(folder: Path) -> Run:
     run = build(from_dict(load(folder / "config.yaml")), folder)
     if json.loads((folder / "versions.json").read_text())["data"] != fingerprint(run.task):
         raise UsageError(f"the data of {run.task.name} are not those the run in {folder} started with")
-    for name in run.anchors:
+    for name in fixed(run):
         run.anchors[name] = load_file(
             folder / f"anchor-{name}.safetensors", device=str(next(run.policy.parameters()).device)
         )
@@ -222,7 +250,9 @@ def write_checkpoint(run: Run) -> Path | None:
     temporary = final.with_name(f".{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({k: v.detach().contiguous() for k, v in moving(run.policy).items()}, temporary / "policy.safetensors")
+    save_file(_plain(moving(run.policy)), temporary / "policy.safetensors")
+    for name in run.anchors.keys() - set(fixed(run)):
+        save_file(_plain(run.anchors[name]), temporary / f"anchor-{name}.safetensors")
     torch.save(run.state(), temporary / "state.pt")
     digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(temporary.iterdir())}
     _write(temporary / "manifest.json", json.dumps({"method": run.config.method, "files": digests}))
@@ -257,6 +287,10 @@ def read_checkpoint(run: Run, path: Path) -> None:
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(saved[name])
+    for name in manifest["files"]:
+        if name.startswith("anchor-"):
+            weights = load_file(path / name, device=str(next(run.policy.parameters()).device))
+            run.anchors[name.removeprefix("anchor-").removesuffix(".safetensors")] = weights
     run.restore(torch.load(path / "state.pt", weights_only=True))
 
 

@@ -3,19 +3,17 @@ sum(dF/dlogp * logp), micro-batch by micro-batch, so it does not depend on how t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from anypo.errors import UsageError
 from anypo.method import Method
 from anypo.parts.statistics import index_groups
-from anypo.stages import LEVELS, Policy
+from anypo.stages import LEVELS, Policy, View
 from anypo.types import Trajectories
-
-VIEWS = frozenset({"logp", "entropy", "value"})
-"""What a policy can be asked for."""
 
 
 def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) -> dict[str, Tensor]:
@@ -23,32 +21,51 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
 
     Rows in which F has no gradient are not sent through the network a second time. Returns the metrics of the loss.
     """
-    want = ({"logp"} | method.reads("ratio", "trust", "reduce", "terms", "critic")) & VIEWS
+    views = method.live
     chunks = cut(batch, micro)
     if len(chunks) == 1:
-        loss, metrics = method.loss(batch.but(**policy.evaluate(batch, want)))
+        loss, metrics = method.loss(batch.put(look(policy, batch, views)))
         loss.backward()
         return metrics
-    leaves = {name: view.requires_grad_() for name, view in evaluate(policy, batch, want, micro).items()}
-    loss, metrics = method.loss(batch.but(**leaves))
+    leaves = {name: view.requires_grad_() for name, view in evaluate(policy, batch, views, micro).items()}
+    loss, metrics = method.loss(batch.put(leaves))
     slopes = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True))
     slopes = {name: slope for name, slope in slopes.items() if slope is not None}
+    views = {name: views[name] for name in slopes}
     for rows in chunks:
         alive = torch.stack([(slope[rows] != 0).any(1) for slope in slopes.values()]).any(0)
         rows = rows[alive]
         if len(rows):
-            views = policy.evaluate(batch.rows(rows), set(slopes))
-            sum(((slope[rows] * views[name]).sum() for name, slope in slopes.items()), torch.zeros(())).backward()
+            seen = look(policy, batch.rows(rows), views)
+            sum(((slope[rows] * seen[name]).sum() for name, slope in slopes.items()), torch.zeros(())).backward()
     return metrics
 
 
+def look(policy: Policy, batch: Trajectories, views: Mapping[str, View]) -> dict[str, Tensor]:
+    """The views of a batch at the policy's present parameters, by the name of the field; one pass per layer read."""
+    found: dict[str, Tensor] = {}
+    for layer in dict.fromkeys(view.layer for view in views.values()):
+        names = {name: view.functional for name, view in views.items() if view.layer == layer}
+        for functional in names.values():
+            if functional not in policy.functionals:
+                raise UsageError(
+                    f"the policy ({type(policy).__name__}) cannot give {functional!r}, which the method needs"
+                )
+        seen = policy.evaluate(batch, set(names.values()), **({} if layer is None else {"layer": layer}))
+        found |= {name: seen[functional] for name, functional in names.items()}
+    return found
+
+
 @torch.no_grad()
-def evaluate(policy: Policy, batch: Trajectories, want: Collection[str], micro: int) -> dict[str, Tensor]:
-    """The wanted views of a batch without gradient, in the batch's row order."""
+def evaluate(policy: Policy, batch: Trajectories, views: Mapping[str, View], micro: int) -> dict[str, Tensor]:
+    """The views of a batch without gradient, in the batch's row order."""
     chunks = cut(batch, micro)
-    pieces = [policy.evaluate(batch.rows(rows), want) for rows in chunks]
+    pieces = [look(policy, batch.rows(rows), views) for rows in chunks]
     back = torch.cat(chunks).argsort()
-    return {name: torch.cat([piece[name] for piece in pieces])[back] for name in want}
+    return {name: torch.cat([piece[name] for piece in pieces])[back] for name in views}
+
+
+LOGP = {"logp": View()}
 
 
 def cut(batch: Trajectories, micro: int) -> list[Tensor]:
@@ -74,7 +91,7 @@ def minibatches(
     rows, else whole groups; a method that needs the whole batch gets it.
     """
     level = LEVELS.index(method.level)
-    if size is None or level == LEVELS.index("batch"):
+    if not size or level == LEVELS.index("batch"):
         yield batch
         return
     if level == LEVELS.index("decision") and independent:

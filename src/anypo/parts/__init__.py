@@ -8,7 +8,7 @@ from anypo.parts.knobs import Linear
 from anypo.parts.ratio import LogRatio, MinPrefix
 from anypo.parts.reduce import Mean
 from anypo.parts.score import KlPenalty, OverlongPenalty
-from anypo.parts.step import Adam, RMSProp, Sgd
+from anypo.parts.step import Adam, RMSProp, Sgd, SnrAdam, Transport
 from anypo.parts.store import Fresh
 from anypo.parts.terms import Divergence, Entropy
 from anypo.parts.trust import Clip, Likelihood, TruncatedWeight
@@ -38,6 +38,8 @@ __all__ = [
     "RMSProp",
     "Returns",
     "Sgd",
+    "SnrAdam",
+    "Transport",
     "TruncatedWeight",
     "Value",
     "Whiten",

@@ -15,7 +15,7 @@ POLICIES = {
 }
 
 
-def make(spec: dict[str, Any], task: Any, *, value: bool, seed: int) -> Any:
+def make(spec: dict[str, Any], task: Any, *, value: bool | tuple[str, ...], seed: int) -> Any:
     """The policy of `{name: ..., options}` for a task; without a name, the task's own default."""
     options = dict(spec)
     name = options.pop("name", None) or getattr(task, "default_policy", None)
@@ -43,7 +43,7 @@ def make(spec: dict[str, Any], task: Any, *, value: bool, seed: int) -> Any:
     return LanguageModel.load(source, value=value, seed=seed, **options)
 
 
-def _control(kind: str, options: dict[str, Any], task: Any, value: bool, seed: int) -> Any:
+def _control(kind: str, options: dict[str, Any], task: Any, value: bool | tuple[str, ...], seed: int) -> Any:
     if kind == "table":
         from anypo.policies.table import SoftmaxTable
 

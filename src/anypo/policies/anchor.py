@@ -19,6 +19,14 @@ def snapshot(policy: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in moving(policy).items()}
 
 
+def refreshed(anchor: dict[str, Tensor], policy: nn.Module, decay: float) -> dict[str, Tensor]:
+    """decay * anchor + (1 - decay) * policy, on everything that is a number with a fraction; the rest is copied."""
+    live = snapshot(policy)
+    if not decay:
+        return live
+    return {n: anchor[n].lerp(t, 1 - decay) if t.is_floating_point() else t for n, t in live.items()}
+
+
 @contextmanager
 def applied(policy: nn.Module, anchor: dict[str, Tensor]) -> Iterator[None]:
     """Inside, the policy computes with the anchor's weights; storage is swapped, nothing is copied."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int, Shaped
 from torch import Tensor, nn
 
 from anypo.errors import RunError, UsageError
+from anypo.policies.curvature import Moments, products
 from anypo.policies.normalize import RunningNorm
 from anypo.types import Trajectories
 
@@ -59,6 +60,14 @@ class Categoricals:
         taken = [x.gather(-1, a) for x, a in zip(self.logps, action.split(1, -1), strict=True)]
         return torch.cat(taken, -1).sum(-1)
 
+    def score_norm(self, action: Int[Tensor, "decision component"]) -> Float[Tensor, " decision"]:
+        """|d log p(action) / d logits|^2 = 1 - 2 p(a) + sum_v p(v)^2, summed over the components."""
+        each = [
+            1 - 2 * x.gather(-1, a).exp().squeeze(-1) + (2 * x).exp().sum(-1)
+            for x, a in zip(self.logps, action.split(1, -1), strict=True)
+        ]
+        return torch.stack(each, -1).sum(-1)
+
     def entropy(self) -> Float[Tensor, " decision"]:
         each = [-(x.exp() * x.masked_fill(x == -torch.inf, 0)).sum(-1) for x in self.logps]
         return torch.stack(each, -1).sum(-1)
@@ -80,6 +89,10 @@ class Gaussian:
     def logp(self, action: Float[Tensor, "decision component"]) -> Float[Tensor, " decision"]:
         z = (action - self.mean) * torch.exp(-self.log_std)
         return (-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def score_norm(self, action: Float[Tensor, "decision component"]) -> Float[Tensor, " decision"]:
+        """|d log p(action) / d mean|^2."""
+        return ((action - self.mean) * torch.exp(-2 * self.log_std)).square().sum(-1)
 
     def entropy(self) -> Float[Tensor, " decision"]:
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(len(self.mean))
@@ -142,6 +155,12 @@ class ActorCritic(nn.Module):
     independent = True
     scalar = True
     """A decision is one number, stored [N, T] rather than [N, T, 1]."""
+    heads: tuple[str, ...] = ()
+    """Names of the value functions, in the order of `values`; the first one bootstraps."""
+
+    @property
+    def functionals(self) -> frozenset[str]:
+        return frozenset({"logp", "entropy", "score_norm", *self.heads})
 
     def features(self, obs: Tensor) -> Tensor:
         """Encoded observations as the networks read them."""
@@ -150,8 +169,16 @@ class ActorCritic(nn.Module):
     def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Categoricals | Gaussian:
         raise NotImplementedError
 
-    def values(self, features: Tensor) -> Float[Tensor, " decision"] | None:
-        """V, or None without a value head."""
+    def values(self, features: Tensor) -> Float[Tensor, "decision head"] | None:
+        """What the value heads say, or None without one."""
+        raise NotImplementedError
+
+    def hidden(self, features: Tensor) -> Float[Tensor, "decision width"]:
+        """What the last layer of the actor reads."""
+        raise NotImplementedError
+
+    def last_layer(self) -> tuple[nn.Parameter, bool]:
+        """The weights of the actor's last layer, and whether they stand as [width, choice]."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -168,34 +195,85 @@ class ActorCritic(nn.Module):
         distribution = self.distribution(features, action_mask)
         action = distribution.mode() if greedy else distribution.sample(generator)
         logp = distribution.logp(action)
-        return Decisions(action.squeeze(-1) if self.scalar else action, logp, self.values(features))
+        values = self.values(features)
+        value = None if values is None else values[:, 0]
+        return Decisions(action.squeeze(-1) if self.scalar else action, logp, value)
 
     @torch.no_grad()
     def value_of(self, obs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, " batch"] | None:
         """V of encoded observations; None without a value head."""
-        return self.values(self.features(obs))
+        values = self.values(self.features(obs))
+        return None if values is None else values[:, 0]
 
-    def evaluate(self, b: Trajectories, want: Collection[str]) -> dict[str, Float[Tensor, "row step"]]:
-        """logp, entropy (nats) and value of the decisions in the trace, differentiable; 0 where the mask is off."""
+    def evaluate(
+        self, b: Trajectories, want: Collection[str], *, layer: int | None = None
+    ) -> dict[str, Float[Tensor, "row step"]]:
+        """logp, entropy (nats), squared score norm and values of the decisions in the trace, differentiable; 0 where the
+        mask is off."""
+        if layer is not None:
+            raise UsageError("the method reads an inner layer of the policy, which only language models offer")
+        if missing := set(want) - self.functionals:
+            raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = chosen(b)
         features = self.features(b.trace["obs"][valid])
         found = {}
-        if "logp" in want or "entropy" in want:
-            mask = b.trace[MASK][valid] if MASK in b.trace else None
-            distribution = self.distribution(features, mask)
+        if {"logp", "entropy", "score_norm"} & set(want):
+            distribution = self.distribution(features, b.trace[MASK][valid] if MASK in b.trace else None)
+            action = b.trace["action"][valid]
+            action = action.unsqueeze(-1) if self.scalar else action
             if "logp" in want:
-                action = b.trace["action"][valid]
-                found["logp"] = distribution.logp(action.unsqueeze(-1) if self.scalar else action)
+                found["logp"] = distribution.logp(action)
             if "entropy" in want:
                 found["entropy"] = distribution.entropy()
-        if "value" in want:
-            found["value"] = self.values(features)
-            if found["value"] is None:
-                raise UsageError("the method reads `value`, but the policy has no value head; build it with value=True")
+            if "score_norm" in want:
+                found["score_norm"] = distribution.score_norm(action)
+        if set(self.heads) & set(want):
+            values = self.values(features)
+            assert values is not None
+            found |= {name: values[:, k] for k, name in enumerate(self.heads) if name in want}
         return {name: x.new_zeros(valid.shape).masked_scatter(valid, x) for name, x in found.items()}
+
+    @torch.no_grad()
+    def step_products(self, b: Trajectories, moments: Moments | None) -> dict[str, Float[Tensor, "row step"]]:
+        """`step_along` and `step_spread` of every decision (see `curvature.products`), for one categorical action."""
+        valid = chosen(b)
+        features = self.features(b.trace["obs"][valid])
+        distribution = self.distribution(features, b.trace[MASK][valid] if MASK in b.trace else None)
+        if not isinstance(distribution, Categoricals) or len(distribution.logps) > 1 or b.advantage is None:
+            raise UsageError("the curvature of a step is known for policies with one categorical action only")
+        found = products(
+            self.hidden(features), distribution.logps[0], b.trace["action"][valid], b.advantage[valid], moments
+        )
+        return {name: x.new_zeros(valid.shape).masked_scatter(valid, x) for name, x in found.items()}
+
+    @torch.no_grad()
+    def progress(self, b: Trajectories) -> Float[Tensor, "row step"]:
+        """C_{t+1} - C_t, where C_t is the probability of going on to the right outcome after t decisions: the product of the
+        probabilities of the right remaining decisions while all earlier ones were right, else 0. Needs `answer` and
+        `answer_obs` in the trace, the right decisions and what is observed on the way."""
+        if "answer" not in b.trace:
+            raise UsageError("the method measures progress towards a known answer, and this task has none")
+        right = b.but(trace={"obs": b.trace["answer_obs"], "action": b.trace["answer"]})
+        logp = self.evaluate(right, {"logp"})["logp"]
+        rest = logp.flip(1).cumsum(1).flip(1).exp()
+        alive = torch.where(b.valid, b.trace["action"] == b.trace["answer"], True).cumprod(1)
+        after = torch.cat([rest[:, 1:], torch.ones_like(rest[:, :1])], 1)
+        before = torch.cat([torch.ones_like(alive[:, :1]), alive[:, :-1]], 1)
+        return torch.where(b.valid, after * alive - rest * before, 0.0)
+
+    def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
+        """b with every feature of every observation set to 0 independently with probability `share`."""
+        obs = b.trace["obs"]
+        kept = torch.rand(obs.shape, generator=generator) >= share
+        return b.but(trace={**b.trace, "obs": torch.where(kept, obs, torch.zeros_like(obs))})
 
     def observe(self, b: Trajectories) -> None:
         """Nothing to learn from a batch, unless a subclass keeps input statistics."""
+
+
+def names_of(value: bool | Sequence[str]) -> tuple[str, ...]:
+    """Names of the value heads: one called `value` for True."""
+    return (("value",) if value else ()) if isinstance(value, bool) else tuple(value)
 
 
 def chosen(b: Trajectories) -> Bool[Tensor, "row step"]:
@@ -224,7 +302,7 @@ class MLPPolicy(ActorCritic):
         action_space: Any,
         *,
         hidden: Sequence[int] = (64, 64),
-        value: bool = True,
+        value: bool | Sequence[str] = True,
         normalize: bool = True,
         seed: int = 0,
     ):
@@ -255,7 +333,8 @@ class MLPPolicy(ActorCritic):
         generator = torch.Generator().manual_seed(seed)
         self.actor = _mlp([dim, *hidden, outputs], 0.01, generator)
         self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
-        self.critic = _mlp([dim, *hidden, 1], 1.0, generator) if value else None
+        self.heads = names_of(value)
+        self.critic = _mlp([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
 
@@ -272,8 +351,14 @@ class MLPPolicy(ActorCritic):
             return Gaussian(out, self.log_std)
         return Categoricals(out, self.sizes, mask)
 
-    def values(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, " decision"] | None:
-        return None if self.critic is None else self.critic(features).squeeze(-1)
+    def values(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision head"] | None:
+        return None if self.critic is None else self.critic(features)
+
+    def hidden(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision width"]:
+        return self.actor[:-1](features)
+
+    def last_layer(self) -> tuple[nn.Parameter, bool]:
+        return cast(nn.Parameter, self.actor[-1].weight), False
 
     def observe(self, b: Trajectories) -> None:
         """Learn the observation statistics from the batch's valid decisions."""

@@ -16,7 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anypo.errors import UsageError, unknown
-from anypo.policies.chunked import functionals
+from anypo.policies.chunked import OFFERED, functionals
+from anypo.policies.control import names_of
+from anypo.policies.curvature import Moments, products
 from anypo.policies.sampling import Filter, Sample, generate
 from anypo.types import Trajectories
 
@@ -33,7 +35,8 @@ class LanguageModel(nn.Module):
 
     model: a causal language model of transformers, possibly wrapped by peft. tokenizer: its tokenizer. max_new: tokens
     a completion may have when nobody says otherwise. stop: strings that end a completion. value: learn V(s_t), a linear
-    map of the last hidden state before token t, zero at the start. Dropout stays off, so kept log-probs are exact.
+    map of the last hidden state before token t, zero at the start (or several, by their names). Dropout stays off, so kept
+    log-probs are exact.
     """
 
     exact = True
@@ -44,7 +47,7 @@ class LanguageModel(nn.Module):
         model: Any,
         tokenizer: Any,
         *,
-        value: bool = False,
+        value: bool | Sequence[str] = False,
         filter: Filter | None = None,
         stop: str | Sequence[str] = (),
         max_new: int | None = None,
@@ -66,7 +69,9 @@ class LanguageModel(nn.Module):
         self.vocabulary = embedding.num_embeddings
         self.context: int | None = getattr(self.inner.config, "max_position_embeddings", None)
         self.max_new = max_new or min(256, self.context // 2 if self.context else 256)
-        self.value_head = _zero_linear(self.inner.config.hidden_size, self.inner.dtype) if value else None
+        self.heads = names_of(value)
+        width = self.inner.config.hidden_size
+        self.value_head = _value_heads(width, len(self.heads), self.inner.dtype) if self.heads else None
         self.train(False)
         self._split = self._splits()
         self._reads_positions = "position_ids" in inspect.signature(self._reader.forward).parameters
@@ -77,7 +82,7 @@ class LanguageModel(nn.Module):
         source: str | Path,
         *,
         lora: dict[str, Any] | None = None,
-        value: bool = False,
+        value: bool | Sequence[str] = False,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -100,7 +105,8 @@ class LanguageModel(nn.Module):
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop, "max_new": max_new}
         settings |= {k: v for k, v in given.items() if v is not None}
         filter = Filter(**{k: settings.pop(k) for k in ("temperature", "top_k", "top_p") if k in settings})
-        policy = cls(model, tokenizer, value=value or bool(head), filter=filter, name=str(source), **settings)
+        saved = tuple(settings.pop("heads", ("value",))) if head else ()
+        policy = cls(model, tokenizer, value=value or saved, filter=filter, name=str(source), **settings)
         if head and policy.value_head is not None:
             policy.value_head.load_state_dict(head)
         return policy
@@ -211,17 +217,38 @@ class LanguageModel(nn.Module):
             f"of {self.name}; shorten it or lower max_new"
         )
 
-    def evaluate(self, b: Trajectories, want: Collection[str]) -> dict[str, Float[Tensor, "row step"]]:
-        """`logp`, `entropy`, `value` of the completions in `b.trace`, as wanted; 0 where b.mask is false.
+    @property
+    def functionals(self) -> frozenset[str]:
+        return frozenset({*OFFERED, *self.heads})
+
+    def evaluate(
+        self, b: Trajectories, want: Collection[str], *, layer: int | None = None
+    ) -> dict[str, Float[Tensor, "row step"]]:
+        """`logp`, `entropy`, `score_norm` and values of the completions in `b.trace`, as wanted; 0 where b.mask is false.
 
         One pass over prompt + completion, padded on the right: attention is causal, so the padding reaches nothing.
-        Only hidden states that predict a decision go through the output layer, in chunks.
+        Only hidden states that predict a decision go through the output layer, in chunks. layer: the output layer reads
+        the residual stream after that block (from 0; at most the last but one), without the final normalization.
         """
-        if "value" in want and self.value_head is None:
+        if missing := set(want) - self.functionals:
             raise UsageError(
-                "this method reads values, but the language model has no value head; load it with value=True"
+                f"this method reads {min(missing)!r}, but the language model has no value head of that name"
             )
         valid = b.valid
+        row, step, picked, last = self._states(b, valid, layer, bool(set(self.heads) & set(want)))
+        found: dict[str, Tensor] = {}
+        if set(OFFERED) & set(want):
+            taken = b.trace["completion"][row, step]
+            found |= functionals(picked, self._head(layer), taken, self.filter, want, self.vocabulary)
+        if self.value_head is not None and set(self.heads) & set(want):
+            values = self.value_head(last).to(torch.promote_types(last.dtype, torch.float32))
+            found |= {name: values[:, k] for k, name in enumerate(self.heads) if name in want}
+        return {k: x.new_zeros(valid.shape).index_put((row, step), x) for k, x in found.items()}
+
+    def _states(
+        self, b: Trajectories, valid: Bool[Tensor, "row step"], layer: int | None, values: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(row, step) of every decision, what the output layer reads for it, and the last hidden state."""
         prompt, start, completion = b.trace["prompt"], b.trace["prompt_length"], b.trace["completion"]
         row, step = valid.nonzero(as_tuple=True)
         place = start[row] + step  # where each decision stands in its sequence
@@ -229,26 +256,95 @@ class LanguageModel(nn.Module):
         ids = torch.zeros(len(prompt), prompt.shape[1] + completion.shape[1], dtype=torch.long, device=prompt.device)
         ids[:, : prompt.shape[1]] = prompt
         ids.scatter_(1, start[:, None] + torch.arange(completion.shape[1], device=ids.device), completion)
-
-        out = self._reader(input_ids=ids[:, :width], use_cache=False, **self._hidden_too("value" in want))
+        inner = layer is not None
+        more = {"output_hidden_states": True} if inner or (values and not self._split) else {}
+        out = self._reader(input_ids=ids[:, :width], use_cache=False, **more)
         states = out.last_hidden_state if self._split else out.logits
-        found: dict[str, Tensor] = {}
-        if "logp" in want or "entropy" in want:
-            head = self.inner.get_output_embeddings() if self._split else _same
-            picked = states[row, place - 1]
-            found |= functionals(picked, head, completion[row, step], self.filter, want, self.vocabulary)
-        if "value" in want and self.value_head is not None:
-            last = states if self._split else out.hidden_states[-1]
-            found["value"] = self.value_head(last[row, place - 1])[:, 0].to(
-                torch.promote_types(last.dtype, torch.float32)
+        last = states if self._split else out.hidden_states[-1] if values else states
+        if inner:
+            blocks = len(out.hidden_states) - 1
+            if blocks < 2:
+                raise UsageError(f"{self.name} has a single block, so it has no inner layer to read")
+            states = out.hidden_states[min(layer, blocks - 2) + 1]
+        return row, step, states[row, place - 1], last[row, place - 1]
+
+    def _head(self, layer: int | None = None) -> Any:
+        return self.inner.get_output_embeddings() if self._split or layer is not None else _same
+
+    @torch.no_grad()
+    def step_products(self, b: Trajectories, moments: Moments | None) -> dict[str, Float[Tensor, "row step"]]:
+        """`step_along` and `step_spread` of every decision; see `curvature.products`."""
+        if not self._split:
+            raise UsageError(
+                f"the curvature of a step needs logits that are linear in the last layer; {self.name} bends them"
             )
+        assert b.advantage is not None
+        valid = b.valid
+        row, step, hidden, _ = self._states(b, valid, None, False)
+        size = max(1, 2**25 // self.vocabulary)
+        pieces = []
+        for rows in torch.arange(len(row)).split(size):
+            taken = b.trace["completion"][row[rows], step[rows]]
+            logps = self.filter(self._head()(hidden[rows]), keep=taken)
+            pieces.append(
+                products(hidden[rows].to(logps.dtype), logps, taken, b.advantage[row[rows], step[rows]], moments)
+            )
+        found = {k: torch.cat([piece[k] for piece in pieces]) for k in pieces[0]} if pieces else {}
         return {k: x.new_zeros(valid.shape).index_put((row, step), x) for k, x in found.items()}
+
+    def last_layer(self) -> tuple[nn.Parameter, bool]:
+        """The output layer's weights, and whether they stand as [width, choice]."""
+        return self.inner.get_output_embeddings().weight, False
+
+    def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
+        """b with every token of its prompt replaced by the end-of-text token with probability `share`."""
+        prompt = b.trace["prompt"]
+        hidden = torch.rand(prompt.shape, generator=generator).to(prompt.device) < share
+        return b.but(trace={**b.trace, "prompt": prompt.masked_fill(hidden, self.eos[0])})
+
+    @torch.no_grad()
+    def progress(self, b: Trajectories, segments: int = 4) -> Float[Tensor, "row step"]:
+        """C_k - C_{k-1} on the decisions of segment k: how much the segment raised the policy's belief in the right answer.
+
+        C_k = pi(answer | prompt, completion up to cut k, cue), a product over the answer's tokens. Cuts fall so that every
+        segment holds about as many of the row's tokens of above-median entropy. Without a cue the completion is the answer
+        itself: then C_k is the probability of its rest, and 0 once it went wrong. Trace: answer [N, A] (cue first),
+        answer_length [N], cue_length [N] (-1 without a cue).
+        Source: GRPO-VPS, arXiv 2604.20659, sec. 3.
+        """
+        if "answer" not in b.trace:
+            raise UsageError("the method measures progress towards a known answer, and the records have no `answer`")
+        valid, trace = b.valid, b.trace
+        part = _segments(self.evaluate(b, {"entropy"})["entropy"], valid, segments)
+        cuts = torch.stack([(valid & (part < k)).sum(1) for k in range(segments + 1)], 1)
+        belief = torch.stack([self._belief(trace, cuts[:, k]) for k in range(segments + 1)], 1)
+        gain = belief.diff(dim=1)
+        return torch.where(valid, gain.gather(1, part.clamp(max=segments - 1)), 0.0)
+
+    def _belief(self, trace: dict[str, Tensor], cut: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """pi(answer | prompt, the first `cut` tokens of the completion, cue)."""
+        answer, length, cue = trace["answer"], trace["answer_length"], trace["cue_length"]
+        place = torch.arange(answer.shape[1], device=answer.device)
+        direct = cue < 0
+        given = torch.where(direct, cut.minimum(length), cue)  # what of `answer` is not asked for
+        prompt, start = trace["prompt"], trace["prompt_length"]
+        width = prompt.shape[1] + trace["completion"].shape[1]
+        ids = torch.zeros(len(prompt), width, dtype=torch.long, device=prompt.device)
+        ids[:, : prompt.shape[1]] = prompt
+        ids.scatter_(
+            1, start[:, None] + torch.arange(trace["completion"].shape[1], device=ids.device), trace["completion"]
+        )
+        probe = Trajectories(
+            mask=(place >= given[:, None]) & (place < length[:, None]),
+            trace={"prompt": ids, "prompt_length": start + torch.where(direct, 0, cut), "completion": answer},
+        )
+        logp = self.evaluate(probe, {"logp"})["logp"].sum(1)
+        said = torch.nn.functional.pad(trace["completion"], (0, max(0, answer.shape[1] - trace["completion"].shape[1])))
+        right = (said[:, : answer.shape[1]] == answer) | (place >= cut.minimum(length)[:, None])
+        return torch.where(direct & ~right.all(1), 0.0, logp.exp())
 
     def observe(self, b: Trajectories) -> None:
         """Nothing to learn about token ids."""
-
-    def _hidden_too(self, wanted: bool) -> dict[str, bool]:
-        return {"output_hidden_states": True} if wanted and not self._split else {}
 
     def _next(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits after the last token of each row, and the cache to go on with."""
@@ -282,18 +378,29 @@ class LanguageModel(nn.Module):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        settings = asdict(self.filter) | {"stop": self.stop, "max_new": self.max_new}
+        settings = asdict(self.filter) | {"stop": self.stop, "max_new": self.max_new, "heads": self.heads}
         (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         if self.value_head is not None:
             save_file({k: v.contiguous() for k, v in self.value_head.state_dict().items()}, directory / VALUE_HEAD)
 
 
-def _zero_linear(width: int, dtype: torch.dtype) -> nn.Linear:
-    """A linear map to one number that starts at zero, without a draw from the global generator."""
-    linear = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, 1, dtype=dtype))
-    nn.init.zeros_(linear.weight)
+def _value_heads(width: int, heads: int, dtype: torch.dtype) -> nn.Linear:
+    """A linear map to one number per head: the first starts at zero, further ones differ from it and from each other."""
+    linear = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, heads, dtype=dtype))
+    noise = 0.01 * torch.randn(heads, width, generator=torch.Generator().manual_seed(0))
+    noise[:1] = 0
+    with torch.no_grad():
+        linear.weight.copy_(noise)
     nn.init.zeros_(linear.bias)
     return linear
+
+
+def _segments(entropy: Tensor, valid: Tensor, segments: int) -> Int[Tensor, "row step"]:
+    """Segment index of every decision; tokens of above-median entropy are spread evenly over a row's segments."""
+    median = torch.where(valid, entropy, torch.nan).nanmedian(1, keepdim=True).values
+    high = valid & (entropy >= median)
+    before = high.cumsum(1) - high.long()
+    return (segments * before // high.sum(1, keepdim=True).clamp(min=1)).clamp(max=segments - 1)
 
 
 def _same(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from anypo.errors import UsageError
-from anypo.types import Request
+from anypo.types import Request, Trajectories
 
 
 @dataclass
@@ -16,7 +16,7 @@ class StartPool:
     """Draws starts 0..size-1 shuffled per epoch; counts upwards without end where `size` is None.
 
     standing: requests go on where the environments stand instead of naming a start. rank, world: this process draws
-    every world-th start, so that several processes share one order.
+    every world-th start, so that several processes share one order. unfinished: rows (one each) to go on with.
     """
 
     size: int | None
@@ -25,6 +25,7 @@ class StartPool:
     rank: int = 0
     world: int = 1
     position: int = 0
+    unfinished: list[Trajectories] = field(default_factory=list)
     _order: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +48,8 @@ class StartPool:
         return int(self._order[1][at])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "size": self.size, "seed": self.seed}
+        rows = [row.to_dict() for row in self.unfinished]
+        return {"position": self.position, "size": self.size, "seed": self.seed, "unfinished": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["size"] != self.size:
@@ -55,3 +57,4 @@ class StartPool:
                 f"the checkpoint's task had {state['size']} starts, this one has {self.size}: the data changed"
             )
         self.position = state["position"]
+        self.unfinished = [Trajectories.from_dict(row) for row in state["unfinished"]]

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.errors import UsageError
+from anypo.policies.sampling import Sample
 from anypo.tasks.rewards import Reward, make
 from anypo.types import Request, Trajectories
 
@@ -29,7 +30,10 @@ class TextTask:
     records, heldout: rows with at least `prompt`; every column goes to the rewards. rewards: anything `rewards.make`
     takes; each is a channel. weights: of the channels in the score (default 1 each). metric: name of the held-out share
     of prompts whose greedy completion gets more than 0.5 from the first reward. max_new: tokens per completion. source:
-    what the records are called in messages.
+    what the records are called in messages. cue: text that asks for the answer after a completion that reasons first
+    (None: the completion is the answer).
+
+    A record's `solution`, else its `answer`, is its reference solution: what hints show and demonstrations say.
     """
 
     unit = "batches"
@@ -47,8 +51,9 @@ class TextTask:
         metric: str = "accuracy",
         max_new: int | None = None,
         source: str = "records",
+        cue: str | None = None,
     ):
-        self.name, self.metric, self.max_new, self.source = name, metric, max_new, source
+        self.name, self.metric, self.max_new, self.source, self.cue = name, metric, max_new, source, cue
         self.records, self.heldout = list(records), list(heldout)
         self.rewards: list[Reward] = [make(r) for r in rewards]
         self.channels = tuple(r.name for r in self.rewards)
@@ -104,21 +109,27 @@ class TextTask:
         budget = horizons.pop()
         starts = [self.records[self._start(r)] for r in requests]
         prompts = [
-            policy.encode(s["prompt"]) + (policy.encode_hint(r.hint) if r.hint else [])
-            for s, r in zip(starts, requests, strict=True)
+            policy.encode(s["prompt"]) + self._hint(policy, s, r.hint) for s, r in zip(starts, requests, strict=True)
+        ]
+        begun = [
+            [] if r.prefix is None else r.prefix.trace["completion"][0, r.prefix.valid[0]].tolist() for r in requests
         ]
         counts = [r.samples for r in requests]
-        done = policy.sample(prompts, generator, samples=counts, max_new=budget)
+        given = [p + b for p, b in zip(prompts, begun, strict=True)]
+        done = policy.sample(given, generator, samples=counts, max_new=budget)
         group = torch.repeat_interleave(torch.arange(len(requests)), torch.tensor(counts))
+        fresh = done.mask
+        if any(begun):
+            done = continued(done, [r.prefix for r in requests], begun, group)
+            old = torch.tensor([len(b) for b in begun], device=done.ids.device)[group.to(done.ids.device)]
+            fresh = done.mask & (torch.arange(done.ids.shape[1], device=done.ids.device) >= old[:, None])
         rows = [starts[g] for g in group.tolist()]
         texts = _texts(policy, done)
         scores = self.score(rows, texts, done)
         score = combine(scores, self.weights)
 
         device = done.ids.device
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
-        width = max(map(len, prompts))
-        padded = torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=device)
+        prompt, lengths = padded(prompts, device)
         group = group.to(device)
         b = Trajectories(
             logp_old=done.logp,
@@ -126,11 +137,51 @@ class TextTask:
             score=score.to(device),
             scores=scores.to(device),
             group=group,
+            fresh=fresh if any(begun) else None,
             truncated=~done.stopped,
             budget=budget,
-            trace={"prompt": padded[group], "prompt_length": lengths[group], "completion": done.ids},
+            trace={"prompt": prompt[group], "prompt_length": lengths[group], "completion": done.ids},
         )
+        if all(isinstance(s.get("answer"), str) and s["answer"] for s in starts):
+            cue = [] if self.cue is None else policy.encode_hint(self.cue)
+            answer, size = padded([cue + policy.encode_hint(s["answer"]) for s in starts], device)
+            asked = torch.full_like(size, -1 if self.cue is None else len(cue))
+            b.trace |= {"answer": answer[group], "answer_length": size[group], "cue_length": asked[group]}
         return b, self._metrics(texts, done, scores, score)
+
+    def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
+        """The reference solutions of the requested records as rows, each ended by the end-of-text token."""
+        starts = [self.records[self._start(r)] for r in requests]
+        prompt, start = padded([policy.encode(s["prompt"]) for s in starts], policy.device)
+        ids, lengths = padded([[*policy.encode_hint(self.solution(s)), policy.eos[0]] for s in starts], policy.device)
+        group = torch.arange(len(requests), device=ids.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        return Trajectories(
+            logp_old=torch.zeros(ids.shape, device=ids.device),
+            mask=mask,
+            score=torch.full((len(ids),), torch.nan, device=ids.device),
+            scores=torch.full((len(ids), len(self.channels)), torch.nan, device=ids.device),
+            group=group,
+            expert_mask=torch.ones(len(ids), dtype=torch.bool, device=ids.device),
+            truncated=torch.zeros(len(ids), dtype=torch.bool, device=ids.device),
+            trace={"prompt": prompt, "prompt_length": start, "completion": ids},
+        )
+
+    def solution(self, record: dict[str, Any]) -> str:
+        """A record's reference solution; UsageError where it has none."""
+        found = record.get("solution", record.get("answer"))
+        if not isinstance(found, str) or not found:
+            raise UsageError(
+                f"the method needs reference solutions, and a record of {self.name} has neither `solution` nor `answer`"
+            )
+        return found
+
+    def _hint(self, policy: Any, record: dict[str, Any], hint: str | float | None) -> list[int]:
+        """Token ids of a hint: its text, or the beginning of the record's reference solution."""
+        if isinstance(hint, float):
+            solution = self.solution(record)
+            hint = solution[: round(hint * len(solution))]
+        return policy.encode_hint(hint) if hint else []
 
     def _start(self, request: Request) -> int:
         if request.start is None:
@@ -217,6 +268,31 @@ class TextTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore: which record comes next is the pool's business."""
+
+
+def padded(ids: Sequence[Sequence[int]], device: Any) -> tuple[Int[Tensor, "row step"], Int[Tensor, " row"]]:
+    """Token ids as one tensor, zeros on the right, and their lengths."""
+    width = max(map(len, ids))
+    rows = [[*row, *[0] * (width - len(row))] for row in ids]
+    return torch.tensor(rows, device=device), torch.tensor([len(row) for row in ids], device=device)
+
+
+def continued(
+    done: Sample, prefixes: Sequence[Trajectories | None], begun: Sequence[list[int]], group: Int[Tensor, " row"]
+) -> Sample:
+    """The completions with the beginnings they continue in front, log-probs of the policy that wrote those included."""
+    pieces = []
+    for i, g in enumerate(group.tolist()):
+        prefix, new = prefixes[g], int(done.lengths[i])
+        old = (
+            done.logp.new_zeros(0) if prefix is None or prefix.logp_old is None else prefix.logp_old[0, prefix.valid[0]]
+        )
+        ids = torch.cat([done.ids.new_tensor(begun[g]), done.ids[i, :new]])
+        pieces.append((ids, torch.cat([old, done.logp[i, :new]])))
+    ids = torch.nn.utils.rnn.pad_sequence([ids for ids, _ in pieces], batch_first=True)
+    logp = torch.nn.utils.rnn.pad_sequence([logp for _, logp in pieces], batch_first=True)
+    lengths = torch.tensor([len(x) for x, _ in pieces], device=ids.device)
+    return Sample(ids=ids, lengths=lengths, logp=logp, stopped=done.stopped)
 
 
 def combine(scores: Float[Tensor, "row channel"], weights: Float[Tensor, " channel"]) -> Float[Tensor, " row"]:

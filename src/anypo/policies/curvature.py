@@ -1,0 +1,61 @@
+"""What one decision's own gradient step would do to its distribution, read off the last layer z = W h."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK = 2**24
+"""Elements of [decision, choice, width] held at once."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Adam's state of the last layer: first and second moment [choice, width], updates made, and its constants."""
+
+    first: Float[Tensor, "choice width"]
+    second: Float[Tensor, "choice width"]
+    updates: int
+    betas: tuple[float, float]
+    eps: float
+
+
+@torch.no_grad()
+def products(
+    hidden: Float[Tensor, "decision width"],
+    logps: Float[Tensor, "decision choice"],
+    taken: Int[Tensor, " decision"],
+    advantage: Float[Tensor, " decision"],
+    moments: Moments | None,
+) -> dict[str, Float[Tensor, " decision"]]:
+    """With v = onehot(a) - pi, g = A v h^T and u = G h, where G is the step that g alone would cause (g itself, or what
+    Adam makes of it): `step_along` = v.u and `step_spread` = u^T (diag(pi) - pi pi^T) u.
+
+    Source: CAPO, arXiv 2510.00819, sec. 4: from these follow the predicted change of the objective and of the policy.
+    """
+    p = logps.exp()
+    v = -p
+    v[torch.arange(len(v)), taken] += 1
+    if moments is None:
+        u = advantage[:, None] * hidden.square().sum(1, keepdim=True) * v
+    else:
+        size = max(1, CHUNK // (v.shape[1] * hidden.shape[1]))
+        u = torch.cat(
+            [
+                _adam(*some, moments)
+                for some in zip(v.split(size), hidden.split(size), advantage.split(size), strict=True)
+            ]
+        )
+    return {"step_along": (v * u).sum(1), "step_spread": (p * u.square()).sum(1) - (p * u).sum(1).square()}
+
+
+def _adam(v: Tensor, h: Tensor, a: Tensor, m: Moments) -> Float[Tensor, "decision choice"]:
+    """G h, with the moments advanced by each decision's gradient alone."""
+    g = (a[:, None] * v)[:, :, None] * h[:, None]
+    (b1, b2), t = m.betas, m.updates + 1
+    first = (b1 * m.first + (1 - b1) * g) / (1 - b1**t)
+    second = (b2 * m.second + (1 - b2) * g.square()) / (1 - b2**t)
+    return torch.einsum("dcw,dw->dc", first / (second.sqrt() + m.eps), h)
