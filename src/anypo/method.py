@@ -121,8 +121,8 @@ class Method:
 
     def at(self, batch: int) -> Method:
         """The phase that batch number `batch` (from 0) is in."""
-        changes = [stages for after, stages in self.later if batch >= after]
-        return Method(self.card, **{**self.stages, **changes[-1]}) if changes else self
+        changes = {slot: part for after, stages in self.later if batch >= after for slot, part in stages.items()}
+        return Method(self.card, **{**self.stages, **changes}) if changes else self
 
     def configure(self, settings: dict[str, Any]) -> Method:
         """This method with stages changed by configuration values, as they stand in a run's config.yaml."""
@@ -148,7 +148,9 @@ class Method:
         b = b.check().clean()
         for part in self._late():
             with torch.no_grad():
-                b = self._run("credit", part, b, lambda p, d: p(d)).clean()
+                after = self._run("credit", part, b, lambda p, d: p(d))
+            written = {f.name: new for f in fields(b) if (new := getattr(after, f.name)) is not getattr(b, f.name)}
+            b = b.but(**written).clean()
         everything, expert = b, b.get("expert_mask")
         if expert is not None:
             b = b.rows(expert == 0)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -186,7 +186,7 @@ class Knob(Protocol):
     which the loop calls after every batch, or after every parameter update (`every`), with the metrics and rows of that
     batch (or minibatch) and the progress of the run in [0, 1]."""
 
-    every: Literal["batch", "update"]
+    every: ClassVar[Literal["batch", "update"]]
 
     def __float__(self) -> float: ...
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None: ...

@@ -241,7 +241,7 @@ def test_prepare_keeps_the_shape_and_never_adds_decisions(name: str, data: Any) 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
 def test_a_mask_of_numbers_is_the_mask_of_booleans(name: str, dtype: torch.dtype) -> None:
     method = anypo.method(name)
-    b = random_batch(12, holes=0.4, optional=False)
+    b = random_batch(12, holes=0.4, optional=False, extra=sorted(all_reads(method) - set(FIELDS)))
     one, other = method.prepare(b), method.prepare(b.but(mask=b.mask.to(dtype)))
     assert same_bits(one.advantage, other.advantage)
     assert same_bits(method.loss(one)[0], method.loss(other.but(mask=other.valid.to(dtype)))[0])
@@ -259,7 +259,7 @@ def test_prepare_leaves_logp_entropy_and_value_in_their_graph(name: str) -> None
 @every_method
 def test_what_a_method_does_not_read_may_be_missing(name: str) -> None:
     method = anypo.method(name)
-    b = method.prepare(random_batch(3, optional=False))
+    b = method.prepare(random_batch(3, optional=False, extra=sorted(all_reads(method) - set(FIELDS))))
     needed = all_reads(method) | {"logp", "mask", "advantage"}
     lean = b.but(**{f: None for f in STEP_FIELDS if f not in needed}, group=None if "group" not in needed else b.group)
     assert same_bits(method.loss(lean)[0], method.loss(b.but(weight=None))[0])

@@ -13,7 +13,7 @@ import torch
 
 from anypo.errors import RunError, UsageError
 from anypo.loops.run import Run, append, dump, write_checkpoint
-from anypo.loops.update import LOGP, evaluate, first_nonfinite, gradient, minibatches
+from anypo.loops.update import LOGP, cut, evaluate, first_nonfinite, gradient, minibatches
 from anypo.method import Method
 from anypo.parts.statistics import group_stats, index_groups, masked_mean
 from anypo.policies.anchor import applied, refreshed
@@ -144,7 +144,10 @@ def with_late_views(run: Run, method: Method, part: Trajectories) -> Trajectorie
     views = method.late_views
     if not views:
         return part
-    found = run.policy.step_products(part, moments(run))
+    chunks, memory = cut(part, run.config.micro), moments(run)
+    pieces = [run.policy.step_products(part.rows(rows), memory) for rows in chunks]
+    back = torch.cat(chunks).argsort()
+    found = {name: torch.cat([piece[name] for piece in pieces])[back] for name in pieces[0]}
     lr = torch.full((part.shape[0],), run.stepper.lr(), device=part.valid.device)
     return part.put({name: found[view.functional] for name, view in views.items()} | {"lr": lr})
 
@@ -229,6 +232,8 @@ def describe(method: Method, batch: Trajectories) -> dict[str, float]:
         index, groups = index_groups(batch.group)
         dead = torch.zeros(groups, device=index.device).index_fill_(0, index[std == 0], 1.0)
         found["dead_groups"] = float(dead.mean())
+    if (hint := batch.get("hint")) is not None:
+        found["hint"] = float(hint.mean())
     if batch.advantage is not None:
         found["advantage_std"] = (
             float(batch.advantage[batch.valid].std(correction=0)) if bool(batch.valid.any()) else 0.0

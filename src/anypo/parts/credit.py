@@ -35,7 +35,7 @@ class Combine:
 @register("credit")
 @dataclass(frozen=True)
 class Baseline:
-    """A_i = (s_i - center) / (scale + 1e-6), over the rows of the same request (`group`) or of the whole `batch`.
+    """A_i = (s_i - center) / (scale + eps), over the rows of the same request (`group`) or of the whole `batch`.
 
     center: `mean`; `leave-one-out`, the mean of the others = G/(G-1) (s_i - mean). scale: `std` (ddof=1) or none.
     A group of one has A = 0, and so has a group without variance.
@@ -45,6 +45,7 @@ class Baseline:
     by: Literal["group", "batch"] = "group"
     center: Literal["mean", "leave-one-out"] = "mean"
     scale: Literal["std"] | None = "std"
+    eps: float = 1e-6
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -58,7 +59,7 @@ class Baseline:
         if self.center == "leave-one-out":
             a = a * count / (count - 1).clamp(min=1)
         if self.scale == "std":
-            a = a / (std + 1e-6)
+            a = a / (std + self.eps)
         return b.but(advantage=spread(b, torch.where((std > 0) & ~b.score.isnan(), a, 0.0)))
 
 

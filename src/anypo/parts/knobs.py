@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -35,5 +36,34 @@ class Linear:
         self.progress = state["progress"]
 
 
-KNOBS = {"linear": Linear}
+@dataclass
+class Staircase:
+    """start + step * ceil(max(t - after, 0) / per) after t batches, not beyond end."""
+
+    start: float
+    step: float
+    end: float
+    after: int = 0
+    per: int = 10
+    batches: int = field(default=0, init=False)
+    every: ClassVar[Literal["batch", "update"]] = "batch"
+
+    def __float__(self) -> float:
+        value = self.start + self.step * math.ceil(max(self.batches - self.after, 0) / self.per)
+        return min(value, self.end) if self.step > 0 else max(value, self.end)
+
+    def __str__(self) -> str:
+        return f"{self.start:g}->{self.end:g}"
+
+    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
+        self.batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches = state["batches"]
+
+
+KNOBS = {"staircase": Staircase, "linear": Linear}
 """Knobs by the name they have in a configuration: `{knob: linear, start: 0.2, end: 0.1}`."""

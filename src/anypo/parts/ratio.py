@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypo.parts._register import register
-from anypo.stages import Level
+from anypo.stages import Level, View
 from anypo.types import Trajectories
 
 
@@ -71,3 +71,28 @@ class MinPrefix:
         if self.include_one:
             before = before.clamp(max=0.0)
         return torch.where(valid, x + before, 0.0)
+
+
+@register("ratio")
+@dataclass(frozen=True)
+class InnerRatio:
+    """x = log pi_l - log pi_l,old per token, of the policy pi_l = softmax(h_l W_U) that block l of the network already forms.
+
+    layer: l, from 0; in a shallower network its last block but one. Samples still come from the whole network.
+    Source: BuPO, arXiv 2512.19673, eq. 4.
+    """
+
+    layer: int = 5
+    level: ClassVar[Level] = "decision"
+    reads = ("logp", "logp_old")
+
+    @property
+    def views(self) -> dict[str, View]:
+        return {"logp_old": View("logp", layer=self.layer)}
+
+    @property
+    def live(self) -> dict[str, View]:
+        return {"logp": View("logp", layer=self.layer)}
+
+    def __call__(self, b: Trajectories) -> Tensor:
+        return log_ratio(b)

@@ -9,6 +9,7 @@ import torch
 
 from anypo.errors import RunError
 from anypo.parts._register import register
+from anypo.parts.statistics import index_groups
 from anypo.types import Trajectories
 
 
@@ -39,3 +40,61 @@ class OpenFresh:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows = []
+
+
+@register("store")
+@dataclass(frozen=True)
+class Replay:
+    """All fresh rows, and whole groups of the last `window` batches so that these are a share `share` of what is seen.
+
+    Source: ReMix, arXiv 2507.06892, sec. 4.1 (Mix-PPG).
+    """
+
+    share: float = 0.4
+    window: int = 2
+
+    def open(self) -> OpenReplay:
+        return OpenReplay(self)
+
+
+@dataclass
+class OpenReplay:
+    recipe: Replay
+    fresh: list[Trajectories] = field(default_factory=list)
+    past: list[Trajectories] = field(default_factory=list)
+
+    def add(self, rows: Trajectories) -> None:
+        self.fresh.append(rows)
+
+    def draw(self, generator: torch.Generator) -> Trajectories:
+        if not self.fresh:
+            raise RunError("the store is empty: nothing was collected before the update")
+        now, self.fresh = Trajectories.cat(self.fresh), []
+        drawn = [now]
+        if self.past:
+            old = _apart(self.past)
+            assert old.group is not None and now.group is not None
+            index, groups = index_groups(old.group)
+            wanted = round(self.recipe.share / (1 - self.recipe.share) * index_groups(now.group)[1])
+            chosen = torch.randperm(groups, generator=generator)[:wanted].to(index.device)
+            old = old.rows(torch.isin(index, chosen))
+            assert old.group is not None
+            drawn += [old.but(group=index_groups(old.group)[0] + now.group.max() + 1)] if old.shape[0] else []
+        self.past = [*self.past, now][-self.recipe.window :]
+        return Trajectories.cat(drawn)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"past": [rows.to_dict() for rows in self.past]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.fresh, self.past = [], [Trajectories.from_dict(rows) for rows in state["past"]]
+
+
+def _apart(batches: list[Trajectories]) -> Trajectories:
+    """Batches below each other, their group ids made distinct."""
+    kept, offset = [], 0
+    for rows in batches:
+        assert rows.group is not None
+        kept.append(rows.but(group=index_groups(rows.group)[0] + offset))
+        offset = int(kept[-1].group.max()) + 1
+    return Trajectories.cat(kept)

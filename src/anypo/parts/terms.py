@@ -10,7 +10,7 @@ from torch import Tensor
 from anypo.parts._register import register
 from anypo.parts.ratio import log_ratio
 from anypo.parts.statistics import masked_mean, ratio
-from anypo.stages import Level, Number, Reduce
+from anypo.stages import Level, Number, Reduce, Refresh
 from anypo.types import Trajectories
 
 
@@ -34,20 +34,26 @@ class Divergence:
     """coef * KL(pi || anchor), estimated per decision from d = log anchor - log pi:
 
     k1 = -d (unbiased), k2 = d^2 / 2, k3 = exp(d) - d - 1 (unbiased, >= 0).
-    coef = 0 reads no anchor. Source: GRPO, arXiv 2402.03300, eq. 4; the names: Schulman, "Approximating KL divergence".
+    coef = 0 reads no anchor. renew: the batch before whose update the anchor becomes the policy as it is then.
+    Source: GRPO, arXiv 2402.03300, eq. 4; the names: Schulman, "Approximating KL divergence".
     """
 
     kind: Literal["k1", "k2", "k3"] = "k3"
-    anchor: Literal["ref", "old"] = "ref"
+    anchor: Literal["ref", "old", "prev", "ema"] = "ref"
     coef: Number = 0.04
+    renew: int | None = None
     level: ClassVar[Level] = "decision"
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return ("logp", f"logp_{self.anchor}") if self.coef != 0 else ("logp",)
+        return ("logp", f"logp_{self.anchor}") if float(self.coef) else ("logp",)
+
+    @property
+    def anchors(self) -> dict[str, Refresh]:
+        return {} if self.renew is None else {self.anchor: Refresh(at=self.renew)}
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.coef == 0:
+        if not float(self.coef):
             assert b.logp is not None
             return b.logp.new_zeros(()), {}
         kl = divergence(-log_ratio(b, self.anchor), self.kind)

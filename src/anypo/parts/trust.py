@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anypo.parts._register import register
 from anypo.parts.statistics import ratio
-from anypo.stages import Level, Number
+from anypo.stages import Level, Number, View
 from anypo.types import Trajectories
 
 
@@ -33,6 +33,18 @@ class Likelihood:
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         assert b.logp is not None and b.advantage is not None
         return b.advantage.detach() * b.logp, {}
+
+
+@register("trust")
+@dataclass(frozen=True)
+class Unclipped:
+    """s = r A: the importance-weighted advantage. dF/dlogp = r A."""
+
+    level: ClassVar[Level] = "decision"
+    reads = ("advantage",)
+
+    def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+        return ratio(x) * advantage_at(x, b), {}
 
 
 @register("trust")
@@ -82,6 +94,29 @@ class TruncatedWeight:
         capped = share(weight != r, b)
         weight = weight if weight.ndim == 2 else weight.unsqueeze(1)
         return weight * b.advantage.detach() * b.logp, {"clip_fraction": capped}
+
+
+@register("trust")
+@dataclass(frozen=True)
+class RecentredClip:
+    """s = min(r A, clip(r, c - eps, c + eps) A), c = pi_k / pi_old: clipping around the policy pi_k the update starts from, whoever
+    sampled the row. log pi_k is `logp_start` [N, T]; without it the rows are taken as pi_k's own, c = 1.
+
+    Source: ReMix, arXiv 2507.06892, eq. 5.
+    """
+
+    eps: Number = 0.2
+    level: ClassVar[Level] = "decision"
+    reads = ("advantage", "logp_old")
+    views: ClassVar[dict[str, View]] = {"logp_start": View("logp")}
+
+    def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+        start = b.get("logp_start")
+        assert b.logp_old is not None
+        centre = torch.ones_like(x) if start is None else ratio(start - b.logp_old).detach()
+        r, a = ratio(x), advantage_at(x, b)
+        clipped = r.clamp(centre - float(self.eps), centre + float(self.eps)) * a
+        return torch.minimum(r * a, clipped), {"clip_fraction": share(clipped < r * a, b)}
 
 
 def share(flag: Tensor, b: Trajectories) -> Tensor:

@@ -1,0 +1,1 @@
+"""Credit: normalisation, segments, selection and objectives built on them."""

@@ -1,0 +1,31 @@
+"""BuPO: GRPO that first trains the policy an inner layer already forms, then the whole model."""
+
+from anypo.method import Card, Reduction, register
+from anypo.methods.policy_gradient.grpo import grpo
+from anypo.parts import Clip, InnerRatio, LogRatio, Mean
+
+bupo = register(
+    grpo.but(
+        ratio=InnerRatio(layer=5),
+        trust=Clip(0.2, 0.2, dual=10.0),
+        reduce=Mean("token"),
+        terms=[],
+        card=Card(
+            id="bupo",
+            title="Bottom-up Policy Optimization: Your Language Model Policy Secretly Contains Internal Policies",
+            year=2025,
+            arxiv="2512.19673",
+            family="advantage",
+            equation="30 batches of GRPO on pi_l = softmax(h_l W_U) with samples of pi, then GRPO on pi",
+            source="arXiv 2512.19673, sec. 4; Trae1ounG/BuPO, model forward and scripts",
+            claim="Briefly aligning a low layer first beats GRPO on mathematics; doing it for too long makes the model collapse.",
+            reduces=(
+                Reduction(
+                    "grpo",
+                    {"ratio": LogRatio("token")},
+                    {"trust": Clip(0.2, 0.2, dual=10.0), "reduce": Mean("token"), "terms": []},
+                ),
+            ),
+        ),
+    ).then(30, ratio=LogRatio("token"))
+)

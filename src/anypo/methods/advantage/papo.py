@@ -1,0 +1,23 @@
+"""PAPO: GRPO that is rewarded for answering differently when the input is hidden."""
+
+from anypo.method import Card, Reduction, register
+from anypo.methods.policy_gradient.grpo import grpo
+from anypo.parts import Divergence, Mean, Perception
+
+papo = register(
+    grpo.but(
+        reduce=Mean("token"),
+        terms=[Divergence("k3", anchor="ref", coef=0.01), Perception(coef=0.02, eta=0.0)],
+        card=Card(
+            id="papo",
+            title="Perception-Aware Policy Optimization for Multimodal Reasoning",
+            year=2025,
+            arxiv="2507.06448",
+            family="advantage",
+            equation="L = L_GRPO - gamma KL(pi(. | x) || pi(. | x hidden)) + eta (H + H_hidden), KL by k3, 60% of x hidden",
+            source="arXiv 2507.06448, eq. 4 to 7; MikeWangWZHL/PAPO, actor update",
+            claim="4.4% better on average and about 8% where vision matters; 30.5% fewer perception errors than GRPO.",
+            reduces=(Reduction("grpo", {"terms": []}, {"reduce": Mean("token"), "terms": []}),),
+        ),
+    )
+)

@@ -1,0 +1,1 @@
+"""Methods with guarantees: tabular, linear and step-size theory."""

@@ -1,0 +1,1 @@
+"""Hints, demonstrations and agents."""

@@ -1,0 +1,24 @@
+"""CAPO: GRPO without the tokens whose own step would change policy or objective too much."""
+
+from anypo.method import Card, Reduction, register
+from anypo.methods.policy_gradient.grpo import grpo
+from anypo.methods.policy_gradient.ppo import clipped_weight
+from anypo.parts import Baseline, Combine, KeepStable
+
+capo_curvature = register(
+    grpo.but(
+        credit=[Combine(), Baseline("group", center="mean", scale="std"), KeepStable(kl=1e-4, gain=1e-2)],
+        terms=[],
+        card=Card(
+            id="capo-curvature",
+            title="Stabilizing Policy Gradients for Sample-Efficient Reinforcement Learning in LLM Reasoning",
+            year=2025,
+            arxiv="2510.00819",
+            equation="GRPO over the tokens with m_F = a^2/2 (v.Gh)^2 < tau_F and |m_H| < tau_H, G the token's own step",
+            source="arXiv 2510.00819, eq. 7 to 10; luckeciano/stable-pg-llm, grpo_entropy_trainer.py",
+            claim="Rejecting under 8% of the tokens keeps aggressive updates stable and is up to 30 times more sample efficient.",
+            weight=clipped_weight(0.2, 0.2),
+            reduces=(Reduction("grpo", {}, {"terms": []}),),
+        ),
+    )
+)

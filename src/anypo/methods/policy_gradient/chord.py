@@ -1,0 +1,29 @@
+"""CHORD: GRPO and imitation in one loss, the demonstrations' tokens weighted by how unsure the policy is of them."""
+
+from anypo.method import Card, Reduction, register
+from anypo.methods.policy_gradient.grpo import grpo
+from anypo.parts import Imitate, Mean, Share, WithDemonstrations
+
+MU = 0.1
+"""Weight of imitation; 1 - MU is that of the policy's own samples."""
+
+chord = register(
+    grpo.but(
+        collect=WithDemonstrations(apart=16),
+        reduce=Share("token", coef=1 - MU),
+        terms=[Imitate(MU, phi="uncertain")],
+        card=Card(
+            id="chord",
+            title="On-Policy RL Meets Off-Policy Experts: Harmonizing Supervised Fine-Tuning and Reinforcement Learning via"
+            " Dynamic Weighting",
+            year=2025,
+            arxiv="2508.11408",
+            equation="L = (1 - mu) L_GRPO + mu token-mean -phi log p,  phi = sg(p (1 - p))",
+            source="arXiv 2508.11408, sec. 4; modelscope/Trinity-RFT, chord_policy_loss.py; 16 demonstrations a batch are ours",
+            claim="Absorbs experts without losing exploration and beats SFT followed by RL.",
+            reduces=(
+                Reduction("grpo", {"reduce": Mean("token"), "terms": []}, {"reduce": Mean("token"), "terms": []}),
+            ),
+        ),
+    )
+)
