@@ -1,17 +1,36 @@
 """The parts, one module per stage. `anypo.parts.MinPrefix()` in Python is `min-prefix` on the command line."""
 
 from anypo.parts._register import PARTS, describe, find, stage_of
+from anypo.parts.bounded import BoundedTarget, Median, MedianTarget
+from anypo.parts.channels import BetaNormalize, DecoupledBaseline, GateChannels
 from anypo.parts.collect import Ask, DynamicSampling, HintLadder, Window, WithDemonstrations
-from anypo.parts.credit import Baseline, Combine, DropTruncated, Gae, KeepInformative, NStep, Returns, Whiten
+from anypo.parts.contrast import Each, HingeDivergence, SetContrast, ShortestContrast
+from anypo.parts.credit import (
+    Baseline,
+    Combine,
+    DropTruncated,
+    Gae,
+    KeepInformative,
+    NStep,
+    Returns,
+    WeightedBaseline,
+    Whiten,
+)
 from anypo.parts.critic import Value
 from anypo.parts.curvature import KeepStable
 from anypo.parts.demonstrations import GateBySuccess, Imitate, Share
-from anypo.parts.knobs import Linear, Staircase
+from anypo.parts.gates import FiberGate, HazardModulated, MaskedLikelihood, TwoBranchClip, VariancePenalty
+from anypo.parts.knapsack import KnapsackBudget, SuccessRate
+from anypo.parts.knobs import Dual, Linear, Reciprocal, Staircase
 from anypo.parts.partial import ExtendedGae, FinishedValue
 from anypo.parts.perception import Perception
+from anypo.parts.pessimism import EntropyGatedKl, KlController, PessimisticBaseline, PessimisticValue
+from anypo.parts.quantiles import MixedValueAtRisk, TrackedQuantile
 from anypo.parts.ratio import InnerRatio, LogRatio, MinPrefix
-from anypo.parts.reduce import Mean
+from anypo.parts.reduce import Decoupled, Mean
 from anypo.parts.score import KlPenalty, OverlongPenalty
+from anypo.parts.segments import AddProgress, EntropyModulate
+from anypo.parts.selection import BalancedDrop, MaxVarianceRows, TopTokens
 from anypo.parts.step import Adam, RMSProp, Sgd, SnrAdam, Transport
 from anypo.parts.store import Fresh, Replay
 from anypo.parts.terms import Divergence, Entropy
@@ -20,45 +39,77 @@ from anypo.parts.trust import Clip, Likelihood, RecentredClip, TruncatedWeight, 
 __all__ = [
     "PARTS",
     "Adam",
+    "AddProgress",
     "Ask",
+    "BalancedDrop",
     "Baseline",
+    "BetaNormalize",
+    "BoundedTarget",
     "Clip",
     "Combine",
+    "Decoupled",
+    "DecoupledBaseline",
     "Divergence",
     "DropTruncated",
+    "Dual",
     "DynamicSampling",
+    "Each",
     "Entropy",
+    "EntropyGatedKl",
+    "EntropyModulate",
     "ExtendedGae",
+    "FiberGate",
     "FinishedValue",
     "Fresh",
     "Gae",
     "GateBySuccess",
+    "GateChannels",
+    "HazardModulated",
+    "HingeDivergence",
     "HintLadder",
     "Imitate",
     "InnerRatio",
     "KeepInformative",
     "KeepStable",
+    "KlController",
     "KlPenalty",
+    "KnapsackBudget",
     "Likelihood",
     "Linear",
     "LogRatio",
+    "MaskedLikelihood",
+    "MaxVarianceRows",
     "Mean",
+    "Median",
+    "MedianTarget",
     "MinPrefix",
+    "MixedValueAtRisk",
     "NStep",
     "OverlongPenalty",
     "Perception",
+    "PessimisticBaseline",
+    "PessimisticValue",
     "RMSProp",
     "RecentredClip",
+    "Reciprocal",
     "Replay",
     "Returns",
+    "SetContrast",
     "Sgd",
     "Share",
+    "ShortestContrast",
     "SnrAdam",
     "Staircase",
+    "SuccessRate",
+    "TopTokens",
+    "TrackedQuantile",
     "Transport",
     "TruncatedWeight",
+    "TwoBranchClip",
     "Unclipped",
     "Value",
+    "VariancePenalty",
+    "WeightedBaseline",
     "Whiten",
     "Window",
     "WithDemonstrations",

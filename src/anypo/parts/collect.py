@@ -62,7 +62,7 @@ class HintLadder:
 
     rungs: shares of the reference solution that are shown. A row failed where its first outcome channel (its score where
     there are none) is not above 0. The hint is given, so log-probs and credit are those of the hinted start.
-    The share shown stands in `hint` [N]. Source: GHPO, arXiv 2507.10628, sec. 3.
+    The share shown stands in `hint` [N]. Source: GHPO, arXiv 2507.10628.
     """
 
     requests: int | None = None
@@ -116,7 +116,7 @@ class Window:
     """At most `window` decisions per row and batch (half the horizon where left open); rows that are not finished then go on in
     the next batch, and new starts fill the rest. Rows hold all their decisions so far, `fresh` marks those just made, `done` the
     finished ones; an unfinished row has no outcome yet. Environments that stand go on anyway.
-    Source: T-PPO, arXiv 2506.15050, sec. 3.
+    Source: T-PPO, arXiv 2506.15050.
     """
 
     requests: int | None = None

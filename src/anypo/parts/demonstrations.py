@@ -22,7 +22,7 @@ from anypo.types import Trajectories
 class Imitate:
     """coef * token-mean over the demonstrations of -phi log pi, with phi detached: 1, p (1 - p) or p, p = pi(decision).
 
-    cutoff: decisions likelier than this teach nothing more. Source: CHORD, arXiv 2508.11408, sec. 4.3; phi = 1: HPT,
+    cutoff: decisions likelier than this teach nothing more. Source: CHORD, arXiv 2508.11408; phi = 1: HPT,
     arXiv 2509.04419.
     """
 
@@ -58,7 +58,7 @@ class Share(Mean):
 @dataclass(frozen=True)
 class GateBySuccess:
     """Per group: where the samples' mean score exceeds `above`, the samples teach, else the group's demonstrations do; the others
-    lose their mask. Source: HPT, arXiv 2509.04419, eq. 9 and 10.
+    lose their mask. Source: HPT, arXiv 2509.04419.
     """
 
     above: Number = 0.0

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from anypo.types import Trajectories
 
+KNOBS: dict[str, type] = {}
+"""Knobs by the name they have in a configuration: `{knob: linear, start: 0.2, end: 0.1}`."""
+T = TypeVar("T", bound=type)
 
+
+def register_knob(cls: T) -> T:
+    """Class decorator: makes a knob known by its class name in kebab case."""
+    KNOBS[re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()] = cls
+    return cls
+
+
+@register_knob
 @dataclass
 class Linear:
     """start -> end linearly over the first `until` share of the run, then end."""
@@ -36,6 +48,7 @@ class Linear:
         self.progress = state["progress"]
 
 
+@register_knob
 @dataclass
 class Staircase:
     """start + step * ceil(max(t - after, 0) / per) after t batches, not beyond end."""
@@ -65,5 +78,60 @@ class Staircase:
         self.batches = state["batches"]
 
 
-KNOBS = {"staircase": Staircase, "linear": Linear}
-"""Knobs by the name they have in a configuration: `{knob: linear, start: 0.2, end: 0.1}`."""
+@register_knob
+@dataclass
+class Reciprocal:
+    """1 / (start + progress (end - start)): the inverse of a step size that falls linearly over the run."""
+
+    start: float = 1.0
+    end: float = 0.0
+    progress: float = field(default=0.0, init=False)
+    every: ClassVar[Literal["batch", "update"]] = "batch"
+
+    def __float__(self) -> float:
+        return 1 / max(self.start + min(self.progress, 1.0) * (self.end - self.start), 1e-3)
+
+    def __str__(self) -> str:
+        return f"1/({self.start:g}->{self.end:g})"
+
+    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
+        self.progress = progress
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"progress": self.progress}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.progress = state["progress"]
+
+
+@register_knob
+@dataclass
+class Dual:
+    """A multiplier by dual ascent after every update: value <- max(0, value + rate (metric - bound))."""
+
+    start: float
+    metric: str
+    bound: float
+    rate: float = 1.0
+    value: float = field(default=0.0, init=False)
+    every: ClassVar[Literal["batch", "update"]] = "update"
+
+    def __post_init__(self) -> None:
+        self.value = self.start
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return f"dual({self.metric}<={self.bound:g})"
+
+    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
+        gap = metrics[self.metric] - self.bound
+        if math.isfinite(gap):
+            self.value = max(0.0, self.value + self.rate * gap)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]

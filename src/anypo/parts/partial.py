@@ -27,7 +27,7 @@ def finished(b: Trajectories) -> Bool[Tensor, " row"]:
 class ExtendedGae(Gae):
     """GAE in which the value of what follows an unfinished row is held at that of its last decision, V(s_l) := V(s_{l-1}).
 
-    returns: the sum of rewards to go, for the rows that are finished. Source: T-PPO, arXiv 2506.15050, eq. 8.
+    returns: the sum of rewards to go, for the rows that are finished. Source: T-PPO, arXiv 2506.15050.
     """
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -42,7 +42,7 @@ class ExtendedGae(Gae):
 @register("critic")
 @dataclass(frozen=True)
 class FinishedValue(Value):
-    """The value loss on all decisions of the rows that are finished; the others wait. Source: T-PPO, arXiv 2506.15050, sec. 3.2."""
+    """The value loss on all decisions of the rows that are finished; the others wait. Source: T-PPO, arXiv 2506.15050."""
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         return super().__call__(b.but(mask=b.valid & finished(b).unsqueeze(1)))

@@ -21,7 +21,7 @@ class Perception:
 
     k3 = exp(d) - d - 1 with d = log pi(. | ablated input) - log pi, d limited to +-20 and k3 to 10; H = - token-mean of log pi.
     The ablated pass is made once per batch, without gradient, with a share `hidden` of the input hidden (in `logp_ablated`).
-    Source: PAPO, arXiv 2507.06448, eq. 4 to 7.
+    Source: PAPO, arXiv 2507.06448.
     """
 
     coef: Number = 0.02

@@ -79,7 +79,7 @@ class InnerRatio:
     """x = log pi_l - log pi_l,old per token, of the policy pi_l = softmax(h_l W_U) that block l of the network already forms.
 
     layer: l, from 0; in a shallower network its last block but one. Samples still come from the whole network.
-    Source: BuPO, arXiv 2512.19673, eq. 4.
+    Source: BuPO, arXiv 2512.19673.
     """
 
     layer: int = 5

@@ -56,6 +56,21 @@ def group_stats(
     return count[index], mean[index], std[index]
 
 
+def group_median(x: Float[Tensor, " row"], group: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """Median of x over each row's group, the mean of the two middle ones for an even count; NaN enters nothing."""
+    index, groups = index_groups(group)
+    known = (~x.isnan()).to(x.dtype)
+    order = torch.where(x.isnan(), math.inf, x).argsort(stable=True)
+    order = order[index[order].argsort(stable=True)]
+    size = torch.zeros(groups, dtype=torch.long, device=x.device).index_add_(0, index, torch.ones_like(index))
+    first = size.cumsum(0) - size
+    count = group_sum(known, index, groups).long()
+    last = len(x) - 1
+    low = x[order[(first + (count - 1).clamp(min=0) // 2).clamp(max=last)]]
+    high = x[order[(first + count // 2).clamp(max=last)]]
+    return torch.where(count > 0, (low + high) / 2, 0.0)[index]
+
+
 def masked_mean(x: Float[Tensor, "*any"], mask: Bool[Tensor, "*any"]) -> Float[Tensor, ""]:
     """Mean over the valid decisions (or rows); 0 where there are none."""
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)

@@ -47,7 +47,7 @@ class OpenFresh:
 class Replay:
     """All fresh rows, and whole groups of the last `window` batches so that these are a share `share` of what is seen.
 
-    Source: ReMix, arXiv 2507.06892, sec. 4.1 (Mix-PPG).
+    Source: ReMix, arXiv 2507.06892 (Mix-PPG).
     """
 
     share: float = 0.4

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anypo.parts._register import register
 from anypo.parts.ratio import log_ratio
+from anypo.parts.reduce import Mean
 from anypo.parts.statistics import masked_mean, ratio
 from anypo.stages import Level, Number, Reduce, Refresh
 from anypo.types import Trajectories
@@ -33,15 +34,18 @@ class Entropy:
 class Divergence:
     """coef * KL(pi || anchor), estimated per decision from d = log anchor - log pi:
 
-    k1 = -d (unbiased), k2 = d^2 / 2, k3 = exp(d) - d - 1 (unbiased, >= 0).
+    k1 = -d (unbiased), k2 = d^2 / 2, k3 = exp(d) - d - 1 (unbiased, >= 0). On samples of the anchor itself: proximal =
+    r log r - r + 1 with r = exp(-d) (unbiased, >= 0); forward = d, for KL(anchor || pi).
+    over: reduced by this mean instead of the method's.
     coef = 0 reads no anchor. renew: the batch before whose update the anchor becomes the policy as it is then.
     Source: GRPO, arXiv 2402.03300, eq. 4; the names: Schulman, "Approximating KL divergence".
     """
 
-    kind: Literal["k1", "k2", "k3"] = "k3"
+    kind: Literal["k1", "k2", "k3", "proximal", "forward"] = "k3"
     anchor: Literal["ref", "old", "prev", "ema"] = "ref"
     coef: Number = 0.04
     renew: int | None = None
+    over: Literal["token", "row", "sum", "constant"] | None = None
     level: ClassVar[Level] = "decision"
 
     @property
@@ -57,11 +61,17 @@ class Divergence:
             assert b.logp is not None
             return b.logp.new_zeros(()), {}
         kl = divergence(-log_ratio(b, self.anchor), self.kind)
-        return float(self.coef) * reduce(kl, b), {f"kl_{self.anchor}": masked_mean(kl.detach(), b.valid)}
+        mean = reduce(kl, b) if self.over is None else Mean(self.over)(kl, b)
+        return float(self.coef) * mean, {f"kl_{self.anchor}": masked_mean(kl.detach(), b.valid)}
 
 
 def divergence(d: Tensor, kind: str) -> Tensor:
-    """KL estimators k1, k2, k3 as functions of d = log anchor - log pi."""
+    """The estimators as functions of d = log anchor - log pi."""
+    if kind == "forward":
+        return d
+    if kind == "proximal":
+        r = ratio(-d)
+        return -r * d - r + 1
     if kind == "k1":
         return -d
     return d.square() / 2 if kind == "k2" else ratio(d) - d - 1

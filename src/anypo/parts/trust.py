@@ -102,7 +102,7 @@ class RecentredClip:
     """s = min(r A, clip(r, c - eps, c + eps) A), c = pi_k / pi_old: clipping around the policy pi_k the update starts from, whoever
     sampled the row. log pi_k is `logp_start` [N, T]; without it the rows are taken as pi_k's own, c = 1.
 
-    Source: ReMix, arXiv 2507.06892, eq. 5.
+    Source: ReMix, arXiv 2507.06892.
     """
 
     eps: Number = 0.2

@@ -310,7 +310,7 @@ class LanguageModel(nn.Module):
         segment holds about as many of the row's tokens of above-median entropy. Without a cue the completion is the answer
         itself: then C_k is the probability of its rest, and 0 once it went wrong. Trace: answer [N, A] (cue first),
         answer_length [N], cue_length [N] (-1 without a cue).
-        Source: GRPO-VPS, arXiv 2604.20659, sec. 3.
+        Source: GRPO-VPS, arXiv 2604.20659.
         """
         if "answer" not in b.trace:
             raise UsageError("the method measures progress towards a known answer, and the records have no `answer`")

@@ -17,7 +17,7 @@ bupo = register(
             arxiv="2512.19673",
             family="advantage",
             equation="30 batches of GRPO on pi_l = softmax(h_l W_U) with samples of pi, then GRPO on pi",
-            source="arXiv 2512.19673, sec. 4; Trae1ounG/BuPO, model forward and scripts",
+            source="arXiv 2512.19673; Trae1ounG/BuPO, model forward and scripts",
             claim="Briefly aligning a low layer first beats GRPO on mathematics; doing it for too long makes the model collapse.",
             reduces=(
                 Reduction(

@@ -15,7 +15,7 @@ papo = register(
             arxiv="2507.06448",
             family="advantage",
             equation="L = L_GRPO - gamma KL(pi(. | x) || pi(. | x hidden)) + eta (H + H_hidden), KL by k3, 60% of x hidden",
-            source="arXiv 2507.06448, eq. 4 to 7; MikeWangWZHL/PAPO, actor update",
+            source="arXiv 2507.06448; MikeWangWZHL/PAPO, actor update",
             claim="4.4% better on average and about 8% where vision matters; 30.5% fewer perception errors than GRPO.",
             reduces=(Reduction("grpo", {"terms": []}, {"reduce": Mean("token"), "terms": []}),),
         ),

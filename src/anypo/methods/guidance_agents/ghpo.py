@@ -18,7 +18,7 @@ ghpo = register(
             arxiv="2507.10628",
             family="guidance_agents",
             equation="a group that fails entirely is sampled again given h[:w|h|], w = 0.25, 0.5, 0.75; GRPO given q and h[:w|h|]",
-            source="arXiv 2507.10628, sec. 3; hkgc-1/GHPO, ghpo_trainer.py",
+            source="arXiv 2507.10628; hkgc-1/GHPO, ghpo_trainer.py",
             claim="About 5% over GRPO on six mathematics benchmarks, with fewer groups that teach nothing.",
             weight=clipped_weight(0.2, 0.2),
             reduces=(

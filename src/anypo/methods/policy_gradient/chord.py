@@ -19,7 +19,7 @@ chord = register(
             year=2025,
             arxiv="2508.11408",
             equation="L = (1 - mu) L_GRPO + mu token-mean -phi log p,  phi = sg(p (1 - p))",
-            source="arXiv 2508.11408, sec. 4; modelscope/Trinity-RFT, chord_policy_loss.py; 16 demonstrations a batch are ours",
+            source="arXiv 2508.11408; modelscope/Trinity-RFT, chord_policy_loss.py; 16 demonstrations a batch are ours",
             claim="Absorbs experts without losing exploration and beats SFT followed by RL.",
             reduces=(
                 Reduction("grpo", {"reduce": Mean("token"), "terms": []}, {"reduce": Mean("token"), "terms": []}),

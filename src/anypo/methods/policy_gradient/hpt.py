@@ -17,7 +17,7 @@ hpt = register(
             year=2025,
             arxiv="2509.04419",
             equation="L = alpha L_RL + beta L_SFT per prompt, (alpha, beta) = (1, 0) where mean score > gamma else (0, 1)",
-            source="arXiv 2509.04419, eq. 9 to 12; TsinghuaC3I/Unify-Post-Training, mix_trainer.py and mix_core_alg.py",
+            source="arXiv 2509.04419; TsinghuaC3I/Unify-Post-Training, mix_trainer.py and mix_core_alg.py",
             claim="Gated switching beats SFT, GRPO, SFT then GRPO, LUFFY and SRFT on six mathematics suites.",
             weight=lambda r, a: r * a,
         ),

@@ -23,7 +23,7 @@ remix = register(
             year=2025,
             arxiv="2507.06892",
             equation="L = -mean min(r A, clip(r, c-eps, c+eps) A) + beta [lam k3(ref) + (1-lam) k3(prev)],  c = pi_k / pi_old",
-            source="arXiv 2507.06892, sec. 4 (Mix-PPG, KL-Convex, policy reincarnation); beta and the entropy bonus (0) are ours",
+            source="arXiv 2507.06892 (Mix-PPG, KL-Convex, policy reincarnation); beta and the entropy bonus (0) are ours",
             claim="30 to 450 times fewer rollouts than comparable models; without reincarnation 4.84 points are lost.",
             reduces=(
                 Reduction("grpo", {"trust": Clip(0.2, 0.2), "terms": []}, {"reduce": Mean("token"), "terms": []}),

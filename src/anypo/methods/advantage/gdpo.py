@@ -1,0 +1,24 @@
+"""GDPO: GRPO whose reward channels are normalised one by one before they are added."""
+
+from anypo.method import Card, register
+from anypo.methods.policy_gradient.grpo import grpo
+from anypo.methods.policy_gradient.ppo import clipped_weight
+from anypo.parts import DecoupledBaseline
+
+gdpo = register(
+    grpo.but(
+        credit=[DecoupledBaseline()],
+        terms=[],
+        card=Card(
+            id="gdpo",
+            title="GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization",
+            year=2026,
+            arxiv="2601.05242",
+            family="advantage",
+            equation="A = batch z-score of sum_k w_k Z_k,  Z_k = (R_k - mean_group) / (std_group + 1e-4)",
+            source="arXiv 2601.05242; NVlabs/GDPO, trainer ports",
+            claim="Keeps apart what summed rewards confuse; better and more stable on tool use, mathematics and code.",
+            weight=clipped_weight(0.2, 0.2),
+        ),
+    )
+)

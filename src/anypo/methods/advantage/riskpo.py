@@ -1,0 +1,25 @@
+"""RiskPO: the scores of five prompts are added, and the lower part of their distribution is what is raised."""
+
+from anypo.method import Card, register
+from anypo.methods.policy_gradient.grpo import grpo
+from anypo.parts import Clip, Mean, MixedValueAtRisk, TrackedQuantile
+
+riskpo = register(
+    grpo.but(
+        credit=[MixedValueAtRisk(levels=(0.2, 0.9), low=TrackedQuantile(0.2), high=TrackedQuantile(0.9))],
+        trust=Clip(0.2, 0.2, dual=3.0),
+        reduce=Mean("token"),
+        terms=[],
+        card=Card(
+            id="riskpo",
+            title="RiskPO: Risk-based Policy Optimization via Verifiable Reward for LLM Post-Training",
+            year=2025,
+            arxiv="2510.00911",
+            family="advantage",
+            equation="A = (w g_C + g_R) / (w + 1), scaled;  maximises (w CVaR_0.2 + RVaR_0.2:0.9) / (w + 1) of a bundle's score",
+            source="arXiv 2510.00911; RTkenny/RiskPO, advantage function and tracker",
+            claim="Risk-averse objectives slow the loss of entropy and raise pass@1 and pass@k over GRPO.",
+            ordered=True,
+        ),
+    )
+)

@@ -1,0 +1,38 @@
+"""BRRL: the ratio is drawn to a bounded target instead of being clipped. For groups (GBPO), and with a median critic (BPO)."""
+
+from anypo.method import Card, register
+from anypo.methods.policy_gradient.grpo import grpo
+from anypo.methods.policy_gradient.ppo import ppo
+from anypo.parts import Adam, Baseline, BoundedTarget, Combine, Gae, Mean, Median, MedianTarget, Value
+
+PAPER = {
+    "title": "Bounded Ratio Reinforcement Learning",
+    "year": 2026,
+    "arxiv": "2604.18578",
+    "source": "arXiv 2604.18578; bounded-ratio-rl/bounded_ratio_rl, sb3/BPO.py and gbpo in verl's core_algos",
+    "claim": "Matches or beats PPO and GRPO in stability and return, with a bound on monotone improvement stated in the loss.",
+}
+
+brrl = register(
+    grpo.but(
+        credit=[Combine(), Baseline("group", center="mean", scale="std", alone=True)],
+        trust=BoundedTarget(low=0.2, high=0.2, temp=1.0),
+        reduce=Mean("token"),
+        terms=[],
+        card=Card(
+            id="brrl", equation="L = mean |r - rho| |A|,  rho = 1 - eps + 2 eps sigmoid((s - median) / std)", **PAPER
+        ),
+    )
+)
+
+bpo = register(
+    ppo.but(
+        credit=[Gae(gamma=0.99, lam=0.95)],
+        critic=[Value(coef=0.5), Median(coef=0.5)],
+        trust=MedianTarget(low=0.3, high=0.3, temp=1e-3),
+        step=Adam(grad_norm=1.0),
+        card=Card(
+            id="bpo", equation="L = mean |r - rho| |R - V|,  rho = 1 - eps + 2 eps sigmoid((R - u) / lambda)", **PAPER
+        ),
+    )
+)

@@ -1,0 +1,26 @@
+"""DHPO: half GRPO, half GSPO: token and row ratios, each clipped in its own box, are mixed."""
+
+from anypo.method import Card, Reduction, register
+from anypo.methods.policy_gradient.grpo import grpo
+from anypo.parts import TwoBranchClip
+
+dhpo = register(
+    grpo.but(
+        trust=TwoBranchClip(low=0.2, high=0.2, row_low=3e-4, row_high=4e-4, weight="half"),
+        terms=[],
+        card=Card(
+            id="dhpo",
+            title="Orchestrating Tokens and Sequences: Dynamic Hybrid Policy Optimization for RLVR",
+            year=2026,
+            arxiv="2601.05607",
+            equation="L = mean_i 1/|o_i| sum_t w L_token(clip 0.2) + (1 - w) L_row(clip 3e-4, 4e-4),  w = 1/2",
+            source="arXiv 2601.05607, eq. 8 to 11 and table 1 as read in secondary sources; the boxes are GRPO's and GSPO's",
+            confidence="reconstructed",
+            claim="Mixing both granularities beats GRPO and GSPO on seven mathematics benchmarks.",
+            reduces=(
+                Reduction("grpo", {"trust": TwoBranchClip(weight="token")}, {"terms": []}),
+                Reduction("gspo", {"trust": TwoBranchClip(weight="row")}),
+            ),
+        ),
+    )
+)

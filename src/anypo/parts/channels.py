@@ -1,0 +1,110 @@
+"""Credit for several outcome channels: each is put on a common scale before they are added."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypo.errors import MissingField
+from anypo.parts._register import register
+from anypo.parts.credit import spread
+from anypo.parts.statistics import group_stats, index_groups, whiten
+from anypo.types import Trajectories
+
+
+def channels(b: Trajectories) -> Float[Tensor, "row channel"]:
+    """The outcome channels; a score alone is a single one."""
+    if b.scores is not None:
+        return b.scores
+    if b.score is None:
+        raise MissingField("scores")
+    return b.score.unsqueeze(1)
+
+
+def z_score(x: Float[Tensor, " row"], group: Tensor | None, eps: float) -> Float[Tensor, " row"]:
+    """(x - mean) / (std + eps) over the group, 0 where it has no variance."""
+    _, mean, std = group_stats(x, group)
+    return torch.where(std > 0, (x - mean) / (std + eps), 0.0)
+
+
+@register("credit")
+@dataclass(frozen=True)
+class DecoupledBaseline:
+    """A = batch z-score of sum_k w_k Z_k, Z_k the group z-score of channel k; for a single channel A = Z_1.
+
+    A channel that does not apply (NaN) counts as 0. over: the batch statistics run over `rollouts`, or over `tokens`, where
+    long rows weigh more. Source: GDPO, arXiv 2601.05242; NVlabs/GDPO.
+    """
+
+    weights: tuple[float, ...] | None = None
+    eps: float = 1e-4
+    over: Literal["rollouts", "tokens"] = "rollouts"
+    reads = ("group",)
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        raw = channels(b).nan_to_num()
+        z = torch.stack([z_score(x, b.group, self.eps) for x in raw.unbind(1)], 1)
+        total = (z * z.new_tensor(self.weights or [1.0] * z.shape[1])).sum(1)
+        if z.shape[1] > 1 and self.over == "rollouts":
+            total = z_score(total, None, self.eps)
+        advantage = spread(b, total)
+        if z.shape[1] > 1 and self.over == "tokens":
+            advantage = whiten(advantage, b.valid)
+        return b.but(advantage=advantage, score=raw.sum(1) if b.score is None else b.score)
+
+
+@register("score")
+@dataclass(frozen=True)
+class GateChannels:
+    """Every channel counts only where the channel `on` passed (> 0.5). Source: GDPO, arXiv 2601.05242."""
+
+    on: int = 0
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        raw = channels(b)
+        passed = raw[:, self.on : self.on + 1] > 0.5
+        keep = passed | (torch.arange(raw.shape[1], device=raw.device) == self.on)
+        return b.but(scores=torch.where(keep, raw, 0.0))
+
+
+@register("credit")
+@dataclass(frozen=True)
+class BetaNormalize:
+    """A = (R - p) min(1 / Beta(p; alpha, beta), 1e6) with p the group's mean reward in [0, 1]; the mean over channels of it.
+
+    The Beta distribution of success rates, fitted to the batch's groups by moments as Beta(a, b), gives the normaliser of least
+    variance: alpha = max(1 + a/3, 1), beta = max(1 + b/3, 1). Source: BNPO, arXiv 2506.02864.
+    """
+
+    cap: float = 1e6
+    reads = ("group",)
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        raw = channels(b)
+        assert b.group is not None
+        known = ~raw.isnan()
+        each = torch.stack([self.normalized(x, b.group) for x in raw.unbind(1)], 1)
+        advantage = torch.where(known, each, 0.0).mean(1)
+        score = torch.where(known.any(1), torch.where(known, raw, 0.0).sum(1), torch.nan)
+        mask = b.valid & known.any(1, keepdim=True)
+        return b.but(advantage=spread(b, advantage), score=score if b.score is None else b.score, mask=mask)
+
+    def normalized(self, reward: Float[Tensor, " row"], group: Tensor) -> Float[Tensor, " row"]:
+        count, p, _ = group_stats(reward, group)
+        index, groups = index_groups(group)
+        first = torch.full((groups,), len(index), device=index.device)
+        first = first.scatter_reduce_(0, index, torch.arange(len(index), device=index.device), "amin")
+        some = p[first][count[first] >= 2]
+        alpha = beta = p.new_ones(())
+        if len(some) >= 2 and (v := some.var()) > 1e-12:
+            mu = some.mean()
+            c = mu * (1 - mu) / v - 1
+            alpha, beta = (1 + c * mu / 3).clamp(min=1.0), (1 + c * (1 - mu) / 3).clamp(min=1.0)
+        p01 = p.clamp(0.0, 1.0)
+        area = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
+        log_pdf = torch.special.xlogy(alpha - 1, p01) + torch.special.xlogy(beta - 1, 1 - p01) - area
+        return torch.where(count >= 2, (reward - p) * (-log_pdf).exp().clamp(max=self.cap), 0.0)

@@ -1,0 +1,108 @@
+"""Credit by the risk of a bundle of prompts: quantiles of their summed scores instead of the mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anypo.parts._register import register
+from anypo.parts.credit import spread
+from anypo.parts.knobs import register_knob
+from anypo.parts.statistics import group_stats, scored
+from anypo.stages import Number
+from anypo.types import Trajectories
+
+
+def papers(b: Trajectories, bundle: int) -> list[Int[Tensor, "paper prompt"]]:
+    """Row indices of every paper: `bundle` groups in ascending id share one list; its paper j holds the j-th row (in batch
+    order) of each of them. As many papers as the smallest group has rows."""
+    assert b.score is not None and b.group is not None
+    known = (~b.score.isnan()).nonzero()[:, 0]
+    members = [known[b.group[known] == g] for g in b.group[known].unique()]
+    chunks = [members[i : i + bundle] for i in range(0, len(members), bundle)]
+    return [torch.stack([rows[: min(map(len, chunk))] for rows in chunk], 1) for chunk in chunks]
+
+
+@register_knob
+@dataclass
+class TrackedQuantile:
+    """The `level` quantile of the papers' scores, followed over the run: that of the first batch, then
+    q <- q + rate (level - mean_j 1[X_j < q]). NaN before the first batch."""
+
+    level: float
+    rate: float = 0.1
+    bundle: int = 5
+    value: float = field(default=math.nan, init=False)
+    every: ClassVar[Literal["batch", "update"]] = "batch"
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return f"q{self.level:g}"
+
+    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
+        b = scored(b)
+        assert b.score is not None
+        found = [b.score[rows].sum(1) for rows in papers(b, self.bundle)]
+        if not found:
+            return
+        x = torch.cat(found).double()
+        if math.isnan(self.value):
+            self.value = float(x.quantile(self.level))
+        else:
+            self.value += self.rate * (self.level - float((x < self.value).double().mean()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+@register("credit")
+@dataclass(frozen=True)
+class MixedValueAtRisk:
+    """A_i = [(w g_C + g_R) / (w + 1)] / (std_j X_j + 1e-6) / (s_q + 1e-6) for the paper X that row i belongs to, with
+
+        g_R = [(X - q_lo)+ - (X - q_hi)+ + q_lo - q_hi] / (a_hi - a_lo + 1e-6),  g_C = -(q_lo - X)+ / (a_lo + 1e-6).
+
+    X sums one row of each of `bundle` prompts; q_lo, q_hi are its quantiles at the levels a_lo, a_hi: tracked ones, or the
+    bundle's own where the knob is NaN (or None). s_q: standard deviation of the row's own prompt, 1 where it is below 1e-3. A <= 0.
+    Source: RiskPO, arXiv 2510.00911; RTkenny/RiskPO.
+    """
+
+    levels: tuple[float, float] = (0.2, 0.9)
+    low: Number | None = None
+    high: Number | None = None
+    averse: float = 1.5
+    bundle: int = 5
+    reads = ("group",)
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        b = scored(b)
+        assert b.score is not None
+        (a_lo, a_hi), w = self.levels, self.averse
+        count, _, std = group_stats(b.score, b.group)
+        own = torch.where((std <= 1e-3) | (count < 2), 1.0, std)
+        advantage = torch.zeros_like(b.score)
+        for rows in papers(b, self.bundle):
+            x = b.score[rows].sum(1)
+            q_lo, q_hi = (
+                x.quantile(level) if knob is None or math.isnan(float(knob)) else x.new_tensor(float(knob))
+                for level, knob in zip(self.levels, (self.low, self.high), strict=True)
+            )
+            middle = ((x - q_lo).relu() - (x - q_hi).relu() + q_lo - q_hi) / (a_hi - a_lo + 1e-6)
+            tail = -(q_lo - x).relu() / (a_lo + 1e-6)
+            paper = (w * tail + middle) / (w + 1) / (_std(x) + 1e-6)
+            advantage[rows] = paper.unsqueeze(1) / (own[rows] + 1e-6)
+        return b.but(advantage=spread(b, advantage))
+
+
+def _std(x: Float[Tensor, " paper"]) -> Tensor:
+    return x.std() if len(x) > 1 else x.new_ones(())
