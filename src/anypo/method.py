@@ -160,7 +160,7 @@ class Method:
         reduce = self.stages["reduce"]
         x = None if self.stages["ratio"] is None else self._run("ratio", self.stages["ratio"], b, lambda p, d: p(d))
         s, metrics = self._run("trust", self.stages["trust"], b, lambda p, d: p(x, d))
-        total = -reduce(s, b)
+        total = -self._run("reduce", reduce, b, lambda p, d: p(s, d))
         metrics = {"surrogate": -total.detach(), "denominator": b.valid.sum().to(total.dtype), **metrics}
         if x is not None:
             metrics |= ratio_metrics(x.detach(), b)

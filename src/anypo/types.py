@@ -159,6 +159,8 @@ class Trajectories:
             tensor = getattr(self, name)
             if isinstance(tensor, Tensor) and name not in ("mask", "scores", "fresh"):
                 changes[name] = tidy(tensor)
+        if self.scores is not None and self.scores.dtype in (torch.float16, torch.bfloat16):
+            changes["scores"] = self.scores.float()
         changes["extra"] = {k: tidy(t) for k, t in self.extra.items()}
         return replace(self, mask=valid, **changes)
 

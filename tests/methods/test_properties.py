@@ -99,8 +99,7 @@ def test_masked_slots_never_matter_to_the_last_bit(name: str, rubbish: float, da
 def test_gradient_and_advantage_are_exactly_zero_at_masked_slots(name: str, data: Any) -> None:
     method = anypo.method(name)
     b = method.prepare(data.draw(batches(method, holes=0.6)))
-    assert b.advantage is not None
-    assert (b.advantage[~b.valid] == 0).all()
+    assert b.advantage is None or (b.advantage[~b.valid] == 0).all()
     _, _, slopes = gradients(method, polluted(random_advantage(b), 1e9))
     for leaf, slope in slopes.items():
         assert (slope[~b.valid] == 0).all(), leaf
@@ -114,7 +113,8 @@ def test_the_order_of_rows_does_not_matter(name: str, data: Any) -> None:
     b = data.draw(batches(method))
     order = torch.tensor(data.draw(st.permutations(range(b.shape[0]))))
     straight, shuffled = method.prepare(b), method.prepare(b.rows(order))
-    torch.testing.assert_close(shuffled.advantage, straight.advantage[order], rtol=1e-9, atol=1e-10)
+    if straight.advantage is not None:
+        torch.testing.assert_close(shuffled.advantage, straight.advantage[order], rtol=1e-9, atol=1e-10)
     assert torch.equal(shuffled.valid, straight.valid[order])
     b = prepared(method, b)
     (loss, _, slopes), (loss_, _, slopes_) = gradients(method, b), gradients(method, b.rows(order))
@@ -232,9 +232,10 @@ def test_prepare_keeps_the_shape_and_never_adds_decisions(name: str, data: Any) 
     method = anypo.method(name)
     b = data.draw(batches(method))
     after = method.prepare(b)
-    assert after.advantage.shape == b.shape
     assert not (after.valid & ~b.valid).any()
-    assert not after.advantage.requires_grad
+    if after.advantage is not None:
+        assert after.advantage.shape == b.shape
+        assert not after.advantage.requires_grad
 
 
 @every_method
@@ -243,7 +244,7 @@ def test_a_mask_of_numbers_is_the_mask_of_booleans(name: str, dtype: torch.dtype
     method = anypo.method(name)
     b = random_batch(12, holes=0.4, optional=False, extra=sorted(all_reads(method) - set(FIELDS)))
     one, other = method.prepare(b), method.prepare(b.but(mask=b.mask.to(dtype)))
-    assert same_bits(one.advantage, other.advantage)
+    assert one.advantage is None or same_bits(one.advantage, other.advantage)
     assert same_bits(method.loss(one)[0], method.loss(other.but(mask=other.valid.to(dtype)))[0])
 
 

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anypo.errors import MissingField
 from anypo.parts._register import register
 from anypo.parts.credit import spread
-from anypo.parts.statistics import group_stats, index_groups, whiten
+from anypo.parts.statistics import group_stats, index_groups, scored, whiten
 from anypo.types import Trajectories
 
 
@@ -20,15 +19,15 @@ def channels(b: Trajectories) -> Float[Tensor, "row channel"]:
     """The outcome channels; a score alone is a single one."""
     if b.scores is not None:
         return b.scores
-    if b.score is None:
-        raise MissingField("scores")
-    return b.score.unsqueeze(1)
+    score = scored(b).score
+    assert score is not None
+    return score.unsqueeze(1)
 
 
 def z_score(x: Float[Tensor, " row"], group: Tensor | None, eps: float) -> Float[Tensor, " row"]:
     """(x - mean) / (std + eps) over the group, 0 where it has no variance."""
     _, mean, std = group_stats(x, group)
-    return torch.where(std > 0, (x - mean) / (std + eps), 0.0)
+    return torch.where((std > 0) & ~x.isnan(), (x - mean) / (std + eps), 0.0)
 
 
 @register("credit")
@@ -36,7 +35,7 @@ def z_score(x: Float[Tensor, " row"], group: Tensor | None, eps: float) -> Float
 class DecoupledBaseline:
     """A = batch z-score of sum_k w_k Z_k, Z_k the group z-score of channel k; for a single channel A = Z_1.
 
-    A channel that does not apply (NaN) counts as 0. over: the batch statistics run over `rollouts`, or over `tokens`, where
+    A channel that does not apply (NaN) counts as 0; a row without any outcome stays out. over: the batch statistics run over `rollouts`, or over `tokens`, where
     long rows weigh more. Source: GDPO, arXiv 2601.05242; NVlabs/GDPO.
     """
 
@@ -46,11 +45,14 @@ class DecoupledBaseline:
     reads = ("group",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        raw = channels(b).nan_to_num()
+        raw = channels(b)
+        known = ~raw.isnan().all(1)
+        raw = torch.where(known.unsqueeze(1), raw.nan_to_num(), torch.nan)
+        b = b.but(mask=b.valid & known.unsqueeze(1))
         z = torch.stack([z_score(x, b.group, self.eps) for x in raw.unbind(1)], 1)
         total = (z * z.new_tensor(self.weights or [1.0] * z.shape[1])).sum(1)
         if z.shape[1] > 1 and self.over == "rollouts":
-            total = z_score(total, None, self.eps)
+            total = z_score(torch.where(known, total, torch.nan), None, self.eps)
         advantage = spread(b, total)
         if z.shape[1] > 1 and self.over == "tokens":
             advantage = whiten(advantage, b.valid)
@@ -94,7 +96,7 @@ class BetaNormalize:
         return b.but(advantage=spread(b, advantage), score=score if b.score is None else b.score, mask=mask)
 
     def normalized(self, reward: Float[Tensor, " row"], group: Tensor) -> Float[Tensor, " row"]:
-        count, p, _ = group_stats(reward, group)
+        count, p, std = group_stats(reward, group)
         index, groups = index_groups(group)
         first = torch.full((groups,), len(index), device=index.device)
         first = first.scatter_reduce_(0, index, torch.arange(len(index), device=index.device), "amin")
@@ -107,4 +109,4 @@ class BetaNormalize:
         p01 = p.clamp(0.0, 1.0)
         area = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
         log_pdf = torch.special.xlogy(alpha - 1, p01) + torch.special.xlogy(beta - 1, 1 - p01) - area
-        return torch.where(count >= 2, (reward - p) * (-log_pdf).exp().clamp(max=self.cap), 0.0)
+        return torch.where((count >= 2) & (std > 0), (reward - p) * (-log_pdf).exp().clamp(max=self.cap), 0.0)

@@ -58,13 +58,15 @@ def _mean(x: Tensor, of: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class AddProgress:
     """A_t + alpha reward_t, where the reward is the gain in belief in the right answer over the decision's segment, measured by
-    the policy itself (`progress`). Source: GRPO-VPS, arXiv 2604.20659.
+    the policy itself (`progress`); a batch without rewards gains nothing. Source: GRPO-VPS, arXiv 2604.20659.
     """
 
     alpha: Number = 1.0
     views: ClassVar[dict[str, View]] = {"reward": View("progress")}
-    reads = ("advantage", "reward")
+    reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None and b.reward is not None
+        assert b.advantage is not None
+        if b.reward is None:
+            return b
         return b.but(advantage=b.advantage + float(self.alpha) * b.reward.detach())
