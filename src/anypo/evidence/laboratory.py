@@ -1,0 +1,236 @@
+"""Experiments that claims are made of. Each measures one method under one seed; equal seeds give every method equal tasks,
+initial policies and random numbers. None of them knows any method."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from anypo.config import Config
+from anypo.errors import UsageError, unknown
+from anypo.evidence.toys import Codes, Sequences, Toy
+from anypo.loops.learn import learn, with_late_views, with_views
+from anypo.loops.run import Run
+from anypo.loops.update import gradient
+from anypo.method import Method
+from anypo.policies.anchor import snapshot
+from anypo.stages import Want
+from anypo.tasks.pool import StartPool
+
+Measures = dict[str, float]
+
+
+def assemble(
+    method: Method, task: Toy, seed: int, *, batches: int, lr: float, requests: int, samples: int, epochs: int, minibatch: int
+) -> Run:
+    """A run in memory. What the method itself defines (its own epochs, a rate) stands; the rest is the experiment's."""
+    recipe = {"lr": lr, "requests": requests, "samples": samples, "epochs": epochs, "minibatch": minibatch}
+    for slot in ("step", "collect"):
+        part = method.stages[slot]
+        open_ = [f.name for f in fields(part) if getattr(part, f.name) is None and f.name in recipe]
+        method = method.configure({slot: {name: recipe[name] for name in open_}})
+    policy = task.policy(method.heads, seed)
+    collect = method.stages["collect"]
+    run = Run(
+        config=Config(method=method.card.id, policy={"name": "table"}, seed=seed, evaluate_every=max(1, batches // 10)),
+        method=method,
+        task=task,
+        policy=policy,
+        pool=StartPool(task.starts, seed),
+        store=method.stages["store"].open(),
+        stepper=method.stages["step"].bind([{"params": list(policy.parameters())}]),
+        want=Want(collect.requests, collect.samples, task.horizon),
+        generator=torch.Generator().manual_seed(seed),
+        folder=None,
+        steps=batches,
+    )
+    run.anchors = {name: snapshot(policy) for name in run.rules}
+    return run
+
+
+def trained(
+    method: Method,
+    seed: int,
+    *,
+    batches: int = 100,
+    lr: float = 0.1,
+    requests: int = 16,
+    samples: int = 8,
+    epochs: int = 1,
+    minibatch: int = 0,
+    **task: Any,
+) -> Measures:
+    """Train on hidden codes (settings of `toys.Codes`) and report how it went:
+
+    success, solved, worst, passk, weakest, entropy at the end (exact, see `Codes.evaluate`); curve: mean success over the
+    run; ratio_far: largest |log of the mean ratio's maximum|; spike: largest gradient norm over the median one; length_right,
+    length_wrong: over the last tenth; hint: mean hint over the last tenth; alive: share of rows that had an advantage.
+    """
+    run = assemble(
+        method, Codes(seed=seed, **task), seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=epochs,
+        minibatch=minibatch,
+    )  # fmt: skip
+    records: list[dict[str, Any]] = []
+    learn(run, records.append)
+    held = [r for r in records if "eval/success" in r]
+    last = {name.removeprefix("eval/"): value for name, value in held[-1].items() if name.startswith("eval/")}
+    late = records[-max(1, batches // 10) :]
+
+    def mean(name: str, some: list[dict[str, Any]]) -> float:
+        found = [r[name] for r in some if name in r]
+        return sum(found) / len(found) if found else 0.0
+
+    norms = [r["grad_norm"] for r in records if r.get("grad_norm", 0) > 0]
+    reached = [r["batch"] for r in held if r["eval/success"] >= 0.8]
+    return {
+        **last,
+        "curve": mean("eval/success", held),
+        "batches_to_80": float(reached[0] if reached else batches + 1),
+        "ratio_max": max((r.get("ratio_max", 1.0) for r in records[1:]), default=1.0),
+        "kl_old": mean("kl_old", records),
+        "spike": max(norms) / statistics.median(norms) if norms else 1.0,
+        "length_right": mean("length_right", late),
+        "length_wrong": mean("length_wrong", late),
+        "hint": mean("hint", late),
+        "dead_groups": mean("dead_groups", records),
+        "decisions": mean("decisions", records),
+    }
+
+
+def gradient_quality(
+    method: Method,
+    seed: int,
+    *,
+    repeats: int = 100,
+    requests: int = 4,
+    samples: int = 8,
+    drift: float = 0.0,
+    **task: Any,
+) -> Measures:
+    """The objective's gradient on `repeats` batches of enumerable sequences against the exact gradient of the expected reward:
+
+    cosine: mean over batches; bias: sine of the angle between the mean estimate and the truth, with sampling noise in it;
+    variance: tr Cov / |mean|^2; gain: projection of the mean estimate on the truth, over its length. drift: the policy has moved
+    by this much (standard deviation per logit) since the rows were sampled.
+    """
+    toy = Sequences(seed=seed, **task)
+    run = assemble(method, toy, seed, batches=1, lr=0.1, requests=requests, samples=samples, epochs=1, minibatch=0)
+    group = torch.arange(requests).repeat_interleave(samples)
+    old = run.policy.logits.detach().clone()
+    new = old + drift * torch.randn(old.shape, generator=torch.Generator().manual_seed(seed + 1))
+    estimates = []
+    for _ in range(repeats):
+        with torch.no_grad():
+            run.policy.logits.copy_(old)
+        rows = method.prepare(with_views(run, method, toy.batch(run.policy, group, run.generator)))
+        with torch.no_grad():
+            run.policy.logits.copy_(new)
+        run.policy.logits.grad = None
+        gradient(method, run.policy, with_late_views(run, method, rows), run.config.micro)
+        found = run.policy.logits.grad
+        estimates.append(torch.zeros_like(old).double() if found is None else -found.double())
+    with torch.no_grad():
+        run.policy.logits.copy_(new)
+    truth = toy.exact_gradient(run.policy).flatten()
+    each = torch.stack(estimates).flatten(1)
+    middle = each.mean(0)
+    angle = torch.nn.functional.cosine_similarity(middle, truth, dim=0, eps=1e-12)
+    return {
+        "cosine": float(torch.nn.functional.cosine_similarity(each, truth[None], dim=1, eps=1e-12).mean()),
+        "bias": float((1 - angle.square()).clamp(min=0).sqrt()),
+        "variance": float((each - middle).square().sum(1).mean() / middle.square().sum().clamp(min=1e-24)),
+        "gain": float(middle @ truth / truth.square().sum()),
+    }
+
+
+def direction(
+    method: Method, seed: int, *, batches: int = 150, lr: float = 0.05, samples: int = 4, noise: float = 0.3, **task: Any
+) -> Measures:
+    """How well the direction a step follows agrees with the exact gradient where the policy stands, over a run on sequences:
+    cosine and squared error of unit vectors, means over the run; success at the end."""
+    toy = Sequences(seed=seed, noise=noise, **task)
+    run = assemble(method, toy, seed, batches=batches, lr=lr, requests=1, samples=samples, epochs=1, minibatch=0)
+    cosines: list[float] = []
+
+    def watch(record: dict[str, Any]) -> None:
+        followed = getattr(run.stepper, "direction", None)
+        if record["batch"] == 0:
+            return
+        if followed:
+            ascent = followed[0]
+        else:
+            assert run.policy.logits.grad is not None
+            ascent = -run.policy.logits.grad
+        truth = toy.exact_gradient(run.policy).flatten()
+        cosines.append(float(torch.nn.functional.cosine_similarity(ascent.double().flatten(), truth, dim=0, eps=1e-12)))
+
+    last = learn(run, watch)
+    mean = sum(cosines) / len(cosines)
+    return {"cosine": mean, "error": 2 - 2 * mean, "success": last["eval/success"]}
+
+
+def control(method: Method, seed: int, *, env: str = "CartPole-v1", steps: int = 20_000, **step: Any) -> Measures:
+    """A short run on a Gymnasium task with the task's own settings: final mean return, mean over the run, and ratio_max."""
+    from anypo.loops.run import build
+
+    settings = {"task": {"name": f"gym:{env}"}, "steps": steps, "seed": seed, "evaluate_every": 4, "episodes": 10}
+    config = Config(method=method.card.id, **settings)
+    config.stages = {"step": step} if step else {}
+    run = build(config)
+    records: list[dict[str, Any]] = []
+    last = learn(run, records.append)
+    held = [r["eval/return"] for r in records if "eval/return" in r]
+    ratio_max = sum(r["ratio_max"] for r in records if "ratio_max" in r) / max(1, sum("ratio_max" in r for r in records))
+    return {"return": last["eval/return"], "curve": sum(held) / len(held), "ratio_max": ratio_max}
+
+
+Experiment = Callable[..., Measures]
+
+
+def on_codes(text: str, **defaults: Any) -> tuple[Experiment, dict[str, Any], str]:
+    return trained, defaults, text
+
+
+EXPERIMENTS: dict[str, tuple[Experiment, dict[str, Any], str]] = {
+    "gradient": (gradient_quality, {}, "bias and variance of the gradient against the exact one, on enumerable sequences"),
+    "stale-gradient": (gradient_quality, {"drift": 0.5}, "the same after the policy has moved since it sampled"),
+    "bandit": (gradient_quality, {"length": 1, "symbols": 10, "repeats": 200}, "the same on a bandit with ten arms"),
+    "direction": (direction, {}, "agreement of the followed direction with the exact gradient along a run"),
+    "learning": on_codes("plain on-policy learning of hidden codes"),
+    "staleness": on_codes("the sampling policy is renewed every eighth batch only", sync=8),
+    "mismatch": on_codes("sampler and learner disagree about log-probabilities (0.3 nats)", noise_logp=0.3),
+    "retention": on_codes("two right symbols per position: what variety is left", slack=1, symbols=6, batches=150),
+    "sparse": on_codes("codes too long to be found by chance", length=8, batches=150),
+    "multi-reward": on_codes("two outcome channels, one worth ten times the other", parts=2, scale=10.0),
+    "noise": on_codes("Gaussian noise on every score", noise=0.5),
+    "heavy-tail": on_codes("heavy-tailed noise on every score", tail=0.3),
+    "flips": on_codes("one verdict in five is wrong", flips=0.2),
+    "length": on_codes("fillers are free: how long answers get", filler=True, length=3, batches=150),
+    "mixture": on_codes("easy and hard codes under one sampling budget", graded=True, length=6, problems=24, batches=120),
+    "horizon": on_codes("one decision of twelve decides the outcome", length=12, critical=5, alive=False),
+    "demonstrations": on_codes("hard codes with demonstrations, a tenth of whose symbols are wrong", length=8, quality=0.9),
+    "reuse": on_codes("every batch is used eight times", epochs=8),
+    "large-steps": on_codes("steps ten times too large", lr=1.0),
+    "control": (control, {}, "CartPole for 20,000 steps"),
+}
+"""Name -> (function, settings it is run with unless a claim says otherwise, what it is about)."""
+
+CHEAP = ("gradient", "stale-gradient", "bandit", "direction")
+"""Experiments that take under five seconds for ten seeds of two methods."""
+
+
+def run_experiment(name: str, method: Method, seed: int, settings: dict[str, Any]) -> Measures:
+    """One method, one seed; UsageError for an unknown experiment or setting."""
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    function, defaults, _ = EXPERIMENTS[name]
+    try:
+        return function(method, seed, **{**defaults, **settings})
+    except TypeError as error:
+        if "unexpected keyword" in str(error):
+            raise UsageError(f"the experiment {name!r} has no such setting: {error}") from None
+        raise
