@@ -156,6 +156,9 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="seeds 0 to K-1, the same for every method")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="runs at once")] = 1,
     folder: Annotated[Path | None, typer.Option("--out", help="folder (default runs/compare-TASK)")] = None,
+    match_gain: Annotated[
+        bool, typer.Option("--match-gain", help="scale learning rates so that no method wins by larger steps")
+    ] = False,
 ) -> None:
     """Train several methods with the same seeds and say which is better, with intervals; finished runs are not repeated.
 
@@ -166,7 +169,7 @@ def compare(
 
     names, flags = parse_flags(words)
     try:
-        table = run_all(names, flags, seeds=seeds, jobs=jobs, folder=folder, say=typer.echo)
+        table = run_all(names, flags, seeds=seeds, jobs=jobs, folder=folder, match_gain=match_gain, say=typer.echo)
     except KeyboardInterrupt:
         typer.echo("anypo: interrupted; the same command goes on where this one stopped", err=True)
         raise typer.Exit(130) from None
@@ -189,9 +192,12 @@ def list_methods(
     if as_json:
         typer.echo(json.dumps(cards, indent=2))
         return
-    table = Table("method", "year", "base", "changed", "title")
+    table = Table("method", "year", "base", "changed", "verdict", "title")
     for card in sorted(cards, key=lambda c: (c["year"], c["id"])):
-        table.add_row(card["id"], str(card["year"]), card["base"] or "", ", ".join(card["changed"]), card["title"])
+        seen = (card["evidence"] or {}).get("verdict") or ""
+        table.add_row(
+            card["id"], str(card["year"]), card["base"] or "", ", ".join(card["changed"]), seen, card["title"]
+        )
     out.print(table)
 
 
@@ -204,10 +210,12 @@ def method_ids() -> list[str]:
 def card_of(name: str) -> dict[str, Any]:
     """A registered method as plain values."""
     import anypo
+    from anypo.evidence.verify import ledger, summary
 
     found = anypo.method(name)
     facts = {key: getattr(found.card, key) for key in ("id", "title", "year", "arxiv", "family", "base")}
-    return {**facts, "stages": found.texts(), "changed": found.changed}
+    evidence = summary(ledger().get(name, {}))
+    return {**facts, "stages": found.texts(), "changed": found.changed, "evidence": evidence}
 
 
 @app.command()
@@ -267,11 +275,151 @@ def explain(
     found = anypo.method(config.method).configure(config.stages)
     if not as_json:
         typer.echo(found.explain())
+        for line in evidence_lines(config.method):
+            typer.echo(line)
         return
     facts = {key: getattr(found.card, key) for key in ("equation", "source", "claim", "confidence")}
     typer.echo(
         json.dumps({**card_of(config.method), **facts, "stages": found.texts(), "changed": found.changed}, indent=2)
     )
+
+
+def evidence_lines(name: str) -> list[str]:
+    """What the ledger holds about a method, a line each."""
+    from anypo.evidence.verify import ledger
+
+    found = ledger().get(name)
+    if found is None:
+        return ["Evidence   none recorded: anypo verify " + name]
+    p = found["properties"]
+    lines = [
+        f"Properties {p['passed']} of {p['of']} hold on {p['cases']} random batches",
+        f"Verdict    {found.get('verdict', 'no claim tested')}",
+    ]
+    lines += [f"  failed   {sentence}" for sentence in p["failed"]]
+    for claim in found["claims"]:
+        low, high = claim["interval"]
+        lines.append(f"  {claim['verdict']}: {claim['text']}")
+        lines.append(
+            f"    {claim['experiment']}, {claim['measure']} ({claim['better']} is better) against {claim['against']}: effect"
+            f" {claim['effect']:.3g} [{low:.3g}, {high:.3g}], {len(claim['seeds'])} seeds, {claim['seconds']:.0f} s"
+        )
+    return lines
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="METHOD...", show_default=False)] = None,
+    family: Annotated[str | None, typer.Option(help="every method of a family")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="every method")] = False,
+    quick: Annotated[bool, typer.Option(help="properties, and experiments under about five seconds only")] = False,
+    seeds: Annotated[str, typer.Option(help="a number of seeds, or a range such as 10-19")] = "10",
+    jobs: Annotated[int, typer.Option(min=1, help="methods at once")] = 1,
+    keep: Annotated[bool, typer.Option("--record", help="write what was found into the ledger")] = False,
+    path: Annotated[Path, typer.Option("--ledger", help="where the ledger is written")] = Path("evidence/ledger.json"),
+) -> None:
+    """Check a method's properties, and put its claims to the test: effect, 95% interval over paired seeds, verdict.
+
+    A claim is supported if the interval lies above 0, not supported at this scale if the mean is not above 0, else mixed.
+    Ends with exit code 1 if a property fails; a verdict is never an error.
+    """
+    from anypo.evidence.verify import examine_all, record
+
+    chosen = methods_to_verify(names or [], family, everything)
+    if keep and quick:
+        raise UsageError("--record writes whole records; leave --quick out")
+    failed, verdicts, records = 0, {}, {}
+    for name, found in examine_all(chosen, seed_range(seeds), quick, jobs):
+        p = found["properties"]
+        failed += len(p["failed"])
+        typer.echo(f"{name}: {p['passed']} of {p['of']} properties on {p['cases']} batches, {found['seconds']:.0f} s")
+        for sentence in p["failed"]:
+            typer.echo(f"  FAILED {sentence}")
+        for claim in found["claims"]:
+            low, high = claim["interval"]
+            typer.echo(
+                f"  {claim['verdict']}: {claim['text']} ({claim['experiment']}/{claim['measure']} against {claim['against']}:"
+                f" {claim['effect']:.3g} [{low:.3g}, {high:.3g}], {len(claim['seeds'])} seeds, {claim['seconds']:.0f} s)"
+            )
+        if "verdict" in found:
+            verdicts[found["verdict"]] = verdicts.get(found["verdict"], 0) + 1
+        records[name] = found
+        if keep:
+            record(path, {name: found})
+    told = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())) or "no claim tested"
+    typer.echo(f"{len(records)} methods: {failed} properties failed; {told}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def methods_to_verify(names: list[str], family: str | None, everything: bool) -> list[str]:
+    """The ids meant by exactly one of names, a family, or everything."""
+    import anypo
+    from anypo.errors import unknown
+
+    if sum((bool(names), family is not None, everything)) != 1:
+        raise UsageError("name methods, or give --family F, or --all")
+    if names:
+        return [anypo.method(name).card.id for name in names]
+    cards = {name: anypo.method(name).card for name in method_ids()}
+    families = sorted({card.family for card in cards.values()})
+    if family is not None and family not in families:
+        raise unknown("family", family, families)
+    return [name for name, card in cards.items() if everything or card.family == family]
+
+
+def seed_range(text: str) -> list[int]:
+    """`5` is seeds 0 to 4, `10-19` these ten."""
+    low, dash, high = text.partition("-")
+    if not low.isdigit() or (dash and not high.isdigit()):
+        raise UsageError(f"--seeds takes a number or a range such as 10-19, not {text!r}")
+    found = list(range(int(low), int(high) + 1)) if dash else list(range(int(low)))
+    if not found:
+        raise UsageError(f"--seeds {text} names no seed")
+    return found
+
+
+@app.command(context_settings=FREE)
+def microscope(
+    words: Annotated[list[str], typer.Argument(metavar="METHOD [--STAGE part]", show_default=False)],
+    png: Annotated[Path | None, typer.Option("--png", help="picture of the weight curve")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a method's gradient is made of: weight over ratio, on-policy gain, bias on an enumerable problem, dead terms."""
+    from dataclasses import asdict
+
+    import anypo
+    from anypo.evidence.microscope import look, picture
+
+    config = configuration(words)
+    found = anypo.method(config.method).configure(config.stages)
+    reading = look(found)
+    if png is not None:
+        picture(reading, config.method, png)
+    if as_json:
+        typer.echo(json.dumps(asdict(reading), indent=2))
+        return
+    table = Table("log ratio", "W (A = +1)", "W (A = -1)")
+    for x, up, down in reading.curve:
+        table.add_row(f"{x:+.2f}", f"{up:.3f}", f"{down:.3f}")
+    out.print(table)
+    typer.echo(f"on-policy gain {reading.gain:.3f} (plain REINFORCE with the same advantages and mean is 1)")
+    if reading.quality is None:
+        typer.echo(
+            "gradient on enumerable sequences: not measured, the method looks at what a table of logits does not have"
+        )
+    else:
+        q = reading.quality
+        typer.echo(
+            f"gradient on enumerable sequences: cosine {q['cosine']:.3f} per batch, bias {q['bias']:.3f} (sine of the angle of the"
+            f" mean), variance {q['variance']:.2f}"
+        )
+    for name in reading.idle:
+        typer.echo(f"switched off (coefficient 0): {name}")
+    for name in reading.dead:
+        typer.echo(f"DEAD: {name} contributes no gradient at all")
+    if not reading.dead:
+        typer.echo("no dead term")
 
 
 def configuration(words: list[str]) -> Config:

@@ -25,7 +25,16 @@ Measures = dict[str, float]
 
 
 def assemble(
-    method: Method, task: Toy, seed: int, *, batches: int, lr: float, requests: int, samples: int, epochs: int, minibatch: int
+    method: Method,
+    task: Toy,
+    seed: int,
+    *,
+    batches: int,
+    lr: float,
+    requests: int,
+    samples: int,
+    epochs: int,
+    minibatch: int,
 ) -> Run:
     """A run in memory. What the method itself defines (its own epochs, a rate) stands; the rest is the experiment's."""
     recipe = {"lr": lr, "requests": requests, "samples": samples, "epochs": epochs, "minibatch": minibatch}
@@ -148,7 +157,14 @@ def gradient_quality(
 
 
 def direction(
-    method: Method, seed: int, *, batches: int = 150, lr: float = 0.05, samples: int = 4, noise: float = 0.3, **task: Any
+    method: Method,
+    seed: int,
+    *,
+    batches: int = 150,
+    lr: float = 0.05,
+    samples: int = 4,
+    noise: float = 0.3,
+    **task: Any,
 ) -> Measures:
     """How well the direction a step follows agrees with the exact gradient where the policy stands, over a run on sequences:
     cosine and squared error of unit vectors, means over the run; success at the end."""
@@ -184,7 +200,9 @@ def control(method: Method, seed: int, *, env: str = "CartPole-v1", steps: int =
     records: list[dict[str, Any]] = []
     last = learn(run, records.append)
     held = [r["eval/return"] for r in records if "eval/return" in r]
-    ratio_max = sum(r["ratio_max"] for r in records if "ratio_max" in r) / max(1, sum("ratio_max" in r for r in records))
+    ratio_max = sum(r["ratio_max"] for r in records if "ratio_max" in r) / max(
+        1, sum("ratio_max" in r for r in records)
+    )
     return {"return": last["eval/return"], "curve": sum(held) / len(held), "ratio_max": ratio_max}
 
 
@@ -196,7 +214,11 @@ def on_codes(text: str, **defaults: Any) -> tuple[Experiment, dict[str, Any], st
 
 
 EXPERIMENTS: dict[str, tuple[Experiment, dict[str, Any], str]] = {
-    "gradient": (gradient_quality, {}, "bias and variance of the gradient against the exact one, on enumerable sequences"),
+    "gradient": (
+        gradient_quality,
+        {},
+        "bias and variance of the gradient against the exact one, on enumerable sequences",
+    ),
     "stale-gradient": (gradient_quality, {"drift": 0.5}, "the same after the policy has moved since it sampled"),
     "bandit": (gradient_quality, {"length": 1, "symbols": 10, "repeats": 200}, "the same on a bandit with ten arms"),
     "direction": (direction, {}, "agreement of the followed direction with the exact gradient along a run"),
@@ -210,9 +232,13 @@ EXPERIMENTS: dict[str, tuple[Experiment, dict[str, Any], str]] = {
     "heavy-tail": on_codes("heavy-tailed noise on every score", tail=0.3),
     "flips": on_codes("one verdict in five is wrong", flips=0.2),
     "length": on_codes("fillers are free: how long answers get", filler=True, length=3, batches=150),
-    "mixture": on_codes("easy and hard codes under one sampling budget", graded=True, length=6, problems=24, batches=120),
+    "mixture": on_codes(
+        "easy and hard codes under one sampling budget", graded=True, length=6, problems=24, batches=120
+    ),
     "horizon": on_codes("one decision of twelve decides the outcome", length=12, critical=5, alive=False),
-    "demonstrations": on_codes("hard codes with demonstrations, a tenth of whose symbols are wrong", length=8, quality=0.9),
+    "demonstrations": on_codes(
+        "hard codes with demonstrations, a tenth of whose symbols are wrong", length=8, quality=0.9
+    ),
     "reuse": on_codes("every batch is used eight times", epochs=8),
     "large-steps": on_codes("steps ten times too large", lr=1.0),
     "control": (control, {}, "CartPole for 20,000 steps"),

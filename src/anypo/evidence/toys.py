@@ -187,7 +187,9 @@ class Codes(Toy):
             metrics[name] = float(size[some].mean()) if bool(some.any()) else float(size.mean())
         return b, metrics
 
-    def judge(self, problem: Tensor, hits: Tensor, complete: Tensor, generator: torch.Generator) -> Float[Tensor, "row channel"]:
+    def judge(
+        self, problem: Tensor, hits: Tensor, complete: Tensor, generator: torch.Generator
+    ) -> Float[Tensor, "row channel"]:
         """The outcome channels of finished rows, as noisy as the task says."""
         ends = self.lengths[problem][:, None]
         place = torch.arange(self.length)
@@ -235,12 +237,16 @@ class Codes(Toy):
         )
 
     @torch.no_grad()
-    def evaluate(self, policy: SoftmaxTable, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+    def evaluate(
+        self, policy: SoftmaxTable, generator: torch.Generator, episodes: int | None = None
+    ) -> dict[str, float]:
         """Exact, for the sampling policy without hints: success, its share above one half (`solved`), of the worst fifth
         (`worst`), pass@8 (`passk`), the success of every channel's stretch (`weakest`), and the entropy per decision (nats)."""
         problem, position = torch.meshgrid(torch.arange(self.starts), torch.arange(self.length), indexing="ij")
         probs = policy.logits.softmax(1)[self.observe(problem, position, torch.ones_like(problem))]
-        good = sum((probs.gather(2, (self.codes[..., None] + k) % self.code_symbols)[..., 0] for k in range(self.slack + 1)))
+        good = sum(
+            probs.gather(2, (self.codes[..., None] + k) % self.code_symbols)[..., 0] for k in range(self.slack + 1)
+        )
         assert isinstance(good, Tensor)
         idle = probs[..., self.code_symbols :].sum(2)
         counted = position < self.lengths[:, None]
@@ -350,7 +356,9 @@ class Sequences(Toy):
         return gradient
 
     @torch.no_grad()
-    def evaluate(self, policy: SoftmaxTable, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+    def evaluate(
+        self, policy: SoftmaxTable, generator: torch.Generator, episodes: int | None = None
+    ) -> dict[str, float]:
         """Exact expected reward, between the worst and the best outcome as 0 and 1."""
         mean = (self.log_probs(policy.logits).sum(1).exp() * self.rewards).sum()
         low, high = self.rewards.min(), self.rewards.max()

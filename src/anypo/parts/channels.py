@@ -35,7 +35,8 @@ def z_score(x: Float[Tensor, " row"], group: Tensor | None, eps: float) -> Float
 class DecoupledBaseline:
     """A = batch z-score of sum_k w_k Z_k, Z_k the group z-score of channel k; for a single channel A = Z_1.
 
-    A channel that does not apply (NaN) counts as 0; a row without any outcome stays out. over: the batch statistics run over `rollouts`, or over `tokens`, where
+    A channel that does not apply (NaN) counts as 0; a row without any outcome stays out.
+    over: the batch statistics run over `rollouts`, or over `tokens`, where
     long rows weigh more. Source: GDPO, arXiv 2601.05242; NVlabs/GDPO.
     """
 

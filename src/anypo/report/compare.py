@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from anypo.config import from_dict
+from anypo import tasks
+from anypo.config import from_dict, merge
 from anypo.errors import UsageError
+from anypo.evidence.microscope import gain
 from anypo.loops.learn import learn
 from anypo.loops.run import create, reopen, rewind
 from anypo.method import method as find_method
@@ -36,9 +38,13 @@ def compare(
     seeds: int,
     jobs: int,
     folder: Path | None,
+    match_gain: bool = False,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Run every method with seeds 0..seeds-1, unless it has run here already; write table.json and learning-curve.png."""
+    """Run every method with seeds 0..seeds-1, unless it has run here already; write table.json and learning-curve.png.
+
+    match_gain: learning rates are scaled by gain(first method) / gain(method), the lengths of their on-policy gradients.
+    """
     if not names or len(set(names)) < len(names):
         raise UsageError("name the methods to compare, each once")
     for name in names:
@@ -47,7 +53,7 @@ def compare(
     folder = folder or Path("runs") / f"compare-{''.join(c if c.isalnum() or c in '-.' else '-' for c in task)}"
     folders = {name: [folder / f"{name}-{seed}" for seed in range(seeds)] for name in names}
     work = [(name, seed, folders[name][seed]) for seed in range(seeds) for name in names]
-    run = partial(one, flags=flags)
+    run = partial(one, flags=flags, rates=matched_rates(names, flags) if match_gain else {})
     if jobs == 1:
         results = map(run, work)
     else:
@@ -63,9 +69,23 @@ def compare(
     return table
 
 
-def one(work: tuple[str, int, Path], flags: dict[str, Any]) -> dict[str, Any]:
+def matched_rates(names: Sequence[str], flags: dict[str, Any]) -> dict[str, float]:
+    """method -> the learning rate at which its first step is as long as the first method's."""
+    task = tasks.make(from_dict(flags).task, seed=0)
+    found = {}
+    for name in names:
+        method = find_method(name).configure(from_dict({**flags, "method": name}).stages)
+        own = method.stages["step"].lr
+        found[name] = (float(task.recipe(method.traits)["lr"] if own is None else own), gain(method))
+    _, first = found[names[0]]
+    return {name: lr * first / own for name, (lr, own) in found.items()}
+
+
+def one(work: tuple[str, int, Path], flags: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
     """One run of a comparison, resumed or left alone where it stands already."""
     name, seed, folder = work
+    if name in rates:
+        flags = merge(flags, {"step": {"lr": rates[name]}})
     done = result_of(folder)
     if done is not None:
         return done

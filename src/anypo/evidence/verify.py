@@ -1,0 +1,164 @@
+"""Verification of a method: its properties, which must hold, and its claims, which may turn out wrong; and the ledger of both.
+
+The rule, fixed before any run: for every seed the effect is how much better the method is than the one it is compared with, on the
+claim's measure and in its direction, less the claim's margin. A claim is `supported` if the 95% interval of the mean effect (t
+distribution over paired seeds) lies above 0, `not supported at this scale` if the mean is not above 0, and `mixed` between these.
+A method is supported if all its claims are, not supported if no claim has a mean above 0, else mixed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from anypo import __version__
+from anypo.evidence.laboratory import CHEAP, run_experiment
+from anypo.evidence.microscope import gain
+from anypo.evidence.properties import check
+from anypo.method import Claim, Method
+from anypo.method import method as find
+
+SUPPORTED, MIXED, UNSUPPORTED = "supported", "mixed", "not supported at this scale"
+LEDGER = Path("evidence/ledger.json")
+CASES = 20
+"""Random batches per property."""
+
+
+def interval(effects: Sequence[float]) -> tuple[float, list[float]]:
+    """Mean and 95% interval over paired seeds, by the t distribution."""
+    from scipy import stats
+
+    x = np.asarray(effects, dtype=float)
+    mean = float(x.mean())
+    if len(x) < 2 or float(x.std()) == 0:
+        return mean, [mean, mean]
+    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return mean, [mean - half, mean + half]
+
+
+def verdict(mean: float, bounds: Sequence[float]) -> str:
+    if bounds[0] > 0:
+        return SUPPORTED
+    return MIXED if mean > 0 else UNSUPPORTED
+
+
+def test(method: Method, claim: Claim, seeds: Iterable[int]) -> dict[str, Any]:
+    """Run one claim: both methods, every seed."""
+    clock = time.perf_counter()
+    seeds, settings = list(seeds), dict(claim.settings)
+    other = find(claim.against)
+    mine, theirs = dict(settings), dict(settings)
+    if settings.pop("match_gain", False):
+        lr = settings.get("lr", 0.1)
+        mine, theirs = settings | {"lr": lr / gain(method)}, settings | {"lr": lr / gain(other)}
+    values = [
+        [
+            run_experiment(claim.experiment, find_fresh(m), seed, s)[claim.measure]
+            for m, s in ((method, mine), (other, theirs))
+        ]
+        for seed in seeds
+    ]
+    sign = 1 if claim.better == "higher" else -1
+    mean, bounds = interval([sign * (a - b) - claim.margin for a, b in values])
+    return {
+        "text": claim.text,
+        "experiment": claim.experiment,
+        "measure": claim.measure,
+        "better": claim.better,
+        "against": claim.against,
+        "margin": claim.margin,
+        "settings": claim.settings,
+        "effect": mean,
+        "interval": bounds,
+        "verdict": verdict(mean, bounds),
+        "seeds": seeds,
+        "values": values,
+        "seconds": round(time.perf_counter() - clock, 1),
+    }
+
+
+def find_fresh(method: Method) -> Method:
+    """The method with knobs as they stand at the start of a run."""
+    return find(method.card.id)
+
+
+def examine(name: str, seeds: Sequence[int], quick: bool = False, cases: int = CASES) -> dict[str, Any]:
+    """One method's whole record, as it stands in the ledger."""
+    torch.set_num_threads(1)
+    clock = time.perf_counter()
+    method = find(name)
+    chosen = [c for c in method.card.claims if not quick or c.experiment in CHEAP]
+    claims = [test(method, claim, seeds) for claim in chosen]
+    found: dict[str, Any] = {"properties": check(method, cases), "claims": claims}
+    if claims:
+        found |= {key: claims[0][key] for key in ("effect", "interval")}
+        found["verdict"] = overall([c["verdict"] for c in claims])
+        found["seeds"] = list(seeds)
+    return found | {"seconds": round(time.perf_counter() - clock, 1)}
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """All supported; none with a mean above 0; or mixed."""
+    if all(v == SUPPORTED for v in verdicts):
+        return SUPPORTED
+    return UNSUPPORTED if all(v == UNSUPPORTED for v in verdicts) else MIXED
+
+
+def examine_all(
+    names: Sequence[str], seeds: Sequence[int], quick: bool, jobs: int
+) -> Iterable[tuple[str, dict[str, Any]]]:
+    """(name, record) of every method as it is finished, in order."""
+    if jobs == 1:
+        for name in names:
+            yield name, examine(name, seeds, quick)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        futures = [(name, pool.submit(examine, name, seeds, quick)) for name in names]
+        for name, future in futures:
+            yield name, future.result()
+
+
+# -------------------------------------------------------------------- the ledger
+
+
+def ledger() -> dict[str, Any]:
+    """The committed ledger: of the working directory, else of the source tree; empty where there is none."""
+    for path in (LEDGER, Path(__file__).parents[3] / LEDGER):
+        if path.is_file():
+            return json.loads(path.read_text())["methods"]
+    return {}
+
+
+def record(path: Path, records: dict[str, dict[str, Any]]) -> None:
+    """Write the methods just verified into the ledger, beside those it already holds."""
+    known = json.loads(path.read_text())["methods"] if path.is_file() else {}
+    versions = {"anypo": __version__, "torch": torch.__version__}
+    known |= {name: rounded(found) | {"versions": versions} for name, found in records.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"methods": known}, indent=1, sort_keys=True) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Floats to six significant digits: the ledger is read by people and compared by git."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any] | None:
+    """A ledger entry in short: {properties, verdict, effect, interval, seeds}."""
+    if not found:
+        return None
+    p = found["properties"]
+    short = {"properties": {"passed": p["passed"], "of": p["of"], "cases": p["cases"]}}
+    return short | {key: found.get(key) for key in ("verdict", "effect", "interval", "seeds")}
