@@ -12,7 +12,7 @@ import torch
 
 from anypo.config import Config
 from anypo.errors import UsageError, unknown
-from anypo.evidence.toys import Codes, Sequences, Toy
+from anypo.evidence.toys import Codes, Sequences
 from anypo.loops.learn import learn, with_late_views, with_views
 from anypo.loops.run import Run
 from anypo.loops.update import gradient
@@ -26,7 +26,7 @@ Measures = dict[str, float]
 
 def assemble(
     method: Method,
-    task: Toy,
+    task: Any,
     seed: int,
     *,
     batches: int,
@@ -35,6 +35,7 @@ def assemble(
     samples: int,
     epochs: int,
     minibatch: int,
+    policy: Any = None,
 ) -> Run:
     """A run in memory. What the method itself defines (its own epochs, a rate) stands; the rest is the experiment's."""
     recipe = {"lr": lr, "requests": requests, "samples": samples, "epochs": epochs, "minibatch": minibatch}
@@ -42,7 +43,7 @@ def assemble(
         part = method.stages[slot]
         open_ = [f.name for f in fields(part) if getattr(part, f.name) is None and f.name in recipe]
         method = method.configure({slot: {name: recipe[name] for name in open_}})
-    policy = task.policy(method.heads, seed)
+    policy = task.policy(method.heads, seed) if policy is None else policy
     collect = method.stages["collect"]
     run = Run(
         config=Config(method=method.card.id, policy={"name": "table"}, seed=seed, evaluate_every=max(1, batches // 10)),
@@ -52,7 +53,7 @@ def assemble(
         pool=StartPool(task.starts, seed),
         store=method.stages["store"].open(),
         stepper=method.stages["step"].bind([{"params": list(policy.parameters())}]),
-        want=Want(collect.requests, collect.samples, task.horizon),
+        want=Want(collect.requests, collect.samples, task.recipe(method.traits)["horizon"]),
         generator=torch.Generator().manual_seed(seed),
         folder=None,
         steps=batches,
@@ -189,6 +190,29 @@ def direction(
     return {"cosine": mean, "error": 2 - 2 * mean, "success": last["eval/success"]}
 
 
+def layers(
+    method: Method, seed: int, *, batches: int = 90, lr: float = 1e-3, requests: int = 12, samples: int = 8
+) -> Measures:
+    """A new decoder of three blocks is to answer every letter with the one a hidden permutation names: greedy success."""
+    from anypo.policies.language import LanguageModel
+    from anypo.policies.tiny import fresh
+    from anypo.tasks.text import TextTask
+
+    letters = "abcdefghijkl"
+    order = torch.randperm(len(letters), generator=torch.Generator().manual_seed(seed)).tolist()
+    records = [{"prompt": a, "answer": letters[i]} for a, i in zip(letters, order, strict=True)]
+    tokenizer, model = fresh(letters, seed)
+    task = TextTask("letters", records, records, ["exact"], metric="success", max_new=1)
+    run = assemble(
+        method, task, seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=1, minibatch=0,
+        policy=LanguageModel(model, tokenizer, value=method.heads, max_new=1),
+    )  # fmt: skip
+    records_: list[dict[str, Any]] = []
+    last = learn(run, records_.append)
+    held = [r["eval/success"] for r in records_ if "eval/success" in r]
+    return {"success": last["eval/success"], "curve": sum(held) / len(held)}
+
+
 def control(method: Method, seed: int, *, env: str = "CartPole-v1", steps: int = 20_000, **step: Any) -> Measures:
     """A short run on a Gymnasium task with the task's own settings: final mean return, mean over the run, and ratio_max."""
     from anypo.loops.run import build
@@ -241,6 +265,7 @@ EXPERIMENTS: dict[str, tuple[Experiment, dict[str, Any], str]] = {
     ),
     "reuse": on_codes("every batch is used eight times", epochs=8),
     "large-steps": on_codes("steps ten times too large", lr=1.0),
+    "layers": (layers, {}, "a small language model learns a permutation of letters"),
     "control": (control, {}, "CartPole for 20,000 steps"),
 }
 """Name -> (function, settings it is run with unless a claim says otherwise, what it is about)."""

@@ -292,13 +292,23 @@ class Sequences(Toy):
     sync = 1
     noise_logp = 0.0
 
-    def __init__(self, *, length: int = 3, symbols: int = 3, noise: float = 0.0, spread: float = 1.0, seed: int = 0):
+    def __init__(
+        self,
+        *,
+        length: int = 3,
+        symbols: int = 3,
+        noise: float = 0.0,
+        spread: float = 1.0,
+        binary: bool = False,
+        seed: int = 0,
+    ):
         self.length = self.horizon = length
         self.symbols, self.noise, self.spread = symbols, noise, spread
         self.offsets = torch.tensor([(symbols**k - 1) // (symbols - 1) for k in range(length)])
         self.states = (symbols**length - 1) // (symbols - 1)
         g = torch.Generator().manual_seed(seed)
         self.rewards = torch.rand(symbols**length, generator=g, dtype=torch.float64)
+        self.rewards = (self.rewards > 0.5).double() if binary else self.rewards
         self.outcomes = torch.tensor(list(itertools.product(range(symbols), repeat=length)))
 
     def policy(self, heads: tuple[str, ...], seed: int) -> SoftmaxTable:

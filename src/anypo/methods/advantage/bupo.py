@@ -1,6 +1,6 @@
 """BuPO: GRPO that first trains the policy an inner layer already forms, then the whole model."""
 
-from anypo.method import Card, Reduction, register
+from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts import Clip, InnerRatio, LogRatio, Mean
 
@@ -19,6 +19,14 @@ bupo = register(
             equation="30 batches of GRPO on pi_l = softmax(h_l W_U) with samples of pi, then GRPO on pi",
             source="arXiv 2512.19673; Trae1ounG/BuPO, model forward and scripts",
             claim="Briefly aligning a low layer first beats GRPO on mathematics; doing it for too long makes the model collapse.",
+            claims=(
+                Claim(
+                    "A language model whose inner layer is trained first answers better than with GRPO.",
+                    "layers",
+                    "success",
+                    against="grpo",
+                ),
+            ),
             reduces=(
                 Reduction(
                     "grpo",

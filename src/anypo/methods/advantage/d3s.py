@@ -1,6 +1,6 @@
 """D3S: GRPO on the rows that differ most and, of those, the tokens that matter most; less strict as training goes on."""
 
-from anypo.method import Card, Reduction, register
+from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts import Baseline, Combine, Linear, MaxVarianceRows, Mean, TopTokens
@@ -25,6 +25,15 @@ d3s = register(
             source="arXiv 2509.22115 and its public reviews; the constants of the schedule are not published and are ours",
             confidence="reconstructed",
             claim="The same or better pass rate with under 20% of the tokens, in half of GRPO's steps.",
+            claims=(
+                Claim(
+                    "With a sixth of the decisions it comes within five points of GRPO.",
+                    "learning",
+                    "success",
+                    against="grpo",
+                    margin=-0.05,
+                ),
+            ),
             weight=clipped_weight(0.2, 0.2),
             ordered=True,
             reduces=(

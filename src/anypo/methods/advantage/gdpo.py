@@ -1,6 +1,6 @@
 """GDPO: GRPO whose reward channels are normalised one by one before they are added."""
 
-from anypo.method import Card, register
+from anypo.method import Card, Claim, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts import DecoupledBaseline
@@ -18,6 +18,14 @@ gdpo = register(
             equation="A = batch z-score of sum_k w_k Z_k,  Z_k = (R_k - mean_group) / (std_group + 1e-4)",
             source="arXiv 2601.05242; NVlabs/GDPO, trainer ports",
             claim="Keeps apart what summed rewards confuse; better and more stable on tool use, mathematics and code.",
+            claims=(
+                Claim(
+                    "The channel that is worth less is learned better than when scores are added first.",
+                    "multi-reward",
+                    "weakest",
+                    against="grpo",
+                ),
+            ),
             weight=clipped_weight(0.2, 0.2),
         ),
     )

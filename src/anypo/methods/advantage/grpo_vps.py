@@ -1,6 +1,6 @@
 """GRPO-VPS: GRPO that credits every segment with how much it raised the policy's belief in the right answer."""
 
-from anypo.method import Card, Reduction, register
+from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts import AddProgress, Baseline, Combine
@@ -19,6 +19,15 @@ grpo_vps = register(
             source="arXiv 2604.20659, reading notes with the equations for progress and mixing; alpha = 1 is ours",
             confidence="reconstructed",
             claim="2.6 points more accuracy and 13.7% shorter answers on mathematics than GRPO.",
+            claims=(
+                Claim(
+                    "Credit for progress learns long codes faster than GRPO.",
+                    "learning",
+                    "curve",
+                    against="grpo",
+                    settings={"length": 5},
+                ),
+            ),
             weight=clipped_weight(0.2, 0.2),
             reduces=(Reduction("grpo", {"credit": [Combine(), Baseline("group"), AddProgress(0.0)]}, {"terms": []}),),
         ),

@@ -1,6 +1,6 @@
 """OBLR-PO: the baseline weighs scores by gradient norms, and the learning rate follows the gradient's signal-to-noise ratio."""
 
-from anypo.method import Card, register
+from anypo.method import Card, Claim, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts import Combine, SnrAdam, WeightedBaseline
@@ -20,6 +20,21 @@ oblr_po = register(
             source="arXiv 2511.23310, abstract and summaries; baseline and step size derived again from the descent lemma, on Adam's step",
             confidence="reconstructed",
             claim="The gradient-weighted baseline has least variance, and a rate proportional to SNR / (1 + SNR) guarantees convergence.",
+            claims=(
+                Claim(
+                    "Its gradient varies less than with the mean as the baseline.",
+                    "gradient",
+                    "variance",
+                    against="dr-grpo",
+                    better="lower",
+                ),
+                Claim(
+                    "A step size that follows the signal-to-noise ratio learns more from noisy scores.",
+                    "noise",
+                    "success",
+                    against="dr-grpo",
+                ),
+            ),
             weight=clipped_weight(0.2, 0.2),
         ),
     )

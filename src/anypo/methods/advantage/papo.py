@@ -1,6 +1,6 @@
 """PAPO: GRPO that is rewarded for answering differently when the input is hidden."""
 
-from anypo.method import Card, Reduction, register
+from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts import Divergence, Mean, Perception
 
@@ -17,6 +17,14 @@ papo = register(
             equation="L = L_GRPO - gamma KL(pi(. | x) || pi(. | x hidden)) + eta (H + H_hidden), KL by k3, 60% of x hidden",
             source="arXiv 2507.06448; MikeWangWZHL/PAPO, actor update",
             claim="4.4% better on average and about 8% where vision matters; 30.5% fewer perception errors than GRPO.",
+            claims=(
+                Claim(
+                    "Being rewarded for depending on the input learns faster than GRPO.",
+                    "learning",
+                    "curve",
+                    against="grpo",
+                ),
+            ),
             reduces=(Reduction("grpo", {"terms": []}, {"reduce": Mean("token"), "terms": []}),),
         ),
     )

@@ -1,6 +1,6 @@
 """GHPO: GRPO that shows more and more of the reference solution where every sample fails."""
 
-from anypo.method import Card, Reduction, register
+from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts import Baseline, Combine, HintLadder, Mean
@@ -20,6 +20,14 @@ ghpo = register(
             equation="a group that fails entirely is sampled again given h[:w|h|], w = 0.25, 0.5, 0.75; GRPO given q and h[:w|h|]",
             source="arXiv 2507.10628; hkgc-1/GHPO, ghpo_trainer.py",
             claim="About 5% over GRPO on six mathematics benchmarks, with fewer groups that teach nothing.",
+            claims=(
+                Claim(
+                    "Codes that GRPO never finds by chance are solved without hints in the end.",
+                    "sparse",
+                    "success",
+                    against="grpo",
+                ),
+            ),
             weight=clipped_weight(0.2, 0.2),
             reduces=(
                 Reduction(

@@ -1,6 +1,6 @@
 """BRRL: the ratio is drawn to a bounded target instead of being clipped. For groups (GBPO), and with a median critic (BPO)."""
 
-from anypo.method import Card, register
+from anypo.method import Card, Claim, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts import Adam, Baseline, BoundedTarget, Combine, Gae, Mean, Median, MedianTarget, Value
@@ -20,7 +20,18 @@ brrl = register(
         reduce=Mean("token"),
         terms=[],
         card=Card(
-            id="brrl", equation="L = mean |r - rho| |A|,  rho = 1 - eps + 2 eps sigmoid((s - median) / std)", **PAPER
+            id="brrl",
+            claims=(
+                Claim(
+                    "Ratios stay smaller than with clipping when batches are reused.",
+                    "reuse",
+                    "ratio_max",
+                    against="grpo",
+                    better="lower",
+                ),
+            ),
+            equation="L = mean |r - rho| |A|,  rho = 1 - eps + 2 eps sigmoid((s - median) / std)",
+            **PAPER,
         ),
     )
 )
@@ -32,7 +43,19 @@ bpo = register(
         trust=MedianTarget(low=0.3, high=0.3, temp=1e-3),
         step=Adam(grad_norm=1.0),
         card=Card(
-            id="bpo", equation="L = mean |r - rho| |R - V|,  rho = 1 - eps + 2 eps sigmoid((R - u) / lambda)", **PAPER
+            id="bpo",
+            claims=(
+                Claim(
+                    "Ratios stay smaller than PPO's on CartPole with twenty epochs a batch.",
+                    "control",
+                    "ratio_max",
+                    against="ppo",
+                    better="lower",
+                    settings={"epochs": 20},
+                ),
+            ),
+            equation="L = mean |r - rho| |R - V|,  rho = 1 - eps + 2 eps sigmoid((R - u) / lambda)",
+            **PAPER,
         ),
     )
 )

@@ -1,6 +1,6 @@
 """CAPO: GRPO without the tokens whose own step would change policy or objective too much."""
 
-from anypo.method import Card, Reduction, register
+from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts import Baseline, Combine, KeepStable
@@ -17,6 +17,14 @@ capo_curvature = register(
             equation="GRPO over the tokens with m_F = a^2/2 (v.Gh)^2 < tau_F and |m_H| < tau_H, G the token's own step",
             source="arXiv 2510.00819, eq. 7 to 10; luckeciano/stable-pg-llm, grpo_entropy_trainer.py",
             claim="Rejecting under 8% of the tokens keeps aggressive updates stable and is up to 30 times more sample efficient.",
+            claims=(
+                Claim(
+                    "Leaving out decisions with curved steps ends better than GRPO at a large learning rate.",
+                    "large-steps",
+                    "success",
+                    against="grpo",
+                ),
+            ),
             weight=clipped_weight(0.2, 0.2),
             reduces=(Reduction("grpo", {}, {"terms": []}),),
         ),

@@ -1,6 +1,6 @@
 """CHORD: GRPO and imitation in one loss, the demonstrations' tokens weighted by how unsure the policy is of them."""
 
-from anypo.method import Card, Reduction, register
+from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts import Imitate, Mean, Share, WithDemonstrations
 
@@ -21,6 +21,20 @@ chord = register(
             equation="L = (1 - mu) L_GRPO + mu token-mean -phi log p,  phi = sg(p (1 - p))",
             source="arXiv 2508.11408; modelscope/Trinity-RFT, chord_policy_loss.py; 16 demonstrations a batch are ours",
             claim="Absorbs experts without losing exploration and beats SFT followed by RL.",
+            claims=(
+                Claim(
+                    "Demonstrations solve codes that GRPO never finds by chance.",
+                    "demonstrations",
+                    "success",
+                    against="grpo",
+                ),
+                Claim(
+                    "Weighting tokens by p(1-p) keeps more entropy than plain imitation.",
+                    "demonstrations",
+                    "entropy",
+                    against="hpt",
+                ),
+            ),
             reduces=(
                 Reduction("grpo", {"reduce": Mean("token"), "terms": []}, {"reduce": Mean("token"), "terms": []}),
             ),

@@ -1,6 +1,6 @@
 """DHPO: half GRPO, half GSPO: token and row ratios, each clipped in its own box, are mixed."""
 
-from anypo.method import Card, Reduction, register
+from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts import TwoBranchClip
 
@@ -17,6 +17,14 @@ dhpo = register(
             source="arXiv 2601.05607, eq. 8 to 11 and table 1 as read in secondary sources; the boxes are GRPO's and GSPO's",
             confidence="reconstructed",
             claim="Mixing both granularities beats GRPO and GSPO on seven mathematics benchmarks.",
+            claims=(
+                Claim(
+                    "Stale data cost the mixture less than token ratios alone.", "staleness", "success", against="grpo"
+                ),
+                Claim(
+                    "Stale data cost the mixture less than row ratios alone.", "staleness", "success", against="gspo"
+                ),
+            ),
             reduces=(
                 Reduction("grpo", {"trust": TwoBranchClip(weight="token")}, {"terms": []}),
                 Reduction("gspo", {"trust": TwoBranchClip(weight="row")}),

@@ -1,6 +1,6 @@
 """GRPO: PPO without a critic; the baseline is the group of answers to the same prompt."""
 
-from anypo.method import Card, register
+from anypo.method import Card, Claim, register
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts import Adam, Baseline, Combine, Divergence, Mean
 
@@ -19,6 +19,15 @@ grpo = register(
             equation="L = mean_i 1/|o_i| sum_t [-min(r A_i, clip(r, 1-eps, 1+eps) A_i) + beta k3],  A_i = (s_i - mean) / std",
             source="arXiv 2402.03300, eq. 3 and 4",
             claim="Without a critic it matches PPO on mathematics at lower memory.",
+            claims=(
+                Claim(
+                    "Without a critic it comes within five points of PPO.",
+                    "learning",
+                    "success",
+                    against="ppo",
+                    margin=-0.05,
+                ),
+            ),
         ),
     )
 )

@@ -1,6 +1,6 @@
 """GSPO: GRPO whose ratio, and clip, belong to the whole answer: the geometric mean of its token ratios."""
 
-from anypo.method import Card, register
+from anypo.method import Card, Claim, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts import Clip, LogRatio
 
@@ -17,6 +17,7 @@ gspo = register(
             equation="L = -mean_i min(s_i A_i, clip(s_i, 1-eps_l, 1+eps_h) A_i),  s_i = exp(1/|o_i| sum_t log r_t)",
             source="arXiv 2507.18071, eq. 5 to 7",
             claim="Mixture-of-experts models train stably without routing replay, and more efficiently than with GRPO.",
+            claims=(Claim("Stale data cost it less than GRPO.", "staleness", "success", against="grpo"),),
         ),
     )
 )

@@ -1,6 +1,6 @@
 """HPT: where every sample of a prompt fails, learn from its demonstration instead."""
 
-from anypo.method import Card, register
+from anypo.method import Card, Claim, register
 from anypo.methods.policy_gradient.dr_grpo import dr_grpo
 from anypo.parts import Adam, Baseline, Combine, Entropy, GateBySuccess, Imitate, Unclipped, WithDemonstrations
 
@@ -19,6 +19,14 @@ hpt = register(
             equation="L = alpha L_RL + beta L_SFT per prompt, (alpha, beta) = (1, 0) where mean score > gamma else (0, 1)",
             source="arXiv 2509.04419; TsinghuaC3I/Unify-Post-Training, mix_trainer.py and mix_core_alg.py",
             claim="Gated switching beats SFT, GRPO, SFT then GRPO, LUFFY and SRFT on six mathematics suites.",
+            claims=(
+                Claim(
+                    "Demonstrations solve codes that GRPO never finds by chance.",
+                    "demonstrations",
+                    "success",
+                    against="grpo",
+                ),
+            ),
             weight=lambda r, a: r * a,
         ),
     )

@@ -1,6 +1,6 @@
 """MinPRO: CISPO whose ratio also carries the smallest ratio of the tokens before it."""
 
-from anypo.method import Card, register
+from anypo.method import Card, Claim, register
 from anypo.methods.policy_gradient.cispo import cispo
 from anypo.parts import MinPrefix
 
@@ -16,6 +16,14 @@ minpro = register(
             source="arXiv 2601.22718, abstract and secondary descriptions; no equations or code could be read, the cap is ours",
             confidence="reconstructed",
             claim="More stable training and higher peak accuracy than GRPO, GSPO and CISPO on stale data.",
+            claims=(
+                Claim(
+                    "The smallest earlier ratio makes stale data cheaper than in CISPO.",
+                    "staleness",
+                    "success",
+                    against="cispo",
+                ),
+            ),
         ),
     )
 )

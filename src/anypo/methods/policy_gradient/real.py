@@ -1,6 +1,6 @@
 """REAL: rewards are labels; each group is a classification of its rows by their log-ratio."""
 
-from anypo.method import Card, register
+from anypo.method import Card, Claim, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts import Combine, Each, LogRatio, SetContrast
 
@@ -19,6 +19,15 @@ real = register(
             equation="L = mean_g log(1 + sum_{right} e^{-s/tau}) + log(1 + sum_{wrong} e^{s/tau}),  s = mean_t log r",
             source="arXiv 2602.05630; modelscope/ms-swift, REAL documentation and grpo_trainer (loss_type real)",
             claim="Bounded, monotone weights: 6.7% over DAPO at 1.5B, 6.2% and 1.7% over DAPO and GSPO at 7B.",
+            claims=(
+                Claim(
+                    "Gradient norms are flatter than GRPO's when batches are reused.",
+                    "reuse",
+                    "spike",
+                    against="grpo",
+                    better="lower",
+                ),
+            ),
         ),
     )
 )

@@ -2,7 +2,7 @@
 
 import torch
 
-from anypo.method import Card, Reduction, register
+from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts import Baseline, Combine, MaskedLikelihood, Mean
 
@@ -26,6 +26,15 @@ rec = register(
             equation="L = -token-mean M w A log pi,  M = 1[A>0, r<=1+eps] + 1[A<0, r>=1-eps], w = 1;  A_i = s_i - mean",
             source="arXiv 2509.24203; modelscope/Trinity-RFT, rec_gsm8k configurations (all members and their values)",
             claim="Clipping is what tolerates stale data: without importance weights nothing changes, without clipping training collapses.",
+            claims=(
+                Claim(
+                    "Without importance weights stale data cost no more than five points against Dr. GRPO, which has them.",
+                    "staleness",
+                    "success",
+                    against="dr-grpo",
+                    margin=-0.05,
+                ),
+            ),
             weight=weight,
             reduces=(
                 Reduction(
