@@ -10,7 +10,7 @@ import anypo
 from anypo import config as configuration
 from anypo.loops import run as runs
 from anypo.loops.learn import collect, with_views
-from anypo.loops.update import LOGP, cut, evaluate, gradient, minibatches
+from anypo.loops.update import cut, evaluate, gradient, minibatches
 from anypo.parts import Mean
 from anypo.types import Trajectories
 
@@ -60,22 +60,25 @@ def grads(run, batch, micro):
 @pytest.mark.parametrize("method", METHODS)
 def test_gradient_of_a_language_model_does_not_depend_on_micro_batches(method, model, prompts):
     run = text_run(method, model, prompts)
-    batch = gathered(run)
+    batch = gathered(run)  # off the kinks that some surrogates have at ratio 1
+    jitter = 0.1 * torch.randn(batch.logp_old.shape, generator=torch.Generator().manual_seed(2))
+    batch = batch.but(logp_old=batch.logp_old + jitter)
     whole, cut_up = grads(run, batch, 10**6), grads(run, batch, 8)
     assert whole.norm() > 0
-    assert (whole - cut_up).norm() <= 2e-6 * whole.norm()
+    assert (whole - cut_up).norm() <= 5e-6 * whole.norm()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_before_the_first_update_every_ratio_is_one(method, model, prompts):
     run = text_run(method, model, prompts)
     batch = gathered(run)
-    logp = evaluate(run.policy, batch, LOGP, 10**6)["logp"]
-    assert torch.allclose(logp[batch.valid], batch.logp_old[batch.valid], atol=1e-4)
-    _, metrics = run.method.loss(batch.but(**evaluate(run.policy, batch, run.method.live, 10**6)))
+    views = evaluate(run.policy, batch, run.method.live, 10**6)
+    own = batch.valid if batch.expert_mask is None else batch.valid & ~batch.expert_mask[:, None]
+    assert torch.allclose(views["logp"][own], batch.logp_old[own], atol=1e-4)
+    _, metrics = run.method.loss(batch.put(views))
     if "ratio" in metrics:
         assert abs(float(metrics["ratio"]) - 1) < 1e-4
-        assert float(metrics["clip_fraction"]) == 0
+        assert float(metrics.get("clip_fraction", 0)) == 0
 
 
 def test_cut_covers_every_row_once_and_respects_the_limit():

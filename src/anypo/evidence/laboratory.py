@@ -78,7 +78,8 @@ def trained(
 
     success, solved, worst, passk, weakest, entropy at the end (exact, see `Codes.evaluate`); curve: mean success over the
     run; ratio_far: largest |log of the mean ratio's maximum|; spike: largest gradient norm over the median one; length_right,
-    length_wrong: over the last tenth; hint: mean hint over the last tenth; alive: share of rows that had an advantage.
+    length_wrong: over the last tenth; hint: mean hint over the last tenth; live_rows: share of rows
+    with an advantage; dead_groups: share of groups without a difference in outcome.
     """
     run = assemble(
         method, Codes(seed=seed, **task), seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=epochs,
@@ -107,6 +108,7 @@ def trained(
         "length_wrong": mean("length_wrong", late),
         "hint": mean("hint", late),
         "dead_groups": mean("dead_groups", records),
+        "live_rows": mean("live_rows", records),
         "decisions": mean("decisions", records),
     }
 

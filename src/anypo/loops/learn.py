@@ -225,7 +225,7 @@ def update(run: Run, method: Method, batch: Trajectories) -> dict[str, float]:
 
 
 def describe(method: Method, batch: Trajectories) -> dict[str, float]:
-    """What the batch looks like before the update: size, and the share of groups that teach nothing."""
+    """What the batch looks like before the update: size, and the shares of groups that teach nothing and of rows that do."""
     found = {"rows": float(batch.shape[0]), "decisions": float(batch.valid.sum())}
     if method.traits["grouped"] and batch.score is not None and batch.group is not None:
         std = group_stats(batch.score, batch.group)[2]
@@ -238,6 +238,7 @@ def describe(method: Method, batch: Trajectories) -> dict[str, float]:
         found["advantage_std"] = (
             float(batch.advantage[batch.valid].std(correction=0)) if bool(batch.valid.any()) else 0.0
         )
+        found["live_rows"] = float(((batch.advantage != 0) & batch.valid).any(1).float().mean())
     return found
 
 

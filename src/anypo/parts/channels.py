@@ -14,6 +14,9 @@ from anypo.parts.credit import spread
 from anypo.parts.statistics import group_stats, index_groups, scored, whiten
 from anypo.types import Trajectories
 
+CAP = 1e6
+"""Largest factor of the Beta normaliser, reached only where p is 0 or 1 and the deviation 0."""
+
 
 def channels(b: Trajectories) -> Float[Tensor, "row channel"]:
     """The outcome channels; a score alone is a single one."""
@@ -83,7 +86,6 @@ class BetaNormalize:
     variance: alpha = max(1 + a/3, 1), beta = max(1 + b/3, 1). Source: BNPO, arXiv 2506.02864.
     """
 
-    cap: float = 1e6
     reads = ("group",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -110,4 +112,4 @@ class BetaNormalize:
         p01 = p.clamp(0.0, 1.0)
         area = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
         log_pdf = torch.special.xlogy(alpha - 1, p01) + torch.special.xlogy(beta - 1, 1 - p01) - area
-        return torch.where((count >= 2) & (std > 0), (reward - p) * (-log_pdf).exp().clamp(max=self.cap), 0.0)
+        return torch.where((count >= 2) & (std > 0), (reward - p) * (-log_pdf).exp().clamp(max=CAP), 0.0)

@@ -43,11 +43,11 @@ def allocate(rates: Sequence[float], total: int, low: int = 2, high: int = 128) 
 
 
 @register_knob
-@dataclass
+@dataclass(unsafe_hash=True)
 class SuccessRate:
     """Share of right rows (score > 0.5) of every start when it was last sampled; as a number, their mean."""
 
-    rates: dict[int, float] = field(default_factory=dict, init=False)
+    rates: dict[int, float] = field(default_factory=dict, init=False, compare=False)
     every: ClassVar[Literal["batch", "update"]] = "batch"
 
     def __float__(self) -> float:

@@ -84,7 +84,7 @@ class PessimisticValue:
 
 
 @register_knob
-@dataclass
+@dataclass(unsafe_hash=True)
 class KlController:
     """Threshold clip((base + u) phase, 0.1, 0.6) of a divergence, and its moving average `average`.
 
@@ -94,12 +94,12 @@ class KlController:
 
     base: float = 0.3
     gains: tuple[float, float, float] = (0.3, 0.01, 0.05)
-    average: float = field(default=0.0, init=False)
-    smooth: float | None = field(default=None, init=False)
-    integral: float = field(default=0.0, init=False)
-    error: float = field(default=0.0, init=False)
-    adjustment: float = field(default=0.0, init=False)
-    rewards: list[float] = field(default_factory=list, init=False)
+    average: float = field(default=0.0, init=False, compare=False)
+    smooth: float | None = field(default=None, init=False, compare=False)
+    integral: float = field(default=0.0, init=False, compare=False)
+    error: float = field(default=0.0, init=False, compare=False)
+    adjustment: float = field(default=0.0, init=False, compare=False)
+    rewards: list[float] = field(default_factory=list, init=False, compare=False)
     every: ClassVar[Literal["batch", "update"]] = "update"
 
     def __float__(self) -> float:

@@ -21,11 +21,10 @@ knapsack_rl = register(
             claim="20 to 40% more rollouts with a gradient and 2 to 4 points more, at no extra compute.",
             claims=(
                 Claim(
-                    "At the same number of rollouts fewer rows lack a gradient than with equal budgets.",
+                    "At the same number of rollouts more rows have a gradient than with equal budgets.",
                     "mixture",
-                    "dead_groups",
+                    "live_rows",
                     against="grpo",
-                    better="lower",
                 ),
                 Claim(
                     "At the same number of rollouts more problems are solved than with equal budgets.",

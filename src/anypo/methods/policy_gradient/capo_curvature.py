@@ -3,11 +3,12 @@
 from anypo.method import Card, Claim, Reduction, register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import Baseline, Combine, KeepStable
+from anypo.parts import Adam, Baseline, Combine, KeepStable
 
 capo_curvature = register(
     grpo.but(
         credit=[Combine(), Baseline("group", center="mean", scale="std"), KeepStable(kl=1e-4, gain=1e-2)],
+        step=Adam(warmup=10),  # before Adam remembers anything every single decision would take a full step
         terms=[],
         card=Card(
             id="capo-curvature",
