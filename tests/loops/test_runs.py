@@ -45,7 +45,7 @@ def text(tmp_path_factory):
     (folder / "chat.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "reward.py").write_text(
         "def vowels(prompts, completions, answer, **kwargs):\n"
-        "    return [sum(c in 'aeiou' for c in x[0]['content']) / 3 for x in completions]\n"
+        "    return [sum(c in 'aeiou' for c in x[0]['content']) / 1.5 for x in completions]\n"
     )
     return {
         "task": {"name": f"jsonl:{folder / 'chat.jsonl'}", "reward": f"{folder / 'reward.py'}:vowels", "max_new": 6},
