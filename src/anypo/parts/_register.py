@@ -116,7 +116,7 @@ def _value(value: Any) -> Any:
     if isinstance(value, dict) and "knob" in value:
         if value["knob"] not in KNOBS:
             raise unknown("knob", str(value["knob"]), KNOBS)
-        return KNOBS[value["knob"]](**{k: v for k, v in value.items() if k != "knob"})
+        return KNOBS[value["knob"]](**{k: _value(v) for k, v in value.items() if k != "knob"})
     return tuple(value) if isinstance(value, list) else value
 
 
