@@ -478,11 +478,12 @@ def test_step_products_of_a_decision_are_those_of_its_own_gradient_step(adam):
 def test_decisions_whose_step_is_too_large_leave_the_minibatch():
     run = codes_run("capo-curvature")
     rows, _ = collect(run, run.enter())
-    ready = with_late_views(run, run.method, run.method.prepare(rows))
-    kept = [
-        float(run.method.loss(ready.put({"lr": lr * torch.ones(rows.shape[0])}))[1]["denominator"])
-        for lr in (1e-4, 10.0)
-    ]
+    ready = run.method.prepare(rows).but(logp=rows.logp_old, advantage=torch.ones_like(rows.logp_old))
+    ready = with_late_views(run, run.method, ready)
+    kept = []
+    for lr in (1e-4, 9.0):
+        _, metrics = run.method.loss(ready.put({"lr": torch.full((rows.shape[0],), lr)}))
+        kept.append(float(metrics["denominator"]))
     assert kept[0] == float(rows.valid.sum())
     assert kept[1] < kept[0]
 
