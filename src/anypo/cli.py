@@ -317,14 +317,18 @@ def verify(
     jobs: Annotated[int, typer.Option(min=1, help="methods at once")] = 1,
     keep: Annotated[bool, typer.Option("--record", help="write what was found into the ledger")] = False,
     path: Annotated[Path, typer.Option("--ledger", help="where the ledger is written")] = Path("evidence/ledger.json"),
+    report: Annotated[Path | None, typer.Option(help="run nothing; write the ledger as a Markdown table there")] = None,
 ) -> None:
     """Check a method's properties, and put its claims to the test: effect, 95% interval over paired seeds, verdict.
 
     A claim is supported if the interval lies above 0, not supported at this scale if the mean is not above 0, else mixed.
     Ends with exit code 1 if a property fails; a verdict is never an error.
     """
-    from anypo.evidence.verify import examine_all, record
+    from anypo.evidence.verify import examine_all, markdown, record
 
+    if report is not None:
+        report.write_text(markdown())
+        return
     chosen = methods_to_verify(names or [], family, everything)
     if keep and quick:
         raise UsageError("--record writes whole records; leave --quick out")

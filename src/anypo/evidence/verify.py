@@ -162,3 +162,30 @@ def summary(found: dict[str, Any]) -> dict[str, Any] | None:
     p = found["properties"]
     short = {"properties": {"passed": p["passed"], "of": p["of"], "cases": p["cases"]}}
     return short | {key: found.get(key) for key in ("verdict", "effect", "interval", "seeds")}
+
+
+def markdown() -> str:
+    """The ledger as a table: every claim with its figures, one line each."""
+    found = ledger()
+    verdicts = [entry["verdict"] for entry in found.values()]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in (SUPPORTED, MIXED, UNSUPPORTED))
+    lines = [
+        "# Verdicts",
+        "",
+        f"Written by `anypo verify --report docs/verdicts.md` from `evidence/ledger.json`. {len(found)} methods: {counts}.",
+        "How a verdict is reached, and what the experiments are, stands in [evidence.md](evidence.md).",
+        "",
+        "| method | claim | experiment / measure, against | effect [95% interval], seeds | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for name, entry in sorted(found.items()):
+        for claim in entry["claims"]:
+            low, high = claim["interval"]
+            settings = ", ".join(f"{k}={v}" for k, v in claim["settings"].items())
+            experiment = f"{claim['experiment']}{f' ({settings})' if settings else ''} / {claim['measure']}"
+            effect = f"{claim['effect']:.3g} [{low:.3g}, {high:.3g}], {len(claim['seeds'])}"
+            margin = f" (margin {claim['margin']:g})" if claim["margin"] else ""
+            lines.append(
+                f"| {name} | {claim['text']} | {experiment}, {claim['against']}{margin} | {effect} | {claim['verdict']} |"
+            )
+    return "\n".join(lines) + "\n"
