@@ -15,6 +15,7 @@ test: .venv/dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
+	$(BIN)/anypo verify --all --quick --jobs 2
 
 .venv/pip: constraints.txt
 	$(PYTHON) -m venv .venv
