@@ -98,6 +98,12 @@ class Method:
             raise UsageError(
                 f"{card.id}: the trust stage ({describe(trust)}) needs a ratio, and the ratio stage is empty"
             )
+        reduce = self.stages["reduce"]
+        if getattr(trust, "per_group", False) and not getattr(reduce, "per_group", False):
+            raise UsageError(
+                f"{card.id}: the trust stage ({describe(trust)}) gives one number per group, which the reduce stage"
+                f" ({describe(reduce)}) cannot average; use `each`"
+            )
 
     def __repr__(self) -> str:
         return f"Method({self.card.id!r}, {', '.join(f'{k}={v}' for k, v in self.texts().items())})"

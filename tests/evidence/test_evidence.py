@@ -301,3 +301,10 @@ def test_the_experiments_use_the_methods_own_settings_where_it_has_any():
 @pytest.mark.parametrize("name", list(PROPERTIES))
 def test_every_property_is_a_sentence(name):
     assert PROPERTIES[name].__doc__
+
+
+def test_the_table_of_verdicts_is_that_of_the_ledger():
+    from pathlib import Path
+
+    page = Path(__file__).parents[2] / "docs" / "verdicts.md"
+    assert page.read_text() == verify.markdown()

@@ -16,6 +16,7 @@ import torch
 import anypo
 from anypo import Trajectories
 from anypo import config as configuration
+from anypo.errors import UsageError
 from anypo.evidence.laboratory import assemble
 from anypo.evidence.toys import Codes, Sequences
 from anypo.loops import run as runs
@@ -311,7 +312,7 @@ def test_the_imitation_gradient_is_that_of_the_likelihood_of_the_gated_demonstra
     loss, _ = method.loss(method.prepare(b))
     loss.backward()
     assert logp.grad.tolist() == [[0, 0], [0, 0], [-0.5, -0.5]]
-    assert float(loss) == pytest.approx(0.6)
+    assert float(loss.detach()) == pytest.approx(0.6)
 
 
 def test_a_demonstration_weighs_most_where_the_policy_is_unsure():
@@ -554,3 +555,17 @@ def test_several_value_heads_are_saved_and_loaded(tmp_path, text):
     assert again.heads == ("value", "value_b")
     assert torch.equal(again.value_head.weight, policy.value_head.weight)
     assert not torch.equal(policy.value_head.weight[0], policy.value_head.weight[1])
+
+
+@pytest.mark.parametrize("method", [n for n in METHODS if not hasattr(anypo.method(n).stages["trust"], "per_group")])
+def test_replacing_a_stage_of_any_method_is_proven_on_a_probe_batch(method):
+    from anypo.loops.checks import notes
+
+    values = {"method": method, "task": "bandit", "reduce": {"part": "mean", "over": "sum"}}
+    found = " ".join(notes(runs.build(configuration.from_dict(values))))
+    assert "reduce: mean" in found or anypo.method(method).texts()["reduce"] == ["mean(over=sum)"]
+
+
+def test_a_number_per_group_is_refused_by_a_mean_over_decisions_in_one_sentence():
+    with pytest.raises(UsageError, match="gives one number per group"):
+        anypo.method("real", reduce="mean")

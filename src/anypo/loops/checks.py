@@ -12,7 +12,7 @@ from anypo.method import Method
 from anypo.method import method as registered
 from anypo.parts._register import describe
 from anypo.stages import LEVELS
-from anypo.types import Trajectories
+from anypo.types import FIELDS, Trajectories
 
 PROBED = ("score", "critic", "credit", "ratio", "trust", "reduce", "terms")
 """The stages whose parts reach the gradient of the objective; the others say how rows are made and parameters move."""
@@ -84,6 +84,7 @@ def probe(method: Method, channels: int) -> Tensor:
         done=torch.arange(rows) % 2 == 0,
         truncated=torch.arange(rows) % 5 == 0,
         budget=steps,
+        extra={name: logp - 0.5 * normal(rows, steps) for name in sorted(method.reads(*method.stages) - set(FIELDS))},
     )
     prepared = method.prepare(batch)
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
@@ -98,7 +99,7 @@ def updates_per_batch(run: Run) -> int:
     epochs = step.epochs or 1
     rows, decisions = batch_size(run)
     single = run.method.level == "decision" and run.policy.independent
-    if step.minibatch is None or run.method.level == LEVELS[-1]:
+    if not step.minibatch or run.method.level == LEVELS[-1]:
         return epochs
     return epochs * max(1, round((decisions if single else rows) / step.minibatch))
 

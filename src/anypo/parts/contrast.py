@@ -52,6 +52,7 @@ class SetContrast:
     tau: Number = 0.5
     degenerate: Literal["keep", "skip"] = "keep"
     level: ClassVar[Level] = "group"
+    per_group: ClassVar[bool] = True
     reads = ("score", "group")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,6 +79,7 @@ class ShortestContrast:
     tau: Number = 10.0
     lam: Number = 0.1
     level: ClassVar[Level] = "group"
+    per_group: ClassVar[bool] = True
     reads = ("logp", "score", "group")
     uses_ratio = False
 
@@ -101,12 +103,13 @@ class ShortestContrast:
 @register("reduce")
 @dataclass(frozen=True)
 class Each:
-    """The plain mean of what the trust stage gives, one number per group."""
+    """The plain mean of one number per group; what a term gives per decision is averaged over tokens."""
 
     level: ClassVar[Level] = "group"
+    per_group: ClassVar[bool] = True
 
     def __call__(self, s: Tensor, b: Trajectories) -> Float[Tensor, ""]:
-        return s.sum() / max(len(s), 1)
+        return Mean("token")(s, b) if s.ndim == 2 else s.sum() / max(len(s), 1)
 
 
 @register("terms")

@@ -15,7 +15,7 @@ def lines(run: Run) -> list[tuple[str, str]]:
     changed = [slot for slot in method.diff(method.card.id) if slot not in ("step", "collect")]
     adjusted = f" with {', '.join(changed)} replaced" if changed else ""
     epochs = f"{step.epochs or 1} epoch{'s' * ((step.epochs or 1) > 1)}"
-    per = "the whole batch" if step.minibatch is None else f"minibatches of {step.minibatch}"
+    per = "the whole batch" if not step.minibatch else f"minibatches of {step.minibatch}"
     if run.pool.standing:
         envs = run.task.envs
         rows = f"{envs} environments x {want.horizon} steps = {envs * (want.horizon or 0):,} decisions"
