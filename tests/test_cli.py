@@ -264,3 +264,68 @@ def test_a_reward_that_fails_during_a_run_ends_it_in_one_sentence(call, files, r
     assert code == 1
     assert error.count("\n") == 1
     assert reward in error
+
+
+def test_verify_prints_effect_interval_and_verdict_and_records_only_when_asked(call, tmp_path):
+    code, out, _ = call("verify", "rloo", "--seeds", "3-5")
+    assert code == 0
+    assert out[0].startswith("rloo: 12 of 12 properties")
+    assert "3 seeds" in out[1]
+    assert out[-1].startswith("1 methods: 0 properties failed")
+    assert not (tmp_path / "evidence").exists()
+    code, _, _ = call("verify", "rloo", "--seeds", "2", "--record")
+    ledger = json.loads((tmp_path / "evidence" / "ledger.json").read_text())
+    assert code == 0
+    assert ledger["methods"]["rloo"]["seeds"] == [0, 1]
+    code, out, _ = call("explain", "rloo")  # the ledger of the working folder comes first
+    assert any(line.startswith("Verdict") for line in out)
+    assert any("2 seeds" in line for line in out)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("verify",), "name methods, or give --family F, or --all"),
+        (("verify", "grpo", "--all"), "name methods, or give --family F, or --all"),
+        (("verify", "grop"), "did you mean 'grpo'"),
+        (("verify", "--family", "advantages"), "did you mean 'advantage'"),
+        (("verify", "grpo", "--seeds", "ten"), "--seeds takes a number or a range"),
+        (("verify", "grpo", "--quick", "--record"), "leave --quick out"),
+    ],
+)
+def test_verify_refuses_in_one_sentence(call, words, sentence):
+    code, _, error = call(*words)
+    assert code == 2
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_microscope_prints_gain_and_names_the_dead_term(call, tmp_path):
+    code, out, _ = call("microscope", "mhpo", "--png", "w.png")
+    assert code == 0
+    assert any("on-policy gain 0.265" in line for line in out)
+    assert (tmp_path / "w.png").exists()
+    _, out, _ = call("microscope", "safe", "--terms.entropy-gated-kl.detached", "true")
+    assert any(line.startswith("DEAD: terms: entropy-gated-kl") for line in out)
+    _, out, _ = call("microscope", "mhpo", "--json")
+    assert json.loads("\n".join(out))["gain"] == pytest.approx(0.2651, abs=1e-3)
+
+
+def test_methods_carry_their_recorded_evidence(call):
+    code, out, _ = call("methods", "--json")
+    found = json.loads("\n".join(out))
+    assert code == 0
+    assert all(card["evidence"]["properties"]["passed"] == card["evidence"]["properties"]["of"] for card in found)
+    assert {card["evidence"]["verdict"] for card in found} == {"supported", "mixed", "not supported at this scale"}
+    assert all(len(card["evidence"]["interval"]) == 2 for card in found)
+
+
+def test_matched_gains_lengthen_the_steps_of_a_method_whose_gradient_is_short(call, tmp_path):
+    flags = ("--task", "bandit", "--steps", "2", "--seeds", "1", "--match-gain", "--out", "c")
+    code, _, _ = call("compare", "grpo", "mhpo", *flags)
+    rates = [
+        yaml.safe_load((tmp_path / "c" / f"{m}-0" / "config.yaml").read_text())["step"]["lr"] for m in ("grpo", "mhpo")
+    ]
+    assert code == 0
+    assert rates[0] == pytest.approx(0.05)
+    assert rates[1] == pytest.approx(0.05 / 0.2651, rel=1e-3)
