@@ -80,28 +80,14 @@ class Staircase:
 
 @register_knob
 @dataclass
-class Reciprocal:
-    """1 / (start + progress (end - start)): the inverse of a step size that falls linearly over the run."""
-
-    start: float = 1.0
-    end: float = 0.0
-    progress: float = field(default=0.0, init=False)
-    every: ClassVar[Literal["batch", "update"]] = "batch"
+class Reciprocal(Linear):
+    """1 over the linear schedule: the inverse of a step size that falls over the run."""
 
     def __float__(self) -> float:
-        return 1 / max(self.start + min(self.progress, 1.0) * (self.end - self.start), 1e-3)
+        return 1 / max(super().__float__(), 1e-3)
 
     def __str__(self) -> str:
-        return f"1/({self.start:g}->{self.end:g})"
-
-    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
-        self.progress = progress
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"progress": self.progress}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.progress = state["progress"]
+        return f"1/({super().__str__()})"
 
 
 @register_knob
