@@ -3,7 +3,18 @@
 import anypo.methods  # noqa: F401 - before the function of the same name, which is the public one
 from anypo import parts
 from anypo.method import Card, Claim, Method, Reduction, method, methods
-from anypo.types import Request, Trajectories
+from anypo.types import Comparisons, Request, Trajectories
 
 __version__ = "0.1.0"
-__all__ = ["Card", "Claim", "Method", "Reduction", "Request", "Trajectories", "method", "methods", "parts"]
+__all__ = [
+    "Card",
+    "Claim",
+    "Comparisons",
+    "Method",
+    "Reduction",
+    "Request",
+    "Trajectories",
+    "method",
+    "methods",
+    "parts",
+]

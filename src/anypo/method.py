@@ -16,7 +16,7 @@ from anypo.errors import MissingField, UsageError, unknown
 from anypo.parts._register import as_list, build, describe
 from anypo.parts.statistics import masked_mean, ratio
 from anypo.stages import ANCHORS, CHAINS, LEVELS, SLOTS, Knob, Level, Refresh, View
-from anypo.types import Trajectories
+from anypo.types import Comparisons, Trajectories
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,9 @@ class Method:
         kept = {f.name: getattr(b, f.name) for f in fields(b) if getattr(done, f.name) is getattr(clean, f.name)}
         return done.but(**kept)
 
-    def loss(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, b: Trajectories | Comparisons) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and its metrics; differentiable through logp, entropy and value; moves no state."""
+        b = b.rows() if isinstance(b, Comparisons) else b
         b = b.check().clean()
         for part in self._late():
             with torch.no_grad():
@@ -168,7 +169,7 @@ class Method:
         s, metrics = self._run("trust", self.stages["trust"], b, lambda p, d: p(x, d))
         total = -self._run("reduce", reduce, b, lambda p, d: p(s, d))
         metrics = {"surrogate": -total.detach(), "denominator": b.valid.sum().to(total.dtype), **metrics}
-        if x is not None:
+        if x is not None and "logp_old" in self.reads("ratio"):
             metrics |= ratio_metrics(x.detach(), b)
         for part in self.stages["terms"]:
             rows = (

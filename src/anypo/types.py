@@ -215,6 +215,64 @@ class Trajectories:
         return replace(Trajectories(budget=parts[0].budget), **changes)
 
 
+@dataclass(slots=True)
+class Comparisons:
+    """B pairs of answers to the same prompt, as preference data come: the file and API form of two rows with a rank.
+
+    logp_*, ref_logp_*, old_logp_*: log-probability (nats) of the whole answer, summed over its tokens, under the policy, the
+    reference and the sampling policy. length_*: tokens of the answer. score_*: their rewards. win_rate: probability that the
+    chosen one is better. weight: of the pair. kl_logp, ref_kl_logp: the same log-probabilities of any number of mismatched
+    prompts and answers, from which KTO estimates its reference point.
+    """
+
+    logp_chosen: Float[Tensor, " pair"]
+    logp_rejected: Float[Tensor, " pair"]
+    ref_logp_chosen: Float[Tensor, " pair"] | None = None
+    ref_logp_rejected: Float[Tensor, " pair"] | None = None
+    old_logp_chosen: Float[Tensor, " pair"] | None = None
+    old_logp_rejected: Float[Tensor, " pair"] | None = None
+    length_chosen: Shaped[Tensor, " pair"] | None = None
+    length_rejected: Shaped[Tensor, " pair"] | None = None
+    score_chosen: Float[Tensor, " pair"] | None = None
+    score_rejected: Float[Tensor, " pair"] | None = None
+    win_rate: Float[Tensor, " pair"] | None = None
+    weight: Float[Tensor, " pair"] | None = None
+    kl_logp: Float[Tensor, " any"] | None = None
+    ref_kl_logp: Float[Tensor, " any"] | None = None
+
+    def rows(self) -> Trajectories:
+        """Two rows of one decision per pair, chosen and rejected in turn, a group each; `preferred` marks the chosen ones."""
+        like = self.logp_chosen
+
+        def both(name: str) -> Tensor | None:
+            one, other = getattr(self, f"{name}_chosen"), getattr(self, f"{name}_rejected")
+            return None if one is None or other is None else torch.stack([one, other], 1).flatten()
+
+        def column(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.unsqueeze(1)
+
+        preferred = (torch.arange(2 * len(like), device=like.device) % 2 == 0).to(like.dtype)
+        extra = {"preferred": preferred}
+        if (length := both("length")) is not None:
+            extra["length"] = length.to(like.dtype)
+        if self.win_rate is not None:
+            extra["win_rate"] = self.win_rate.repeat_interleave(2)
+        if self.kl_logp is not None and self.ref_kl_logp is not None:
+            shift = (self.kl_logp - self.ref_kl_logp).detach().mean().clamp(min=0.0)
+            extra["kl_shift"] = shift.expand(len(preferred))
+        weight = None if self.weight is None else torch.stack([self.weight, torch.ones_like(self.weight)], 1).flatten()
+        return Trajectories(
+            logp=column(both("logp")),
+            logp_ref=column(both("ref_logp")),
+            logp_old=column(both("old_logp")),
+            mask=torch.ones(len(preferred), 1, dtype=torch.bool, device=like.device),
+            score=both("score"),
+            group=torch.arange(len(like), device=like.device).repeat_interleave(2),
+            weight=column(weight),
+            extra=extra,
+        )
+
+
 def _widen(t: Tensor, width: int) -> Tensor:
     if t.shape[1] == width:
         return t

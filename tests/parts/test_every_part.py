@@ -11,7 +11,7 @@ import torch
 import anypo
 from anypo import Trajectories
 from anypo.errors import UsageError
-from anypo.parts import PARTS, Linear, describe, find, stage_of
+from anypo.parts import PARTS, Each, Linear, LogRatio, Mean, describe, find, stage_of
 from anypo.parts._register import build, kebab
 from anypo.stages import CHAINS, LEVELS
 
@@ -152,9 +152,10 @@ def test_parts_of_the_objective_are_finite_and_differentiable_in_any_method(
     stage: str, name: str, dtype: torch.dtype
 ) -> None:
     part = find(stage, name)()
-    per_group = stage == "trust" and part.level == "group" and "advantage" not in part.reads
-    base = "real" if per_group else "ppo"  # one number per group has a mean of its own
-    method = anypo.method(base, **{stage: [part] if stage in CHAINS else part})
+    method = anypo.method("ppo")
+    if stage == "trust" and "advantage" not in part.reads and part.level != "decision":  # on rows, or groups of them
+        method = method.but(ratio=LogRatio("row"), reduce=Each() if hasattr(part, "per_group") else Mean("row"))
+    method = method.but(**{stage: [part] if stage in CHAINS else part})
     leaves = {n: getattr(batch(dtype), n).requires_grad_() for n in ("logp", "value", "entropy")}
     loss, metrics = method.loss(batch(dtype).but(**leaves))
     loss.backward()

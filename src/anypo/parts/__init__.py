@@ -22,6 +22,15 @@ from anypo.parts.demonstrations import GateBySuccess, Imitate, Share
 from anypo.parts.gates import FiberGate, HazardModulated, MaskedLikelihood, TwoBranchClip, VariancePenalty
 from anypo.parts.knapsack import KnapsackBudget, SuccessRate
 from anypo.parts.knobs import Dual, Linear, Reciprocal, Staircase
+from anypo.parts.pairs import (
+    BiasedContrast,
+    LikeBest,
+    OddsContrast,
+    PairContrast,
+    PairwiseClip,
+    ProspectValue,
+    RewardContrast,
+)
 from anypo.parts.partial import ExtendedGae, FinishedValue
 from anypo.parts.perception import Perception
 from anypo.parts.pessimism import EntropyGatedKl, KlController, PessimisticBaseline, PessimisticValue
@@ -44,6 +53,7 @@ __all__ = [
     "BalancedDrop",
     "Baseline",
     "BetaNormalize",
+    "BiasedContrast",
     "BoundedTarget",
     "Clip",
     "Combine",
@@ -74,6 +84,7 @@ __all__ = [
     "KlController",
     "KlPenalty",
     "KnapsackBudget",
+    "LikeBest",
     "Likelihood",
     "Linear",
     "LogRatio",
@@ -85,15 +96,20 @@ __all__ = [
     "MinPrefix",
     "MixedValueAtRisk",
     "NStep",
+    "OddsContrast",
     "OverlongPenalty",
+    "PairContrast",
+    "PairwiseClip",
     "Perception",
     "PessimisticBaseline",
     "PessimisticValue",
+    "ProspectValue",
     "RMSProp",
     "RecentredClip",
     "Reciprocal",
     "Replay",
     "Returns",
+    "RewardContrast",
     "SetContrast",
     "Sgd",
     "Share",

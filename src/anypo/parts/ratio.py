@@ -20,13 +20,14 @@ from anypo.types import Trajectories
 class LogRatio:
     """x = log pi - log pi_anchor, per `token`; or one per `row`: the row's mean (geometric mean of the ratios) or sum.
 
-    per: token | row. how (rows only): mean | sum. anchor: old | ref.
+    per: token | row. how (rows only): mean | sum, over the row's decisions (over `length` [N] of them where a row is given as
+    one sum). anchor: old | ref | none, the log-probability itself.
     Source: PPO, arXiv 1707.06347, eq. 6; row mean: GSPO, arXiv 2507.18071, eq. 7.
     """
 
     per: Literal["token", "row"] = "token"
     how: Literal["mean", "sum"] = "mean"
-    anchor: Literal["old", "ref"] = "old"
+    anchor: Literal["old", "ref", "none"] = "old"
 
     @property
     def level(self) -> Level:
@@ -34,13 +35,20 @@ class LogRatio:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return ("logp", f"logp_{self.anchor}")
+        return ("logp",) if self.anchor == "none" else ("logp", f"logp_{self.anchor}")
 
     def __call__(self, b: Trajectories) -> Tensor:
-        x = log_ratio(b, self.anchor)
+        assert b.logp is not None
+        x = torch.where(b.valid, b.logp, 0.0) if self.anchor == "none" else log_ratio(b, self.anchor)
         if self.per == "token":
             return x
-        return b.row_mean(x) if self.how == "mean" else x.sum(1)
+        return row_mean(b, x) if self.how == "mean" else x.sum(1)
+
+
+def row_mean(b: Trajectories, x: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
+    """Mean of x over each row's decisions; where a row stands as one sum, over the `length` it says it has."""
+    length = b.get("length")
+    return b.row_mean(x) if length is None else torch.where(b.valid, x, 0.0).sum(1) / length.clamp(min=1)
 
 
 def log_ratio(b: Trajectories, anchor: str = "old") -> Float[Tensor, "row step"]:

@@ -1,0 +1,1 @@
+"""Learning from preferences: pairs of answers, given or sampled and judged."""

@@ -1,0 +1,24 @@
+"""P3O: policy gradient on reward differences of pairs, each row's ratio clipped; blind to shifts of the reward."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.preference.dpo import dpo
+from anypo.parts import LogRatio, PairwiseClip
+
+p3o_pairwise = register(
+    dpo.but(
+        ratio=LogRatio("row", how="sum", anchor="old"),
+        trust=PairwiseClip(eps=0.2),
+        card=Card(
+            id="p3o-pairwise",
+            title="Pairwise Proximal Policy Optimization: Harnessing Relative Feedback for LLM Alignment",
+            year=2023,
+            arxiv="2310.00212",
+            family="preference",
+            equation="maximise sum_i min(w_i r_i, w_i clip(r_i)) / 2,  w_i = sg[(R_i - R_j) r_j]",
+            source="arXiv 2310.00212 (separate clipping)",
+            claim="Invariant to shifts of the reward per prompt; a better frontier of KL and reward than PPO and DPO.",
+            claims=(Claim("Noise on the scores costs it less than PPO.", "noise", "success", against="ppo"),),
+            confidence="reconstructed",
+        ),
+    )
+)

@@ -1,0 +1,32 @@
+"""SimPO: no reference; the reward is the mean log-likelihood, with a margin."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.preference.dpo import dpo
+from anypo.parts import LogRatio, PairContrast
+
+simpo = register(
+    dpo.but(
+        ratio=LogRatio("row", how="mean", anchor="none"),
+        trust=PairContrast("logistic", beta=2.0, margin=1.0),
+        card=Card(
+            id="simpo",
+            title="SimPO: Simple Preference Optimization with a Reference-Free Reward",
+            year=2024,
+            arxiv="2405.14734",
+            family="preference",
+            equation="L = -log sigma(beta/|y_w| log pi(y_w) - beta/|y_l| log pi(y_l) - gamma)",
+            source="arXiv 2405.14734, eq. 6",
+            claim="A length-normalised reward without reference beats DPO and does not exploit length.",
+            claims=(
+                Claim(
+                    "Right answers end no longer than with DPO where fillers are free.",
+                    "length",
+                    "length_right",
+                    against="dpo",
+                    better="lower",
+                    margin=-0.05,
+                ),
+            ),
+        ),
+    )
+)

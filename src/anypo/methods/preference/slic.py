@@ -1,0 +1,32 @@
+"""SLiC-HF: a margin on sequence likelihoods, and imitation of the preferred answer."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.preference.dpo import dpo
+from anypo.parts import LikeBest, LogRatio, PairContrast
+
+slic = register(
+    dpo.but(
+        ratio=LogRatio("row", how="sum", anchor="none"),
+        trust=PairContrast("hinge", beta=1.0, margin=1.0),
+        terms=[LikeBest(0.1, over="sum")],
+        card=Card(
+            id="slic",
+            title="SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
+            year=2023,
+            arxiv="2305.10425",
+            family="preference",
+            equation="L = max(0, delta - log pi(y_w) + log pi(y_l)) - lambda log pi(y_w)",
+            source="arXiv 2305.10425, sec. 2",
+            claim="Calibration on pairs matches PPO at much lower cost.",
+            claims=(
+                Claim(
+                    "Without a reference it comes within five points of DPO.",
+                    "learning",
+                    "success",
+                    against="dpo",
+                    margin=-0.05,
+                ),
+            ),
+        ),
+    )
+)
