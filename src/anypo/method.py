@@ -245,7 +245,7 @@ class Method:
     @property
     def live(self) -> dict[str, View]:
         """Batch fields that the loss is differentiated through."""
-        names = {"logp"} | (self.reads(*LOSS) & {"entropy", *self.heads})
+        names = {"logp", *self.heads} | (self.reads(*LOSS) & {"entropy"})
         return {name: View(name) for name in sorted(names)} | self.declared("live")
 
     @property

@@ -516,7 +516,7 @@ def safe(found: Tally, b: Batch, before: float = 0.0, threshold: float = 0.45, d
         found.tilt(b, value_loss(1), leaf="value_b", factor=0.5)  # its value is counted already
     kl = weighted_token_mean(b, lambda i, t: b["logp"][i, t] - b["logp_ref"][i, t])
     gate = max(0.5, 2 / (weighted_token_mean(b, lambda i, t: b["entropy"][i, t]) + 0.1))
-    over = max(0.9 * before + 0.1 * kl - threshold, 0.0)
+    over = max(0.9 * before + 0.1 * kl - threshold, 0.0) * b["mask"].any()
     found.total += 0.1 * over**2 * gate
     slope = 0.0 if detached else 0.2 * over * 0.1 * gate
     found.tilt(b, lambda i, t: (0.0, slope))

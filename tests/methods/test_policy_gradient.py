@@ -122,6 +122,10 @@ def case(seed: int, recipe: str) -> Trajectories:
     def normal(scale: float = 1.0) -> Tensor:
         return torch.as_tensor(scale * rng.standard_normal((rows, steps)))
 
+    if name == "fiberpo":  # decisions that did not change among ones that did
+        b = b.but(logp=torch.where(torch.as_tensor(rng.random((rows, steps)) < 0.2), b.logp_old, b.logp))
+    if name == "real" and b.score is not None:  # a score of one half is not right
+        b = b.but(score=torch.as_tensor(rng.integers(0, 3, rows) / 2))
     if name == "remix":
         b = b.but(extra={"logp_prev": b.logp - normal(spread)})
         if seed % 3:
@@ -177,6 +181,8 @@ def test_loss_and_gradients_equal_the_reference(recipe: str, given: str) -> None
     method = built(recipe)
     for seed in range(CASES):
         b = method.prepare(case(seed, recipe))
+        if not b.valid.any() and recipe.startswith("safe"):
+            continue  # has a test of its own below
         if given != "prepared":
             b = random_advantage(b)
         moved = 0.5 * torch.sin(torch.arange(b.logp.numel(), dtype=F64)).reshape(b.shape)  # the critic, since then
@@ -573,8 +579,8 @@ def test_r2vpo_has_the_gradient_of_its_score_function_form() -> None:
 def test_the_multiplier_climbs_with_the_excess_variance_and_never_below_zero() -> None:
     method = anypo.method("r2vpo")
     knob = method.stages["trust"].coef
-    b = one_row(f64([0.1, -0.2, 0.3]))
-    wanted, variance = 0.04, float((b.logp - b.logp_old).exp().sub(1).square().mean())
+    b = one_row(f64([0.1, -0.2, 0.3, 5.0]), mask=torch.tensor([[True, True, True, False]]))
+    wanted, variance = 0.04, float((b.logp - b.logp_old)[b.mask].exp().sub(1).square().mean())
     for _ in range(3):
         _, metrics, _ = gradients(method, b)
         assert float(metrics["ratio_variance"]) == pytest.approx(variance)
@@ -999,10 +1005,6 @@ def test_both_heads_of_bpo_learn() -> None:
     assert policy.table.grad.any(0).all()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="no part of SAFE reads `value_b`, so the engine never evaluates it and the pair of critics is one critic",
-)
 def test_both_heads_of_safe_learn() -> None:
     method, policy = through_a_policy("safe")
     assert method.heads == ("value", "value_b")
@@ -1011,10 +1013,6 @@ def test_both_heads_of_safe_learn() -> None:
     assert policy.table.grad.any(0).all()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="`unjudged` hides score and scores of a demonstration, but its summed rewards still enter the group's baseline",
-)
 @pytest.mark.parametrize("name", ["hpt", "chord"])
 def test_the_rewards_of_a_demonstration_judge_nobody(name: str) -> None:
     method = anypo.method(name)
@@ -1024,9 +1022,6 @@ def test_the_rewards_of_a_demonstration_judge_nobody(name: str) -> None:
     close(by_reward.advantage, by_score.advantage)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="one batch without any outcome makes SAFE's threshold NaN for the rest of the run"
-)
 def test_a_batch_without_outcomes_leaves_safes_threshold_finite() -> None:
     knob = KlController()
     for reward in (0.5, float("nan"), 0.5):
@@ -1034,7 +1029,6 @@ def test_a_batch_without_outcomes_leaves_safes_threshold_finite() -> None:
     assert 0.1 <= float(knob) <= 0.6
 
 
-@pytest.mark.xfail(strict=True, reason="above its threshold SAFE's penalty stays when nothing is left to count")
 def test_an_empty_batch_costs_nothing_above_safes_threshold() -> None:
     method = built("safe-moved")
     b = case(0, "safe")

@@ -16,7 +16,7 @@ from anypo.parts.knobs import register_knob
 from anypo.parts.ratio import log_ratio
 from anypo.parts.reduce import Mean
 from anypo.parts.statistics import masked_mean, scored
-from anypo.stages import Level, Number, Reduce
+from anypo.stages import Level, Number, Reduce, View
 from anypo.types import Trajectories
 
 HEADS = ("value", "value_b")
@@ -40,6 +40,7 @@ class PessimisticBaseline:
     """
 
     alpha: float = 0.3
+    views: ClassVar[dict[str, View]] = {"value_b": View("value_b")}
     reads = ("value",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -124,6 +125,8 @@ class KlController:
         outcome = scored(b).score
         assert outcome is not None
         reward = float(outcome.nanmean())
+        if not math.isfinite(reward):  # nobody was judged
+            return
         self.rewards = [*self.rewards, reward][-100:]
         if self.smooth is None:
             self.smooth = reward
@@ -164,7 +167,7 @@ class EntropyGatedKl:
         kl = kl.detach() if self.detached else kl
         smooth = 0.9 * getattr(self.threshold, "average", 0.0) + 0.1 * kl
         gate = (2.0 / (mean(b.entropy.detach(), b) + 0.1)).clamp(min=0.5)
-        penalty = 0.1 * (smooth - threshold).relu().square() * gate
+        penalty = 0.1 * (smooth - threshold).relu().square() * gate * bool(b.valid.any())
         return penalty, {
             "kl_ref": kl.detach(),
             "kl_threshold": kl.new_tensor(threshold),

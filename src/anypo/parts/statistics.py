@@ -115,8 +115,10 @@ def scored(b: Trajectories, weights: tuple[float, ...] | None = None) -> Traject
         score = torch.where(b.valid, b.reward, 0.0).sum(1)
     else:
         raise MissingField("score")
-    known = ~score.isnan() if (expert := b.get("expert_mask")) is None else ~score.isnan() | (expert != 0)
-    return b.but(score=score, mask=b.valid & known.unsqueeze(1))
+    if (expert := b.get("expert_mask")) is None:
+        return b.but(score=score, mask=b.valid & ~score.isnan().unsqueeze(1))
+    score = torch.where(expert != 0, torch.nan, score)
+    return b.but(score=score, mask=b.valid & (~score.isnan() | (expert != 0)).unsqueeze(1))
 
 
 def rewarded(b: Trajectories) -> Trajectories:
