@@ -74,7 +74,7 @@ class GateChannels:
         raw = channels(b)
         passed = raw[:, self.on : self.on + 1] > 0.5
         keep = passed | (torch.arange(raw.shape[1], device=raw.device) == self.on)
-        return b.but(scores=torch.where(keep, raw, 0.0))
+        return b.but(scores=torch.where(keep | raw.isnan().all(1, keepdim=True), raw, 0.0))
 
 
 @register("credit")
