@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypo.errors import UsageError
 from anypo.parts._register import register
 from anypo.parts.credit import spread
 from anypo.parts.statistics import group_stats, index_groups, scored, whiten
@@ -50,6 +51,8 @@ class DecoupledBaseline:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         raw = channels(b)
+        if self.weights is not None and len(self.weights) != raw.shape[1]:
+            raise UsageError(f"there are {raw.shape[1]} reward channels and {len(self.weights)} weights for them")
         known = ~raw.isnan().all(1)
         raw = torch.where(known.unsqueeze(1), raw.nan_to_num(), torch.nan)
         b = b.but(mask=b.valid & known.unsqueeze(1))

@@ -99,12 +99,13 @@ class WeightedBaseline:
         w = torch.where(known, (rows if exact is None else exact).detach().clamp(min=0.0), 0.0)
         index, groups = index_groups(b.group)
         r = b.score.nan_to_num()
+        dtype, w, r = r.dtype, w.double(), r.double()  # the sums over the others may be tiny beside a row's own
         total, weighted = group_sum(w, index, groups)[index], group_sum(w * r, index, groups)[index]
         if self.leave_one_out:
             total, weighted = total - w, weighted - w * r
             mean = (mean * count - r) / (count - 1).clamp(min=1)
         baseline = torch.where(total > 1e-12, weighted / total.clamp(min=1e-12), mean)
-        return b.but(advantage=spread(b, torch.where((std > 0) & known, r - baseline, 0.0)))
+        return b.but(advantage=spread(b, torch.where((std > 0) & known, r - baseline, 0.0).to(dtype)))
 
 
 @register("credit")
