@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from anypo.errors import MissingField, UsageError, unknown
 from anypo.parts._register import as_list, build, describe
 from anypo.parts.statistics import masked_mean, ratio
-from anypo.stages import ANCHORS, CHAINS, LEVELS, SLOTS, Knob, Level, Refresh, View
+from anypo.stages import ANCHORS, CHAINS, LEVELS, SLOTS, Knob, Level, Network, Refresh, View
 from anypo.types import Comparisons, Trajectories
 
 
@@ -165,13 +166,20 @@ class Method:
         if b.fresh is not None:
             b = b.but(mask=b.valid & (b.fresh != 0)).clean()
         reduce = self.stages["reduce"]
-        x = None if self.stages["ratio"] is None else self._run("ratio", self.stages["ratio"], b, lambda p, d: p(d))
-        s, metrics = self._run("trust", self.stages["trust"], b, lambda p, d: p(x, d))
-        total = -self._run("reduce", reduce, b, lambda p, d: p(s, d))
-        metrics = {"surrogate": -total.detach(), "denominator": b.valid.sum().to(total.dtype), **metrics}
+        x, trust = None, self.stages["trust"]
+        if self.stages["ratio"] is not None:
+            x = self._run("ratio", self.stages["ratio"], b, lambda p, d: p(d))
+        if idle(trust):
+            total, metrics = torch.zeros(()), {}
+        else:
+            s, metrics = self._run("trust", trust, b, lambda p, d: p(x, d))
+            total = -self._run("reduce", reduce, b, lambda p, d: p(s, d))
+            metrics = {"surrogate": -total.detach(), "denominator": b.valid.sum().to(total.dtype), **metrics}
         if x is not None and "logp_old" in self.reads("ratio"):
             metrics |= ratio_metrics(x.detach(), b)
         for part in self.stages["terms"]:
+            if idle(part):
+                continue
             rows = (
                 everything.rows(expert != 0) if getattr(part, "rows", "own") == "expert" and expert is not None else b
             )
@@ -220,17 +228,29 @@ class Method:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The value functions it learns."""
+        """The value functions it learns as outputs of the policy's critic."""
         return tuple(dict.fromkeys(h for part in self.stages["critic"] for h in getattr(part, "heads", ("value",))))
 
+    @cached_property
+    def networks(self) -> dict[str, Network]:
+        """The value functions it learns with networks of their own."""
+        return self.declared("networks")
+
     @property
+    def policy(self) -> str | None:
+        """The kind of policy for control that some part presumes; None: the task's own."""
+        found = (getattr(part, "policy", None) for slot in SLOTS for part in self.parts(slot))
+        return next((kind for kind in found if kind is not None), None)
+
+    @cached_property
     def anchors(self) -> dict[str, Refresh]:
         """The frozen copies of the policy that somebody reads, with their refresh rules."""
         rules = ANCHORS | self.declared("anchors")
-        wanted = {view.of for view in (self.views | self.late_views).values()}
+        views = [*self.views.values(), *self.late_views.values(), *self.live.values()]
+        wanted = {view.of for view in views} | {view.draw.of for view in views if view.draw is not None}
         return {name: rule for name, rule in rules.items() if name in wanted}
 
-    @property
+    @cached_property
     def views(self) -> dict[str, View]:
         """Batch fields filled by forward passes without gradient, once per batch. A head's value or the entropy is free
         where sampling kept it."""
@@ -245,15 +265,32 @@ class Method:
     @property
     def live(self) -> dict[str, View]:
         """Batch fields that the loss is differentiated through."""
-        names = {"logp", *self.heads} | (self.reads(*LOSS) & {"entropy"})
-        return {name: View(name) for name in sorted(names)} | self.declared("live")
+        key = tuple(float(knob) != 0 for knob in self._switches)
+        if key not in self._live:
+            names = {*self.heads} | (self.reads(*LOSS) & {"logp", "entropy"})
+            names |= {"logp"} if self.stages["ratio"] is not None else set()
+            self._live[key] = {name: View(name) for name in sorted(names)} | self._declared_live()
+        return self._live[key]
 
-    @property
+    def _declared_live(self) -> dict[str, View]:
+        return self.declared("live", [p for slot in SLOTS for p in self.parts(slot) if not idle(p)])
+
+    @cached_property
+    def _switches(self) -> list[Knob]:
+        """Coefficients that move: at 0 a part is skipped with all it needs."""
+        found = (getattr(part, "coef", None) for slot in LOSS for part in self.parts(slot))
+        return [knob for knob in found if isinstance(knob, Knob)]
+
+    @cached_property
+    def _live(self) -> dict[tuple[bool, ...], dict[str, View]]:
+        return {}
+
+    @cached_property
     def late_views(self) -> dict[str, View]:
         """Batch fields that minibatch links need: filled without gradient before every update."""
         return self.declared("views", self._late())
 
-    @property
+    @cached_property
     def level(self) -> Level:
         """What a minibatch must keep together for the objective to be exact."""
         found: list[Level] = [p.level for slot in LOSS for p in self.parts(slot)]
@@ -262,11 +299,13 @@ class Method:
     @property
     def traits(self) -> dict[str, bool]:
         """critic: learns a value. grouped: compares rows of one request. whole: rows must end by themselves.
-        reuse: a batch may be used for several epochs."""
+        reuse: a batch may be used for several epochs. replays: learns from transitions, whoever made them."""
+        replays = getattr(self.stages["store"], "replays", False)
         return {
             "critic": bool(self.stages["critic"]),
             "grouped": "group" in self.reads("score", "credit", "trust", "reduce"),
-            "whole": not any(getattr(p, "bootstraps", False) for p in self.stages["credit"]),
+            "whole": not replays and not any(getattr(p, "bootstraps", False) for p in self.stages["credit"]),
+            "replays": replays,
             "reuse": self.stages["step"].epochs != 1,
         }
 
@@ -274,15 +313,19 @@ class Method:
         """The forward passes a batch costs, each with what it computes."""
 
         def told(views: dict[str, View], how: str) -> list[str]:
-            together: dict[tuple[str, float, int | None], list[str]] = {}
+            together: dict[tuple[Any, ...], list[str]] = {}
             for name, view in views.items():
-                together.setdefault((view.of, view.ablate, view.layer), []).append(name)
+                key = view.of, view.ablate, view.layer, view.at, view.draw
+                together.setdefault(key, []).append(name)
             found = []
-            for (of, ablate, layer), names in together.items():
+            for (of, ablate, layer, at, draw), names in together.items():
                 where = "policy" if of == "now" else {"ref": "reference"}.get(of, of)
+                where += " at the next state" if at == "next" else ""
+                where += f" on {draw.count or ''} proposed actions".replace("  ", " ") if draw is not None else ""
                 where += f", {100 * ablate:g}% of the input hidden" if ablate else ""
                 where += f", read after block {layer}" if layer is not None else ""
-                free = of == "now" and not ablate and layer is None and set(names) <= {"entropy", *self.heads}
+                free = not (ablate or draw) and (of, layer, at) == ("now", None, "here")
+                free = free and set(names) <= {"entropy", *self.heads}
                 found.append(f"{where}: {', '.join(names)} ({how}{', free where sampling kept it' * free})")
             return found
 
@@ -294,8 +337,15 @@ class Method:
 
     # ---------------------------------------------------------------- knobs
 
-    def knobs(self) -> Iterator[tuple[str, Knob]]:
+    def knobs(self) -> list[tuple[str, Knob]]:
         """Every knob with its dotted path, `trust.low`."""
+        return self._knobs
+
+    @cached_property
+    def _knobs(self) -> list[tuple[str, Knob]]:
+        return list(self._find_knobs())
+
+    def _find_knobs(self) -> Iterator[tuple[str, Knob]]:
         for slot in SLOTS:
             for i, part in enumerate(self.parts(slot)):
                 for f in fields(part):
@@ -308,7 +358,7 @@ class Method:
     def update(self, every: str, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         """Move the knobs that move after every batch (or update), from the metrics and rows just used and the progress of
         the run in [0, 1]."""
-        for _, knob in self.knobs():
+        for knob in {id(knob): knob for _, knob in self.knobs()}.values():  # one knob may serve several parts
             if knob.every == every:
                 knob.update(metrics, progress, b)
 
@@ -361,6 +411,12 @@ class Method:
         lines += ["", f"Equation   {card.equation}", f"Source     {card.source} [{card.confidence}]"]
         lines += [f"Passes     {text}" for text in self.passes()]
         return "\n".join([*lines, f"Claim      {card.claim}"])
+
+
+def idle(part: Any) -> bool:
+    """Its coefficient is a knob that stands at 0: the part is skipped, and so is all it would need."""
+    coef = getattr(part, "coef", None)
+    return isinstance(coef, Knob) and float(coef) == 0
 
 
 def unjudged(b: Trajectories) -> Trajectories:

@@ -2,8 +2,9 @@
 
 Beside `reads`, a part may declare: `views`, batch fields the engine fills by forward passes without gradient before the
 update (per minibatch for a minibatch link); `live`, fields filled with gradient, where they differ from the plain
-functional of that name; `anchors`, refresh rules; `heads`, the value functions a critic learns. Whoever declares nothing
-pays nothing.
+functional of that name; `anchors`, refresh rules; `heads`, the value functions a critic learns as outputs of the policy's
+critic, `networks`, those with networks of their own; `policy`, the kind of policy for control it presumes. Whoever
+declares nothing pays nothing.
 
 A *part* is one stage's function with its configuration: a frozen dataclass with one `__call__`. Parts are pure functions of
 tensors: they never see a model, an optimizer or a process group, so they cannot know whether they train a robot or a
@@ -35,27 +36,66 @@ LEVELS: tuple[Level, ...] = ("decision", "row", "group", "batch")
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Actions a policy proposes instead of those taken: by whom (`of`), for which observation, how, and how many each.
+
+    how: `sample`; `mode`; `uniform` over the action box; `each` component of a mixture. count: actions per decision, as a
+    further dimension, where it is not None. noise: deviation of Gaussian noise added to the action, cut at +-`clip`.
+    live: the gradient runs through the action, and value networks it is shown to stand still; else the action is given.
+    Equal draws of a batch are made once, from the same random numbers.
+    """
+
+    of: str = "now"
+    at: Literal["here", "next"] = "here"
+    how: Literal["sample", "mode", "uniform", "each"] = "sample"
+    count: int | None = None
+    noise: float = 0.0
+    clip: float = 0.0
+    live: bool = False
+
+
+@dataclass(frozen=True)
 class View:
     """One forward pass somebody needs; equal views of a batch run once.
 
     functional: what is read off it, `logp`, `entropy`, a value head's name, ... of: whose parameters: `now`, or an anchor.
     ablate: share of the input that is hidden. layer: block of the network whose output is read as if it were the last.
+    at: at the observation of the decision, or at the one that followed. draw: of proposed actions, not of those taken.
     """
 
     functional: str = "logp"
     of: str = "now"
     ablate: float = 0.0
     layer: int | None = None
+    at: Literal["here", "next"] = "here"
+    draw: Draw | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A value function with networks of its own, beside the policy's.
+
+    of: Q(s, a) of `action`, or V(s) of `state`; `autoencoder`: a variational one of actions given states. ensemble: how
+    many, initialised apart and evaluated together. spread: each also has a standard deviation (`NAME_std`). norm: layer
+    normalization before every activation.
+    """
+
+    of: Literal["action", "state", "autoencoder"] = "action"
+    ensemble: int = 1
+    spread: bool = False
+    norm: bool = False
 
 
 @dataclass(frozen=True)
 class Refresh:
     """When an anchor, a frozen copy of the policy, is renewed: before the update of every `every`-th batch, or of batch `at`
-    alone (counted from 1); never otherwise. decay: what it keeps of itself then (an exponential moving average)."""
+    alone (counted from 1); never otherwise. decay: what it keeps of itself then (an exponential moving average).
+    per: with `update`, the count is of parameter updates, and the renewal follows the update."""
 
     every: int | None = None
     at: int | None = None
     decay: float = 0.0
+    per: Literal["batch", "update"] = "batch"
 
 
 ANCHORS = {"ref": Refresh(), "prev": Refresh(every=1), "ema": Refresh(every=1, decay=0.99)}
@@ -75,10 +115,13 @@ class Want:
 @runtime_checkable
 class Pool(Protocol):
     """Start states in a reproducible order; the position survives checkpoints, and so do rows left unfinished.
-    standing: its requests go on where the environments stand."""
+    standing: its requests go on where the environments stand. decisions: how many were collected so far.
+    batches: number of the present batch, from 1."""
 
     standing: bool
     unfinished: list[Trajectories]
+    decisions: int
+    batches: int
 
     def draw(self, requests: int, samples: int, horizon: int | None = None) -> list[Request]: ...
 
@@ -87,7 +130,7 @@ class Pool(Protocol):
 class Collect(Protocol):
     """Yield requests, receive their finished, scored rows; return the batch. The driver numbers the groups."""
 
-    def __call__(self, pool: Pool, want: Want) -> Generator[list[Request], Trajectories, Trajectories]: ...
+    def __call__(self, pool: Pool, want: Want) -> Generator[list[Request], Trajectories, Trajectories | None]: ...
 
 
 @runtime_checkable
@@ -106,7 +149,10 @@ class Store(Protocol):
 
 @runtime_checkable
 class OpenStore(Protocol):
+    """add: take in the rows just collected. draws: how many batches the learner is to draw from it now."""
+
     def add(self, rows: Trajectories) -> None: ...
+    def draws(self) -> int: ...
     def draw(self, generator: torch.Generator) -> Trajectories: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -25,7 +25,8 @@ class Request:
     samples: rows to sample from this start. horizon: decisions per row at most (None: the task's own limit).
     hint: given to the policy before its own decisions, never trained: a text, or the share of the start's reference
     solution that is shown, in [0, 1]. prefix: an unfinished row to go on with instead of beginning again.
-    expert: to be answered by the task's demonstrations instead of the policy.
+    expert: to be answered by the task's demonstrations instead of the policy. random: probability that a decision is drawn
+    uniformly instead; noise: deviation of what is added to continuous actions, which are in [-1, 1].
     """
 
     start: int | None
@@ -34,6 +35,8 @@ class Request:
     hint: str | float | None = None
     prefix: Trajectories | None = None
     expert: bool = False
+    random: float = 0.0
+    noise: float = 0.0
 
 
 @dataclass(slots=True)
@@ -151,8 +154,10 @@ class Trajectories:
 
         def tidy(t: Tensor) -> Tensor:
             t = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-            masked = t.ndim == 2 and t.shape == valid.shape and t.is_floating_point()
-            return torch.where(valid, t, torch.zeros((), dtype=t.dtype, device=t.device)) if masked else t
+            if t.shape[:2] != valid.shape or not t.is_floating_point():
+                return t
+            keep = valid if t.ndim == 2 else valid.reshape(*valid.shape, *[1] * (t.ndim - 2))
+            return torch.where(keep, t, torch.zeros((), dtype=t.dtype, device=t.device))
 
         changes: dict[str, Any] = {}
         for name in FIELDS:

@@ -13,10 +13,20 @@ import torch
 
 from anypo.errors import RunError, UsageError
 from anypo.loops.run import Run, append, dump, write_checkpoint
-from anypo.loops.update import LOGP, cut, evaluate, first_nonfinite, gradient, minibatches
+from anypo.loops.update import (
+    LOGP,
+    cut,
+    evaluate,
+    first_nonfinite,
+    gradient,
+    minibatches,
+    propose,
+    standing,
+    with_noise,
+)
 from anypo.method import Method
 from anypo.parts.statistics import group_stats, index_groups, masked_mean
-from anypo.policies.anchor import applied, refreshed
+from anypo.policies.anchor import blend, refreshed
 from anypo.policies.curvature import Moments
 from anypo.stages import View
 from anypo.types import Request, Trajectories
@@ -43,21 +53,32 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
         write_checkpoint(run)
     while not run.finished:
         clock = time.perf_counter()
-        method = run.enter()
+        method, run.pool.batches = run.enter(), run.batch + 1
         with run.stepper.ahead():
-            rows, metrics = collect(run, method)
+            batch, metrics = collect(run, method)
             sampled = time.perf_counter()
-            run.store.add(rows)
-            batch = run.store.draw(run.generator)
-            metrics["mismatch"] = mismatch(run, batch)
-            batch = method.prepare(with_views(run, method, batch))
-            refresh(run)
-            metrics |= describe(method, batch) | update(run, method, batch)
-        run.policy.observe(batch)
+            if batch is not None:
+                run.pool.decisions += int(batch.valid.sum())
+                run.store.add(batch)
+            made: list[dict[str, float]] = []
+            for draw in range(run.store.draws()):
+                batch = run.store.draw(run.generator)
+                if draw == 0 and batch.logp_old is not None:
+                    metrics["mismatch"] = mismatch(run, batch)
+                batch = method.prepare(with_views(run, method, batch))
+                if draw == 0:
+                    metrics |= describe(method, batch)
+                    refresh(run)
+                made.append(update(run, method, batch))
+            metrics |= together(made)
+        if batch is not None and made:
+            run.policy.observe(batch)
         run.batch += 1
-        before, run.done = run.done, run.done + (1 if run.task.unit == "batches" else int(metrics["env_steps"]))
+        lasted = {"batches": 1.0, "environment steps": metrics.get("env_steps"), "updates": metrics["updates"]}
+        before, run.done = run.done, run.done + int(lasted[run.task.unit] or 0)
         run.stepper.progress = min(1.0, run.done / run.steps)
-        method.update("batch", metrics, run.stepper.progress, batch)
+        if batch is not None:
+            method.update("batch", metrics, run.stepper.progress, batch)
         updated = time.perf_counter()
         run.finished = run.done >= run.steps
         record = {"batch": run.batch, "done": run.done, **metrics}
@@ -73,10 +94,25 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
     return record
 
 
-def collect(run: Run, method: Method) -> tuple[Trajectories, dict[str, float]]:
-    """Drive the collect stage: answer its requests with scored rows, numbering the groups, until it returns the batch."""
+def together(made: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of several draws as those of one batch: sums of what is counted, else means over the draws that have them."""
+    if len(made) == 1:
+        return made[0]
+    found: dict[str, list[float]] = {}
+    for metrics in made:
+        for name, value in metrics.items():
+            found.setdefault(name, []).append(value)
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    return {**means, **{name: sum(found.get(name, ())) for name in ("skipped", "updates")}}
+
+
+def collect(run: Run, method: Method) -> tuple[Trajectories | None, dict[str, float]]:
+    """Drive the collect stage: answer its requests with scored rows, numbering the groups, until it returns the batch;
+    None where it asks for nothing."""
     conversation = method.stages["collect"](run.pool, run.want)
-    requests = next(conversation)
+    requests = next(conversation, None)
+    if requests is None:
+        return None, {}
     offset, totals = 0, {}
     while True:
         with torch.no_grad(), autocast(run):
@@ -114,28 +150,36 @@ def with_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
     wanted = dict(method.views)
     for name in [n for n, view in wanted.items() if view == View(n) and rows.get(n) is not None]:
         del wanted[name]  # sampling kept it
+    rows = with_noise(run.policy, rows, method.views | method.live, run.generator)
     found: dict[str, torch.Tensor] = {}
-    for of, ablate in dict.fromkeys((view.of, view.ablate) for view in wanted.values()):
-        views = {name: view for name, view in wanted.items() if (view.of, view.ablate) == (of, ablate)}
+    for ablate in dict.fromkeys(view.ablate for view in wanted.values()):
+        views = {name: view for name, view in wanted.items() if view.ablate == ablate}
         shown = run.policy.ablated(rows, ablate, run.generator) if ablate else rows
-        anchor = contextlib.nullcontext() if of == "now" else applied(run.policy, run.anchor(of))
-        with autocast(run), anchor:
+        with autocast(run), torch.no_grad():
             found |= observe(run, shown, views)
     return rows.put(found)
 
 
 def observe(run: Run, rows: Trajectories, views: dict[str, View]) -> dict[str, torch.Tensor]:
-    """Views of one policy on one input: functionals of the decisions in one pass, and probes of several passes."""
-    plain = {name: view for name, view in views.items() if view.functional in run.policy.functionals}
-    found = evaluate(run.policy, rows, plain, run.config.micro) if plain else {}
+    """Views on one input: functionals of the decisions, and probes: functions of the policy, or of the store."""
+    plain = {name: view for name, view in views.items() if view.functional in {*run.policy.functionals, "action"}}
+    anchors = {view.of for view in plain.values()} | {view.draw.of for view in plain.values() if view.draw}
+    for of in anchors - {"now"}:
+        run.anchor(of)
+    found = evaluate(run.policy, rows, plain, run.config.micro, run.anchors) if plain else {}
     for name in views.keys() - plain.keys():
-        probe = getattr(run.policy, views[name].functional, None)
+        view = views[name]
+        probe = getattr(run.policy, view.functional, None) or getattr(run.store, view.functional, None)
         if probe is None:
             raise UsageError(
-                f"the policy {run.config.policy['name']} cannot give {views[name].functional!r}, which"
+                f"the policy {run.config.policy['name']} cannot give {view.functional!r}, which"
                 f" {run.method.card.id} needs"
             )
-        found[name] = probe(rows)
+        shown = rows
+        if view.draw is not None:
+            shown = rows.but(trace={**rows.trace, "action": propose(run.policy, rows, view.draw)[0]})
+        with standing(run.policy, run.anchors, view.of):
+            found[name] = probe(shown)
     return found
 
 
@@ -167,10 +211,21 @@ def moments(run: Run) -> Moments | None:
     return Moments(first, second, int(state.get("step", 0)), tuple(group["betas"]), group["eps"])
 
 
+def follow(run: Run) -> None:
+    """Renew the anchors that count parameter updates, after each of them."""
+    for name, rule in run.following.items():
+        if rule.every and run.stepper.updates % rule.every == 0:
+            blend(run.anchor(name), run.policy, rule.decay)
+
+
 def refresh(run: Run) -> None:
     """Renew the anchors whose turn it is, from the policy as it is before this batch's update."""
     for name, rule in run.rules.items():
-        if name in run.anchors and (rule.at == run.batch + 1 or (rule.every and (run.batch + 1) % rule.every == 0)):
+        if (
+            name in run.anchors
+            and rule.per == "batch"
+            and (rule.at == run.batch + 1 or (rule.every and (run.batch + 1) % rule.every == 0))
+        ):
             run.anchors[name] = refreshed(run.anchors[name], run.policy, rule.decay)
 
 
@@ -197,6 +252,7 @@ def update(run: Run, method: Method, batch: Trajectories) -> dict[str, float]:
 
             metrics = run.stepper.update(*map(closure, pieces))
             method.update("update", metrics, run.stepper.progress, part)
+            follow(run)
             if metrics["skipped"]:
                 skipped += 1
                 cause = first_nonfinite(part, metrics)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,12 @@ class Run:
     """Batches finished, and the same in the task's unit (environment steps); the run is finished when
     done reaches steps, or earlier at its target."""
 
-    @property
+    @cached_property
+    def following(self) -> dict[str, Refresh]:
+        """The anchors that follow every so many parameter updates."""
+        return {name: rule for name, rule in self.rules.items() if rule.per == "update"}
+
+    @cached_property
     def rules(self) -> dict[str, Refresh]:
         """The anchors of every phase, with their refresh rules."""
         phases = (self.method, *(self.method.at(after) for after, _ in self.method.later))
@@ -87,7 +93,8 @@ class Run:
         self.stepper.load_state_dict(state["stepper"])
         self.method.load_state_dict(state["knobs"])
         self.pool.load_state_dict(state["pool"])
-        self.store = self.method.at(self.batch - 1).stages["store"].open()
+        if self.method.later:
+            self.store = self.method.at(self.batch - 1).stages["store"].open()
         self.store.load_state_dict(state["store"])
         self.task.load_state_dict(state["task"])
 
@@ -104,9 +111,10 @@ def build(config: Config, folder: Path | None = None) -> Run:
     recipe = task.recipe(method.traits)
     step, collect = method.stages["step"], method.stages["collect"]
     method = method.configure({"step": _open(step, recipe), "collect": _open(collect, recipe)})
-    policy = policies.make(config.policy, task, value=method.heads, seed=config.seed)
+    kind = method.policy if hasattr(task, "action_space") else None
+    config.policy.setdefault("name", kind or getattr(task, "default_policy", None))
+    policy = policies.make(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
     policy.to(_device(config.device))
-    config.policy.setdefault("name", task.default_policy)
     config.steps = steps = config.steps or int(recipe["steps"])
     config.stages = {slot: _spec(slot, method) for slot in SLOTS}
     if hasattr(task, "prepare"):  # text: every prompt has to fit the model
@@ -114,17 +122,23 @@ def build(config: Config, folder: Path | None = None) -> Run:
     collect = method.stages["collect"]
     want = Want(collect.requests, collect.samples, recipe.get("horizon"))
     standing = task.standing and not method.traits["whole"]
-    trainable = [p for p in policy.parameters() if p.requires_grad]
-    if not trainable:
+    groups = learned(policy)
+    if not groups:
         raise UsageError(f"the policy {config.policy['name']!r} has no trainable parameter")
+    store = method.stages["store"].open()
+    if getattr(method.stages["store"], "replays", False) and hasattr(task, "transitions"):
+        data = task.transitions()
+        store.fill(data)
+        if hasattr(policy, "standardize"):
+            policy.standardize(data["obs"])
     run = Run(
         config=config,
         method=method,
         task=task,
         policy=policy,
         pool=StartPool(task.starts, config.seed, standing),
-        store=method.stages["store"].open(),
-        stepper=method.stages["step"].bind([{"params": trainable}]),
+        store=store,
+        stepper=method.stages["step"].bind(groups),
         want=want,
         generator=torch.Generator().manual_seed(config.seed),
         folder=folder,
@@ -132,6 +146,15 @@ def build(config: Config, folder: Path | None = None) -> Run:
     )
     run.anchors = {name: snapshot(policy) for name in run.rules}
     return run
+
+
+def learned(policy: Any) -> list[dict[str, Any]]:
+    """What training changes, in groups: value networks (`critics`) apart from the policy itself."""
+    groups: dict[str, list[Any]] = {"policy": [], "critics": []}
+    for name, p in policy.named_parameters():
+        if p.requires_grad:
+            groups["critics" if name.startswith("critics.") else "policy"].append(p)
+    return [{"params": params, "name": name} for name, params in groups.items() if params]
 
 
 def _open(part: Any, recipe: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ sum(dF/dlogp * logp), micro-batch by micro-batch, so it does not depend on how t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.method import Method
 from anypo.parts.statistics import index_groups
-from anypo.stages import LEVELS, Policy, View
+from anypo.policies.anchor import applied
+from anypo.stages import LEVELS, Draw, Policy, View
 from anypo.types import Trajectories
+
+Anchor = dict[str, Tensor]
 
 
 def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) -> dict[str, Tensor]:
@@ -25,7 +29,8 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
     chunks = cut(batch, micro)
     if len(chunks) == 1:
         loss, metrics = method.loss(batch.put(look(policy, batch, views)))
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
         return metrics
     leaves = {name: view.requires_grad_() for name, view in evaluate(policy, batch, views, micro).items()}
     loss, metrics = method.loss(batch.put(leaves))
@@ -33,7 +38,7 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
     slopes = {name: slope for name, slope in slopes.items() if slope is not None}
     views = {name: views[name] for name in slopes}
     for rows in chunks:
-        alive = torch.stack([(slope[rows] != 0).any(1) for slope in slopes.values()]).any(0)
+        alive = torch.stack([(slope[rows] != 0).flatten(1).any(1) for slope in slopes.values()]).any(0)
         rows = rows[alive]
         if len(rows):
             seen = look(policy, batch.rows(rows), views)
@@ -41,26 +46,96 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
     return metrics
 
 
-def look(policy: Policy, batch: Trajectories, views: Mapping[str, View]) -> dict[str, Tensor]:
-    """The views of a batch at the policy's present parameters, by the name of the field; one pass per layer read."""
+def look(
+    policy: Policy, batch: Trajectories, views: Mapping[str, View], anchors: Mapping[str, Anchor] | None = None
+) -> dict[str, Tensor]:
+    """The views of a batch by the name of the field: one pass for all that share parameters, input and layer.
+
+    Parameters are the policy's present ones, or those of an anchor; proposed actions are made once per draw, from the
+    random numbers that stand in the trace (`with_noise`).
+    """
     found: dict[str, Tensor] = {}
-    for layer in dict.fromkeys(view.layer for view in views.values()):
-        names = {name: view.functional for name, view in views.items() if view.layer == layer}
+    proposed: dict[Draw, tuple[Tensor, Tensor | None]] = {}
+    passes: dict[tuple[Any, ...], dict[str, str]] = {}
+    for name, view in views.items():
+        passes.setdefault((view.of, view.at, view.draw, view.layer), {})[name] = view.functional
+    for (of, at, draw, layer), names in passes.items():
+        seen = batch if at == "here" else following(batch)
+        if draw is not None:
+            if draw not in proposed:
+                with standing(policy, anchors, draw.of):
+                    proposed[draw] = propose(policy, batch if draw.at == "here" else following(batch), draw)
+            action, logp = proposed[draw]
+            ready = {"action": action, "logp": logp}
+            found |= {name: ready[f] for name, f in names.items() if ready.get(f) is not None}  # pyright: ignore[reportAssignmentType]
+            names = {name: f for name, f in names.items() if ready.get(f) is None}
+            seen = seen.but(trace={**seen.trace, "action": action})
         for functional in names.values():
             if functional not in policy.functionals:
                 raise UsageError(
                     f"the policy ({type(policy).__name__}) cannot give {functional!r}, which the method needs"
                 )
-        seen = policy.evaluate(batch, set(names.values()), **({} if layer is None else {"layer": layer}))
-        found |= {name: seen[functional] for name, functional in names.items()}
+        if names:
+            options = ({} if layer is None else {"layer": layer}) | ({"frozen": True} if draw and draw.live else {})
+            with standing(policy, anchors, of):
+                values = policy.evaluate(seen, set(names.values()), **options)
+            found |= {name: values[functional] for name, functional in names.items()}
     return found
 
 
+def standing(policy: Any, anchors: Mapping[str, Anchor] | None, of: str) -> AbstractContextManager[Any]:
+    """Inside, the policy computes with the weights of an anchor, or with its own (`now`)."""
+    return nullcontext() if of == "now" or anchors is None else applied(policy, anchors[of])
+
+
+def following(batch: Trajectories) -> Trajectories:
+    """The batch with every observation replaced by the one that followed."""
+    if "next" not in batch.trace:
+        raise UsageError("the method looks one step ahead, and this batch does not say what was observed next")
+    return batch.but(trace={**batch.trace, "obs": batch.trace["next"]})
+
+
+def propose(policy: Any, batch: Trajectories, draw: Draw) -> tuple[Tensor, Tensor | None]:
+    """Actions for the observations of the batch, and their log-probabilities."""
+    if not hasattr(policy, "propose"):
+        raise UsageError(f"the policy ({type(policy).__name__}) cannot propose actions, which the method needs")
+    if draw.live:
+        return policy.propose(batch, draw, batch.trace.get(noise_key(draw)))
+    with torch.no_grad():
+        return policy.propose(batch, draw, batch.trace.get(noise_key(draw)))
+
+
+def noise_key(draw: Draw) -> str:
+    """Name under which the random numbers of a draw stand in the trace."""
+    return f"noise of {draw}"
+
+
+def with_noise(policy: Any, batch: Trajectories, views: Mapping[str, View], generator: torch.Generator) -> Trajectories:
+    """The batch with random numbers for every draw of its views."""
+    draws = dict.fromkeys(view.draw for view in views.values() if view.draw is not None)
+    if not draws or not hasattr(policy, "noise"):
+        return batch
+    found = {noise_key(draw): policy.noise(batch, draw, generator) for draw in draws}
+    if any(view.functional == "luck" for view in views.values()):
+        found["luck"] = torch.randn(batch.shape, generator=generator)
+    if latent := getattr(policy, "latent", 0):
+        found["latent"] = torch.randn(*batch.shape, latent, generator=generator)
+    return batch.but(trace={**batch.trace, **{key: noise for key, noise in found.items() if noise is not None}})
+
+
 @torch.no_grad()
-def evaluate(policy: Policy, batch: Trajectories, views: Mapping[str, View], micro: int) -> dict[str, Tensor]:
+def evaluate(
+    policy: Policy,
+    batch: Trajectories,
+    views: Mapping[str, View],
+    micro: int,
+    anchors: Mapping[str, Anchor] | None = None,
+) -> dict[str, Tensor]:
     """The views of a batch without gradient, in the batch's row order."""
     chunks = cut(batch, micro)
-    pieces = [look(policy, batch.rows(rows), views) for rows in chunks]
+    if len(chunks) == 1:
+        return look(policy, batch, views, anchors)
+    pieces = [look(policy, batch.rows(rows), views, anchors) for rows in chunks]
     back = torch.cat(chunks).argsort()
     return {name: torch.cat([piece[name] for piece in pieces])[back] for name in views}
 

@@ -3,7 +3,7 @@
 from anypo.parts._register import PARTS, describe, find, stage_of
 from anypo.parts.bounded import BoundedTarget, Median, MedianTarget
 from anypo.parts.channels import BetaNormalize, DecoupledBaseline, GateChannels
-from anypo.parts.collect import Ask, DynamicSampling, HintLadder, Window, WithDemonstrations
+from anypo.parts.collect import Ask, DynamicSampling, Explore, FromData, HintLadder, Window, WithDemonstrations
 from anypo.parts.contrast import Each, HingeDivergence, SetContrast, ShortestContrast
 from anypo.parts.credit import (
     Baseline,
@@ -21,7 +21,7 @@ from anypo.parts.curvature import KeepStable
 from anypo.parts.demonstrations import GateBySuccess, Imitate, Share
 from anypo.parts.gates import FiberGate, HazardModulated, MaskedLikelihood, TwoBranchClip, VariancePenalty
 from anypo.parts.knapsack import KnapsackBudget, SuccessRate
-from anypo.parts.knobs import Dual, Linear, Reciprocal, Staircase
+from anypo.parts.knobs import Alternate, Clock, Cosine, Dual, Linear, Reciprocal, Staircase, Temperature, Tracked
 from anypo.parts.pairs import (
     BiasedContrast,
     LikeBest,
@@ -32,6 +32,7 @@ from anypo.parts.pairs import (
     RewardContrast,
 )
 from anypo.parts.partial import ExtendedGae, FinishedValue
+from anypo.parts.pathwise import Advantage, BestExpert, Clone, CloneAction, CloneGoodAction, Follow, Pathwise
 from anypo.parts.perception import Perception
 from anypo.parts.pessimism import EntropyGatedKl, KlController, PessimisticBaseline, PessimisticValue
 from anypo.parts.quantiles import MixedValueAtRisk, TrackedQuantile
@@ -43,37 +44,67 @@ from anypo.parts.selection import BalancedDrop, MaxVarianceRows, TopTokens
 from anypo.parts.step import Adam, RMSProp, Sgd, SnrAdam, Transport
 from anypo.parts.store import Fresh, Replay
 from anypo.parts.terms import Divergence, Entropy
+from anypo.parts.transitions import Transitions, WeightedTrajectories
 from anypo.parts.trust import Clip, Likelihood, RecentredClip, TruncatedWeight, Unclipped
+from anypo.parts.values import (
+    TD,
+    AdvantageAutoencoder,
+    Conservative,
+    DualValue,
+    Expectile,
+    GaussianTD,
+    Gumbel,
+    MixtureMatching,
+    PolicyValue,
+)
 
 __all__ = [
     "PARTS",
+    "TD",
     "Adam",
     "AddProgress",
+    "Advantage",
+    "AdvantageAutoencoder",
+    "Alternate",
     "Ask",
     "BalancedDrop",
     "Baseline",
+    "BestExpert",
     "BetaNormalize",
     "BiasedContrast",
     "BoundedTarget",
     "Clip",
+    "Clock",
+    "Clone",
+    "CloneAction",
+    "CloneGoodAction",
     "Combine",
+    "Conservative",
+    "Cosine",
     "Decoupled",
     "DecoupledBaseline",
     "Divergence",
     "DropTruncated",
     "Dual",
+    "DualValue",
     "DynamicSampling",
     "Each",
     "Entropy",
     "EntropyGatedKl",
     "EntropyModulate",
+    "Expectile",
+    "Explore",
     "ExtendedGae",
     "FiberGate",
     "FinishedValue",
+    "Follow",
     "Fresh",
+    "FromData",
     "Gae",
     "GateBySuccess",
     "GateChannels",
+    "GaussianTD",
+    "Gumbel",
     "HazardModulated",
     "HingeDivergence",
     "HintLadder",
@@ -95,14 +126,17 @@ __all__ = [
     "MedianTarget",
     "MinPrefix",
     "MixedValueAtRisk",
+    "MixtureMatching",
     "NStep",
     "OddsContrast",
     "OverlongPenalty",
     "PairContrast",
     "PairwiseClip",
+    "Pathwise",
     "Perception",
     "PessimisticBaseline",
     "PessimisticValue",
+    "PolicyValue",
     "ProspectValue",
     "RMSProp",
     "RecentredClip",
@@ -117,8 +151,11 @@ __all__ = [
     "SnrAdam",
     "Staircase",
     "SuccessRate",
+    "Temperature",
     "TopTokens",
+    "Tracked",
     "TrackedQuantile",
+    "Transitions",
     "Transport",
     "TruncatedWeight",
     "TwoBranchClip",
@@ -126,6 +163,7 @@ __all__ = [
     "Value",
     "VariancePenalty",
     "WeightedBaseline",
+    "WeightedTrajectories",
     "Whiten",
     "Window",
     "WithDemonstrations",

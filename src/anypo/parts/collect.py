@@ -9,7 +9,7 @@ import torch
 
 from anypo.parts._register import register
 from anypo.parts.statistics import group_stats, index_groups, scored
-from anypo.stages import Pool, Want
+from anypo.stages import Number, Pool, Want
 from anypo.types import Request, Trajectories
 
 
@@ -23,6 +23,42 @@ class Ask:
 
     def __call__(self, pool: Pool, want: Want) -> Generator[list[Request], Trajectories, Trajectories]:
         return (yield pool.draw(want.requests, want.samples, want.horizon))
+
+
+@register("collect")
+@dataclass(frozen=True)
+class Explore:
+    """Act and explore: uniform actions for the first `first` decisions, then with probability `random` (epsilon), and Gaussian
+    noise of deviation `noise` on continuous actions in [-1, 1]. after: so many batches at first are learned from the data that
+    are there already, with nothing collected (offline, then online).
+    """
+
+    requests: int | None = None
+    samples: int | None = None
+    first: int = 1000
+    random: Number = 0.0
+    noise: float = 0.0
+    after: int = 0
+
+    def __call__(self, pool: Pool, want: Want) -> Generator[list[Request], Trajectories, Trajectories | None]:
+        if pool.batches <= self.after:
+            return None
+        chance = 1.0 if pool.decisions < self.first else float(self.random)
+        asked = pool.draw(want.requests, want.samples, want.horizon)
+        return (yield [replace(request, random=chance, noise=self.noise) for request in asked])
+
+
+@register("collect")
+@dataclass(frozen=True)
+class FromData:
+    """Nothing is collected: what is learned from is in the store."""
+
+    requests: int | None = None
+    samples: int | None = None
+
+    def __call__(self, pool: Pool, want: Want) -> Generator[list[Request], Trajectories, Trajectories | None]:
+        return None
+        yield  # a generator that asks for nothing
 
 
 @register("collect")

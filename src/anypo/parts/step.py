@@ -23,7 +23,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 class Gradient:
     """lr: learning rate. epochs: passes over a batch. minibatch: rows per update (single decisions where method and
     policy allow cutting), 0 for the whole batch. grad_norm: the gradient is scaled down to this global norm.
-    schedule: of the learning rate over the run, after `warmup` updates that ramp it up.
+    schedule: of the learning rate over the run, after `warmup` updates that ramp it up. policy_lr: of the policy itself, where
+    value networks beside it learn at `lr`.
     """
 
     lr: Number | None = None
@@ -32,6 +33,7 @@ class Gradient:
     grad_norm: float | None = 1.0
     schedule: Schedule | None = None
     warmup: int | None = None
+    policy_lr: Number | None = None
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(list(groups), lr=lr)
@@ -110,9 +112,11 @@ class Descent:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         finite = bool(norm.isfinite())
         if finite:
-            torch.nn.utils.clip_grads_with_norm_(parameters, bound, norm)
+            if bound < math.inf:
+                torch.nn.utils.clip_grads_with_norm_(parameters, bound, norm)
+            own = self.recipe.policy_lr
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = float(own) if own is not None and group.get("name") == "policy" else lr
             self.optimizer.step()
             self.updates += 1
         return {**metrics, "grad_norm": float(norm), "lr": lr, "skipped": float(not finite)}

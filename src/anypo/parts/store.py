@@ -29,6 +29,9 @@ class OpenFresh:
     def add(self, rows: Trajectories) -> None:
         self.rows.append(rows)
 
+    def draws(self) -> int:
+        return 1
+
     def draw(self, generator: torch.Generator) -> Trajectories:
         if not self.rows:
             raise RunError("the store is empty: nothing was collected before the update")
@@ -65,6 +68,9 @@ class OpenReplay:
 
     def add(self, rows: Trajectories) -> None:
         self.fresh.append(rows)
+
+    def draws(self) -> int:
+        return 1
 
     def draw(self, generator: torch.Generator) -> Trajectories:
         if not self.fresh:

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from anypo.errors import UsageError, unknown
+from anypo.stages import Network
 
 POLICIES = {
     "mlp": "perceptrons for control: categorical or Gaussian, with a value head where the method learns one",
     "table": "a softmax table, for bandits",
+    "squashed": "a tanh-squashed Gaussian with value networks (sac)",
+    "deterministic": "a deterministic policy with value networks (td3)",
+    "gaussian": "a Gaussian with a fixed deviation, or a categorical, with value networks (iql)",
+    "experts": "a mixture of squashed Gaussians with value networks (pmoe)",
+    "greedy": "the best choice by a Q-network (dqn)",
     "tiny": "the small decoder of the default task, warm-started once and cached",
     "hf:NAME_OR_DIR": "any causal language model of transformers, with --policy.lora.r 8 as an adapter",
 }
 
 
-def make(spec: dict[str, Any], task: Any, *, value: bool | tuple[str, ...], seed: int) -> Any:
+ACTORS = {
+    "squashed": "SquashedGaussian",
+    "deterministic": "Deterministic",
+    "gaussian": "GaussianActor",
+    "experts": "Experts",
+    "greedy": "Greedy",
+}
+
+
+def make(
+    spec: dict[str, Any],
+    task: Any,
+    *,
+    value: bool | tuple[str, ...],
+    seed: int,
+    networks: Mapping[str, Network] | None = None,
+) -> Any:
     """The policy of `{name: ..., options}` for a task; without a name, the task's own default."""
     options = dict(spec)
     name = options.pop("name", None) or getattr(task, "default_policy", None)
@@ -27,6 +50,16 @@ def make(spec: dict[str, Any], task: Any, *, value: bool | tuple[str, ...], seed
         raise unknown("policy", str(name), POLICIES)
     if (kind in ("tiny", "hf")) != hasattr(task, "records"):
         raise UsageError(f"the policy {name} cannot act in the task {task.name}")
+    if networks and kind not in ACTORS:
+        raise UsageError(
+            f"the policy {name} has no value networks, which the method learns; use one of {', '.join(ACTORS)}"
+        )
+    if kind in ACTORS:
+        from anypo.policies import actors
+
+        cls = getattr(actors, ACTORS[kind])
+        _check(kind, options, actors.Actor, *(["experts"] if kind == "experts" else []))
+        return cls(task.observation_space, task.action_space, value=value, networks=networks, seed=seed, **options)
     if kind in ("mlp", "table"):
         return _control(kind, options, task, value, seed)
     from anypo.policies.language import LanguageModel
@@ -57,11 +90,10 @@ def _control(kind: str, options: dict[str, Any], task: Any, value: bool | tuple[
     return MLPPolicy(task.observation_space, task.action_space, value=value, seed=seed, **options)
 
 
-def _check(name: str, options: dict[str, Any], make: Any) -> None:
-    own = ("value", "seed")
-    known = [
-        p.name for p in inspect.signature(make).parameters.values() if p.kind == p.KEYWORD_ONLY and p.name not in own
-    ]
+def _check(name: str, options: dict[str, Any], make: Any, *more: str) -> None:
+    own = ("value", "seed", "networks")
+    keywords = [p.name for p in inspect.signature(make).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    known = [*more, *(keyword for keyword in keywords if keyword not in own)]
     for option in options:
         if option not in known:
             raise unknown(f"option of the policy {name}:", option, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -25,6 +26,16 @@ def refreshed(anchor: dict[str, Tensor], policy: nn.Module, decay: float) -> dic
     if not decay:
         return live
     return {n: anchor[n].lerp(t, 1 - decay) if t.is_floating_point() else t for n, t in live.items()}
+
+
+def blend(anchor: dict[str, Tensor], policy: nn.Module, decay: float) -> None:
+    """The same in place, for anchors that follow every update."""
+    live = moving(policy)
+    numbers = [name for name, tensor in live.items() if tensor.is_floating_point()]
+    with torch.no_grad():
+        torch._foreach_lerp_([anchor[n] for n in numbers], [live[n].detach() for n in numbers], 1 - decay)
+        for name in live.keys() - set(numbers):
+            anchor[name].copy_(live[name])
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anypo.errors import RunError, UsageError
 from anypo.policies.curvature import Moments, products
 from anypo.policies.normalize import RunningNorm
+from anypo.stages import Network
 from anypo.types import Trajectories
 
 MASK = "action_mask"
@@ -157,10 +158,16 @@ class ActorCritic(nn.Module):
     """A decision is one number, stored [N, T] rather than [N, T, 1]."""
     heads: tuple[str, ...] = ()
     """Names of the value functions, in the order of `values`; the first one bootstraps."""
+    networks: Mapping[str, Network] = {}
+    """Value functions with networks of their own, which stand in `critics`."""
+    critics: nn.ModuleDict
+    distributed: frozenset[str] = frozenset({"logp", "entropy", "score_norm"})
+    """What the action distribution gives."""
 
     @property
     def functionals(self) -> frozenset[str]:
-        return frozenset({"logp", "entropy", "score_norm", *self.heads})
+        own = [f"{name}{end}" for name in self.networks for end in ("", "_std", "_all", "_kl")]
+        return self.distributed | {*self.heads, *own}
 
     def features(self, obs: Tensor) -> Tensor:
         """Encoded observations as the networks read them."""
@@ -189,15 +196,33 @@ class ActorCritic(nn.Module):
         *,
         greedy: bool = False,
         action_mask: Bool[Tensor, "batch choice"] | None = None,
+        random: float = 0.0,
+        noise: float = 0.0,
     ) -> Decisions:
-        """Decide for a batch of encoded observations: a sample, or the mode when greedy."""
+        """Decide for a batch of encoded observations: a sample, or the mode when greedy; see `Request` for the others."""
         features = self.features(obs)
         distribution = self.distribution(features, action_mask)
         action = distribution.mode() if greedy else distribution.sample(generator)
         logp = distribution.logp(action)
         values = self.values(features)
         value = None if values is None else values[:, 0]
+        action = self.explored(action, generator, random, noise)
         return Decisions(action.squeeze(-1) if self.scalar else action, logp, value)
+
+    def explored(self, action: Tensor, generator: torch.Generator, random: float, noise: float) -> Tensor:
+        """The actions with Gaussian noise added, and replaced by uniform ones with probability `random`."""
+        if noise:
+            action = (action + noise * torch.randn(action.shape, generator=generator)).clamp(-1, 1)
+        if random:
+            chance = torch.rand(len(action), generator=generator).reshape(-1, *[1] * (action.ndim - 1))
+            action = torch.where(chance < random, self.anything(action, generator), action)
+        return action
+
+    def anything(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Uniform actions of the same shape: in [-1, 1], or any choice."""
+        uniform = torch.rand(action.shape, generator=generator)
+        sizes: list[int] = getattr(self, "sizes", [])
+        return (uniform * torch.tensor(sizes)).long() if sizes else 2 * uniform - 1
 
     @torch.no_grad()
     def value_of(self, obs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, " batch"] | None:
@@ -206,10 +231,10 @@ class ActorCritic(nn.Module):
         return None if values is None else values[:, 0]
 
     def evaluate(
-        self, b: Trajectories, want: Collection[str], *, layer: int | None = None
-    ) -> dict[str, Float[Tensor, "row step"]]:
+        self, b: Trajectories, want: Collection[str], *, layer: int | None = None, frozen: bool = False
+    ) -> dict[str, Float[Tensor, "row step ..."]]:
         """logp, entropy (nats), squared score norm and values of the decisions in the trace, differentiable; 0 where the
-        mask is off."""
+        mask is off. frozen: value networks are constants, so that the gradient runs to the actions alone."""
         if layer is not None:
             raise UsageError("the method reads an inner layer of the policy, which only language models offer")
         if missing := set(want) - self.functionals:
@@ -217,7 +242,7 @@ class ActorCritic(nn.Module):
         valid = chosen(b)
         features = self.features(b.trace["obs"][valid])
         found = {}
-        if {"logp", "entropy", "score_norm"} & set(want):
+        if self.distributed & set(want):
             distribution = self.distribution(features, b.trace[MASK][valid] if MASK in b.trace else None)
             action = b.trace["action"][valid]
             action = action.unsqueeze(-1) if self.scalar else action
@@ -231,7 +256,45 @@ class ActorCritic(nn.Module):
             values = self.values(features)
             assert values is not None
             found |= {name: values[:, k] for k, name in enumerate(self.heads) if name in want}
-        return {name: x.new_zeros(valid.shape).masked_scatter(valid, x) for name, x in found.items()}
+        for name, spec in self.networks.items():
+            if wanted := {name, f"{name}_std", f"{name}_all", f"{name}_kl"} & set(want):
+                latent = b.trace["latent"][valid] if "latent" in b.trace else None
+                found |= self.judge(name, spec, wanted, features, b.trace["action"][valid], frozen, latent)
+        return {name: placed(x, valid) for name, x in found.items()}
+
+    def judge(
+        self,
+        name: str,
+        spec: Network,
+        want: set[str],
+        features: Tensor,
+        action: Tensor,
+        frozen: bool,
+        latent: Tensor | None,
+    ) -> dict[str, Float[Tensor, "decision ..."]]:
+        """What a value network says: NAME [M, member] (or [M, draw, member]), NAME_std its deviations, NAME_all [M, choice,
+        member] of every discrete action; of an autoencoder NAME [M, A], the action as it comes out, and NAME_kl."""
+        net = self.critics[name]
+        if spec.of == "autoencoder":
+            made, kl = net(features, action, latent)
+            return {n: x for n, x in ((name, made), (f"{name}_kl", kl)) if n in want}
+        sizes: list[int] = getattr(self, "sizes", [])
+        if spec.of == "state" or sizes:
+            out = net(features, frozen)
+            if spec.of == "state":
+                return {name: out[:, 0, 0] if spec.ensemble == 1 else out[..., 0]}
+            every = out.transpose(1, 2)
+            taken = action.reshape(-1, 1, 1).expand(-1, 1, spec.ensemble)
+            found = {f"{name}_all": every, name: every.gather(1, taken).squeeze(1)}
+            return {n: x for n, x in found.items() if n in want}
+        if action.ndim > features.ndim:
+            features = features.unsqueeze(1).expand(*action.shape[:-1], features.shape[-1])
+        lead = action.shape[:-1]
+        out = net(torch.cat([features, action], -1).reshape(-1, features.shape[-1] + action.shape[-1]), frozen)
+        found = {name: out[..., 0].reshape(*lead, spec.ensemble)}
+        if spec.spread:
+            found[f"{name}_std"] = nn.functional.softplus(out[..., 1]).reshape(*lead, spec.ensemble)
+        return {n: x for n, x in found.items() if n in want}
 
     @torch.no_grad()
     def step_products(self, b: Trajectories, moments: Moments | None) -> dict[str, Float[Tensor, "row step"]]:
@@ -244,7 +307,7 @@ class ActorCritic(nn.Module):
         found = products(
             self.hidden(features), distribution.logps[0], b.trace["action"][valid], b.advantage[valid], moments
         )
-        return {name: x.new_zeros(valid.shape).masked_scatter(valid, x) for name, x in found.items()}
+        return {name: placed(x, valid) for name, x in found.items()}
 
     @torch.no_grad()
     def progress(self, b: Trajectories) -> Float[Tensor, "row step"]:
@@ -274,6 +337,13 @@ class ActorCritic(nn.Module):
 def names_of(value: bool | Sequence[str]) -> tuple[str, ...]:
     """Names of the value heads: one called `value` for True."""
     return (("value",) if value else ()) if isinstance(value, bool) else tuple(value)
+
+
+def placed(x: Float[Tensor, "decision ..."], valid: Bool[Tensor, "row step"]) -> Float[Tensor, "row step ..."]:
+    """Values of the valid decisions, in order, at their places; 0 elsewhere."""
+    if len(x) == valid.numel():
+        return x.reshape(*valid.shape, *x.shape[1:])
+    return x.new_zeros(*valid.shape, *x.shape[1:]).index_put((valid,), x)
 
 
 def chosen(b: Trajectories) -> Bool[Tensor, "row step"]:
@@ -367,14 +437,30 @@ class MLPPolicy(ActorCritic):
 
     def env_action(self, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
         """Stored decisions as the environment accepts them."""
-        space, taken = self.action_space, action.numpy()
-        if self.sizes:
-            return taken.reshape(-1, *space.shape) + space.start
-        taken = taken.reshape(-1, *space.shape)
-        bounded = np.isfinite(space.low) & np.isfinite(space.high)
-        low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
-        mapped = np.where(bounded, low + (taken + 1) / 2 * (high - low), taken)
-        return np.clip(mapped, space.low, space.high).astype(space.dtype)
+        return to_space(self.action_space, action)
+
+
+def to_space(space: Any, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
+    """Choices counted from the space's first; numbers with [-1, 1] mapped onto the bounds of a box and clipped to them."""
+    taken = action.numpy().reshape(-1, *space.shape)
+    if not hasattr(space, "low"):
+        return taken + space.start
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
+    mapped = np.where(bounded, low + (taken + 1) / 2 * (high - low), taken)
+    return np.clip(mapped, space.low, space.high).astype(space.dtype)
+
+
+def from_space(space: Any, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped[Tensor, "batch *action"]:
+    """The inverse of `to_space`: actions of a dataset as policies store them."""
+    if not hasattr(space, "low"):
+        taken = torch.as_tensor(np.asarray(action) - space.start, dtype=torch.long)
+        return taken if space.shape == () else taken.reshape(len(taken), -1)
+    flat = np.asarray(action, np.float64).reshape(len(action), *space.shape)
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
+    mapped = np.where(bounded, 2 * (flat - low) / (high - low) - 1, flat)
+    return torch.as_tensor(mapped.reshape(len(flat), -1), dtype=torch.float32)
 
 
 def _mlp(widths: Sequence[int], gain: float, generator: torch.Generator) -> nn.Sequential:

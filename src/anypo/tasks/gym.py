@@ -27,6 +27,10 @@ TUNED: dict[str, dict[str, Any]] = {
 """Recipe entries known to suit an environment better than the general ones (for methods with a critic)."""
 
 
+REPLAYED = {"Pendulum-v1": 10_000, "CartPole-v1": 40_000, "Hopper-v5": 200_000}
+"""Environment steps for methods that replay transitions."""
+
+
 class _Seat:
     """One environment and the episode it is in."""
 
@@ -150,8 +154,8 @@ class Gym:
     by sharing the seed, and a checkpoint restores an episode by playing it again. The copies are stepped one by one
     rather than through a Gymnasium vector environment: only those in play are stepped, and no autoreset is involved.
 
-    scale_reward divides the rewards given to the learner by rms(r) / (1 - gamma), the root mean square estimated up to
-    and including this rollout, so that discounted returns lie about within +-1 from the first batch on, which is what
+    envs: 8, and 1 for methods that replay transitions, unless given. scale_reward (on, but for those methods) divides
+    the rewards given to the learner by rms(r) / (1 - gamma), the root mean square estimated up to and including this rollout, so that discounted returns lie about within +-1 from the first batch on, which is what
     absolute settings such as PPO's value clip of 0.2 presume; metrics and evaluation are in raw rewards.
     """
 
@@ -166,22 +170,23 @@ class Gym:
         self,
         env_id: str,
         *,
-        envs: int = 8,
+        envs: int | None = None,
         seed: int = 0,
-        scale_reward: bool = True,
+        scale_reward: bool | None = None,
         env_kwargs: dict[str, Any] | None = None,
         eval_episodes: int = 20,
     ):
         self.name = f"gym:{env_id}"
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self.seed, self.eval_episodes = seed, eval_episodes
-        self.envs = envs
-        self.seats = [_Seat(self._make()) for _ in range(envs)]
+        self.envs = envs or 8
+        self.seats = [_Seat(self._make()) for _ in range(self.envs)]
+        self.chosen = envs, scale_reward
         self.eval_seats: list[_Seat] = []
         env = self.seats[0].env
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.limit = (env.spec.max_episode_steps if env.spec else None) or NO_LIMIT
-        self.scale = RunningNorm(1) if scale_reward else None
+        self.scale = None if scale_reward is False else RunningNorm(1)
         self.episodes = 0
         """Episodes begun by requests that go on where the environments stand: the position in the stream of seeds."""
 
@@ -218,11 +223,13 @@ class Gym:
         given = [
             (r.start, r.samples, min(r.horizon or self.limit, self.limit)) for r in requests if r.start is not None
         ]
+        explore = {"random": requests[0].random, "noise": requests[0].noise}
+        explore = explore if any(explore.values()) else {}
         if not given:
             horizon = requests[0].horizon
             if horizon is None:
                 raise UsageError(f"{self.name}: requests that go on where the environments stand need a horizon")
-            log = self._play(policy, self.seats, self._fresh(), generator, steps=horizon)
+            log = self._play(policy, self.seats, self._fresh(), generator, steps=horizon, explore=explore)
             group = torch.arange(len(log.lengths))
         elif len(given) < len(requests):
             raise UsageError(f"{self.name}: one rollout cannot mix given starts with starts that are None")
@@ -230,7 +237,7 @@ class Gym:
             for seat in self.seats:
                 seat.over = True
             starts = ((_seed(self.seed, 0, start), limit) for start, n, limit in given for _ in range(n))
-            log = self._play(policy, self.seats, starts, generator)
+            log = self._play(policy, self.seats, starts, generator, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         return self._batch(policy, log, group), log.metrics()
 
@@ -246,6 +253,13 @@ class Gym:
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
         """Loop settings: minibatch in decisions, steps in environment steps."""
+        if traits.get("replays"):  # one environment and its own rewards, unless told otherwise
+            envs, scale_reward = self.chosen
+            self.seats = self.seats if envs else self.seats[:1]
+            self.envs = len(self.seats)
+            self.scale = self.scale if scale_reward else None
+            rows = {"requests": len(self.seats), "samples": 1, "horizon": max(1, 50 // len(self.seats))}
+            return rows | {"lr": 3e-4, "epochs": 1, "minibatch": 0, "steps": REPLAYED.get(self.env_id, 100_000)}
         if traits.get("critic") and not traits.get("whole"):
             rows = {"requests": len(self.seats), "samples": 1, "horizon": 256}
             steps = {"lr": 3e-4, "epochs": 10, "minibatch": 64, "schedule": "linear", "steps": 100_000}
@@ -301,6 +315,7 @@ class Gym:
         *,
         steps: int | None = None,
         greedy: bool = False,
+        explore: dict[str, float] | None = None,
     ) -> _Log:
         """Step the seats together, each taking the next (seed, limit) when its episode is over, until there is none.
 
@@ -322,7 +337,7 @@ class Gym:
                 break
             obs = torch.from_numpy(np.stack([seat.features for seat in live]))
             mask = None if live[0].mask is None else torch.from_numpy(np.stack([seat.mask for seat in live]))
-            decided = policy.act(obs, generator, greedy=greedy, action_mask=mask)
+            decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only
                 log.decide(obs, mask, decided)
             for seat, action in zip(live, policy.env_action(decided.action), strict=True):
@@ -352,7 +367,8 @@ class Gym:
         if log.mask:
             trace[MASK] = rows(log.mask)
         done = torch.tensor(log.done)
-        value = policy.value_of(torch.from_numpy(np.stack(log.last)))
+        last = torch.from_numpy(np.stack(log.last))
+        value = policy.value_of(last)
         return Trajectories(
             logp_old=rows(log.logp),
             value=rows(log.value) if log.value else None,
@@ -362,6 +378,7 @@ class Gym:
             bootstrap=torch.zeros(len(done)) if value is None else value.masked_fill(done, 0.0),
             done=done,
             trace=trace,
+            extra={"last": last},
         )
 
 

@@ -17,6 +17,7 @@ class StartPool:
 
     standing: requests go on where the environments stand instead of naming a start. rank, world: this process draws
     every world-th start, so that several processes share one order. unfinished: rows (one each) to go on with.
+    decisions: how many were collected so far. batches: number of the present batch, from 1.
     """
 
     size: int | None
@@ -26,6 +27,8 @@ class StartPool:
     world: int = 1
     position: int = 0
     unfinished: list[Trajectories] = field(default_factory=list)
+    decisions: int = 0
+    batches: int = 0
     _order: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,12 +52,18 @@ class StartPool:
 
     def state_dict(self) -> dict[str, Any]:
         rows = [row.to_dict() for row in self.unfinished]
-        return {"position": self.position, "size": self.size, "seed": self.seed, "unfinished": rows}
+        return {
+            "position": self.position,
+            "size": self.size,
+            "seed": self.seed,
+            "unfinished": rows,
+            "decisions": self.decisions,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["size"] != self.size:
             raise UsageError(
                 f"the checkpoint's task had {state['size']} starts, this one has {self.size}: the data changed"
             )
-        self.position = state["position"]
+        self.position, self.decisions = state["position"], state["decisions"]
         self.unfinished = [Trajectories.from_dict(row) for row in state["unfinished"]]

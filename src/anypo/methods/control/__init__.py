@@ -1,0 +1,1 @@
+"""Value learning: off-policy, offline and from demonstrations."""

@@ -1,0 +1,30 @@
+"""A2PR: TD3+BC held at the better one of the recorded action and an autoencoder's, where that is better than average."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.td3_bc import td3_bc
+from anypo.parts import TD, AdvantageAutoencoder, Alternate, CloneGoodAction, PolicyValue
+
+a2pr = register(
+    td3_bc.but(
+        critic=[TD(next="target", noise=0.2, clip=0.5, every=2), PolicyValue(), AdvantageAutoencoder()],
+        terms=[CloneGoodAction(coef=Alternate(period=2))],
+        card=Card(
+            id="a2pr",
+            title="Adaptive Advantage-Guided Policy Regularization for Offline Reinforcement Learning",
+            year=2024,
+            arxiv="2405.19909",
+            family="control",
+            equation="L = -lam mean Q_1(s, pi(s)) + mean[g (pi(s) - abar)^2],  abar = argmax over {a, VAE(s, pi(s))} of Q_1 - V",
+            source="ltlhuuu/A2PR; the gradient through the autoencoder's action only with `through`",
+            claim="Regularising to high-advantage actions alone beats TD3+BC, most clearly on mixed data.",
+            claims=(
+                Claim(
+                    "On mixed data of a pendulum it beats TD3+BC.",
+                    "offline",
+                    "return",
+                    against="td3-bc",
+                ),
+            ),
+        ),
+    )
+)

@@ -1,0 +1,33 @@
+"""BC: the likelihood of the actions in the data."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.sac import sac
+from anypo.parts import Clone, FromData
+
+bc = register(
+    sac.but(
+        collect=FromData(),
+        critic=[],
+        trust=Clone(),
+        card=Card(
+            id="bc",
+            title="ALVINN: An Autonomous Land Vehicle in a Neural Network",
+            year=1988,
+            arxiv=None,
+            family="control",
+            equation="L = -log pi(a | s) over the data",
+            source="Pomerleau, NIPS 1988",
+            claim="Supervised imitation matches the policy that made the data.",
+            claims=(
+                Claim(
+                    "On expert data of a pendulum it does as well as IQL, within 100.",
+                    "offline",
+                    "return",
+                    against="iql",
+                    margin=-100.0,
+                    settings={"data": "expert"},
+                ),
+            ),
+        ),
+    )
+)

@@ -1,0 +1,32 @@
+"""CQL: SAC on data with Q pushed down where the policy or chance would act, and up at the recorded actions."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.sac import sac
+from anypo.parts import TD, Adam, Conservative, FromData, Pathwise, Temperature
+
+cql = register(
+    sac.but(
+        collect=FromData(),
+        critic=[TD(next="policy"), Conservative(alpha=5.0)],
+        trust=Pathwise(of="min", alpha=Temperature()),
+        step=Adam(lr=3e-4, epochs=1, minibatch=0, grad_norm=None, schedule="constant", warmup=0, policy_lr=1e-4),
+        card=Card(
+            id="cql",
+            title="Conservative Q-Learning for Offline Reinforcement Learning",
+            year=2020,
+            arxiv="2006.04779",
+            family="control",
+            equation="L_Q = (Q - y)^2 / 2 + alpha [logsumexp_a Q(s, a) - Q(s, a_data)]",
+            source="arXiv 2006.04779, eq. 4 and appendix F (10 actions each, importance-weighted; no entropy in the backup)",
+            claim="The learned Q is a lower bound, which gives large gains on multi-modal and complex data.",
+            claims=(
+                Claim(
+                    "On mixed data of a pendulum it beats BC.",
+                    "offline",
+                    "return",
+                    against="bc",
+                ),
+            ),
+        ),
+    )
+)

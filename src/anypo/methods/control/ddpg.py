@@ -1,0 +1,31 @@
+"""DDPG: the deterministic policy gradient, through a critic learned from replayed transitions."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.sac import sac
+from anypo.parts import TD, Explore, Pathwise
+
+ddpg = register(
+    sac.but(
+        collect=Explore(first=1000, noise=0.1),
+        critic=[TD(next="target", ensemble=1)],
+        trust=Pathwise(of="first", soft=False),
+        card=Card(
+            id="ddpg",
+            title="Continuous control with deep reinforcement learning",
+            year=2015,
+            arxiv="1509.02971",
+            family="control",
+            equation="y = r + gamma (1-d) Qbar(s', mubar(s'));  L_mu = -Q(s, mu(s))",
+            source="arXiv 1509.02971, eq. 5, 6; Gaussian exploration noise",
+            claim="Deterministic policy gradients with replay and targets solve continuous control off-policy.",
+            claims=(
+                Claim(
+                    "In 3,000 steps on a pendulum it gets further than PPO.",
+                    "replay",
+                    "return",
+                    against="ppo",
+                ),
+            ),
+        ),
+    )
+)

@@ -1,0 +1,32 @@
+"""DSAC-T: SAC with a Gaussian return critic, whose mean is regressed on mean targets and whose gradient does not scale with rewards."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.sac import sac
+from anypo.parts import GaussianTD, Pathwise, Temperature, Tracked
+
+alpha = Temperature()
+dsac_t = register(
+    sac.but(
+        critic=[GaussianTD(alpha=alpha, mean1=Tracked("q_std1"), mean2=Tracked("q_std2"))],
+        trust=Pathwise(of="min", alpha=alpha),
+        card=Card(
+            id="dsac-t",
+            title="Distributional Soft Actor-Critic with Three Refinements",
+            year=2023,
+            arxiv="2310.05858",
+            family="control",
+            equation="grad_q = m^2 (q - y_q) / (std^2 + eps);  grad_std = m^2 (std^2 - (y_z - q)^2) / (std^3 + eps),  y_z within 3 m of q",
+            source="arXiv 2310.05858; Jingliang-Duan/DSAC-v2 (gradient scale); the policy is updated every time",
+            claim="Matches or beats SAC without tuning and is robust to the scale of rewards.",
+            claims=(
+                Claim(
+                    "With rewards a hundred times larger it loses less than SAC on a pendulum.",
+                    "replay",
+                    "return",
+                    against="sac",
+                    settings={"reward_scale": 100.0},
+                ),
+            ),
+        ),
+    )
+)

@@ -1,0 +1,31 @@
+"""f-DVL: IQL with the implicit maximiser of a dual: a total-variation or chi2 surrogate that no outlier can blow up."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.iql import iql
+from anypo.parts import TD, DualValue
+
+f_dvl = register(
+    iql.but(
+        critic=[DualValue(lam=0.7, norm=True), TD(next="value", huber=20.0)],
+        card=Card(
+            id="f-dvl",
+            title="Dual RL: Unification and New Methods for Reinforcement and Imitation Learning",
+            year=2023,
+            arxiv="2302.08560",
+            family="control",
+            equation="L_V = lam fbar(u) - (1 - lam) u,  fbar = max(u, 0) (tv) or max(u + u^2/4, 0) (chi2), u = min_i Qbar_i - V",
+            source="arXiv 2302.08560; hari-sikchi/DVL, with the chi2 line 0 for u <= 0",
+            claim="Total-variation and chi2 surrogates do not diverge as XQL's does, at equal or better scores.",
+            confidence="reconstructed",
+            claims=(
+                Claim(
+                    "On mixed data of a pendulum with wild rewards now and then it does better than XQL.",
+                    "offline",
+                    "return",
+                    against="xql",
+                    settings={"outliers": 0.01},
+                ),
+            ),
+        ),
+    )
+)

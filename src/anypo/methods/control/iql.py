@@ -1,0 +1,35 @@
+"""IQL: values by expectile regression on recorded actions alone, the policy by advantage-weighted likelihood."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.bc import bc
+from anypo.parts import TD, Adam, Advantage, Clone, Cosine, Expectile
+
+iql = register(
+    bc.but(
+        critic=[Expectile(t=0.7), TD(next="value")],
+        credit=[Advantage(beta=3.0)],
+        trust=Clone(weighted=True),
+        step=Adam(
+            lr=3e-4, epochs=1, minibatch=0, grad_norm=None, schedule="constant", warmup=0, policy_lr=Cosine(3e-4, 0.0)
+        ),
+        card=Card(
+            id="iql",
+            title="Offline Reinforcement Learning with Implicit Q-Learning",
+            year=2021,
+            arxiv="2110.06169",
+            family="control",
+            equation="L_V = |t - 1(u<0)| u^2, u = min_i Qbar_i(s, a) - V(s);  L_Q = (Q_i - r - gamma (1-d) V(s'))^2;  "
+            "L_pi = -min(exp(beta u), 100) log pi(a|s)",
+            source="arXiv 2110.06169, eq. 5-7; all networks move at once",
+            claim="Expectile backups on recorded actions do multi-step dynamic programming without asking for others.",
+            claims=(
+                Claim(
+                    "On mixed data of a pendulum it beats BC.",
+                    "offline",
+                    "return",
+                    against="bc",
+                ),
+            ),
+        ),
+    )
+)

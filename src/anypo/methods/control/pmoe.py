@@ -1,0 +1,31 @@
+"""PMOE: SAC with a mixture of experts, of which only the one whose action is best learns."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.sac import sac
+from anypo.parts import TD, BestExpert, Temperature
+
+alpha = Temperature()
+pmoe = register(
+    sac.but(
+        critic=[TD(next="policy", alpha=alpha)],
+        trust=BestExpert(alpha=alpha),
+        card=Card(
+            id="pmoe",
+            title="Probabilistic Mixture-of-Experts for Efficient Deep Reinforcement Learning",
+            year=2021,
+            arxiv="2104.09122",
+            family="control",
+            equation="k* = argmax_k min_i Q_i(s, a_k);  L = alpha log pi_k*(a_k*) - min_i Q_i(s, a_k*) + mean_k (w_k - 1[k = k*])^2",
+            source="arXiv 2104.09122; quantumiracle/Popular-RL-Algorithms (component density in the target)",
+            claim="A mixture with a gate trained on winning frequency beats unimodal policies and finds distinct experts.",
+            claims=(
+                Claim(
+                    "Where two actions are equally good it finds both more often than SAC.",
+                    "two-peaks",
+                    "modes",
+                    against="sac",
+                ),
+            ),
+        ),
+    )
+)

@@ -1,0 +1,33 @@
+"""RLPD: SAC with half of every minibatch from data, an ensemble of normalised critics and many updates per step."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.sac import sac
+from anypo.parts import TD, Alternate, Clock, Pathwise, Temperature, Transitions
+
+alpha = Temperature()
+rlpd = register(
+    sac.but(
+        store=Transitions(batch=256, ratio=20.0, share=0.5),
+        critic=[TD(next="policy", alpha=alpha, ensemble=10, norm=True, subset=2, clock=Clock())],
+        trust=Pathwise(of="mean", alpha=alpha, coef=Alternate(period=20)),
+        card=Card(
+            id="rlpd",
+            title="Efficient Online Reinforcement Learning with Offline Data",
+            year=2023,
+            arxiv="2302.02948",
+            family="control",
+            equation="y = r + gamma (1-d) [min over 2 of 10 Qbar_i(s', a') - alpha log pi(a'|s')], batches half data, 20 updates per step",
+            source="arXiv 2302.02948, alg. 1; ikostrikov/rlpd",
+            claim="A few changes to SAC make online learning with offline data up to 2.5 times better, without pre-training.",
+            claims=(
+                Claim(
+                    "With mediocre data it gets further than SAC in 1,500 steps on a pendulum.",
+                    "replay",
+                    "return",
+                    against="sac",
+                    settings={"steps": 1500, "first": 500, "data": "mixed"},
+                ),
+            ),
+        ),
+    )
+)

@@ -1,0 +1,31 @@
+"""TD3: deterministic policy gradient with two critics, smoothed target actions and delayed policy updates."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.ddpg import ddpg
+from anypo.parts import TD, Alternate, Pathwise
+
+td3 = register(
+    ddpg.but(
+        critic=[TD(next="target", noise=0.2, clip=0.5, every=2)],
+        trust=Pathwise(of="first", soft=False, coef=Alternate(period=2)),
+        card=Card(
+            id="td3",
+            title="Addressing Function Approximation Error in Actor-Critic Methods",
+            year=2018,
+            arxiv="1802.09477",
+            family="control",
+            equation="y = r + gamma (1-d) min_i Qbar_i(s', mubar(s') + clip(N(0, 0.2^2), +-0.5));  L = -Q_1(s, mu(s)) every other time",
+            source="arXiv 1802.09477, alg. 1",
+            claim="Two critics, smoothing and delay remove the overestimation of DDPG.",
+            claims=(
+                Claim(
+                    "Its critic overestimates less than DDPG's on a pendulum.",
+                    "replay",
+                    "overestimation",
+                    against="ddpg",
+                    better="lower",
+                ),
+            ),
+        ),
+    )
+)

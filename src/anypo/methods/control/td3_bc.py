@@ -1,0 +1,31 @@
+"""TD3+BC: TD3 on data, held at the recorded actions by a squared term on the scale of Q."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.td3 import td3
+from anypo.parts import Alternate, CloneAction, FromData, Pathwise
+
+td3_bc = register(
+    td3.but(
+        collect=FromData(),
+        trust=Pathwise(of="first", soft=False, scale=2.5, coef=Alternate(period=2)),
+        terms=[CloneAction(coef=Alternate(period=2))],
+        card=Card(
+            id="td3-bc",
+            title="A Minimalist Approach to Offline Reinforcement Learning",
+            year=2021,
+            arxiv="2106.06860",
+            family="control",
+            equation="L = -lam mean Q_1(s, pi(s)) + mean (pi(s) - a)^2,  lam = 2.5 / mean |Q_1|",
+            source="arXiv 2106.06860, eq. 3-5; states standardised with --policy.normalize true",
+            claim="One cloning term and state normalisation make TD3 a strong offline method.",
+            claims=(
+                Claim(
+                    "On mixed data of a pendulum it beats BC.",
+                    "offline",
+                    "return",
+                    against="bc",
+                ),
+            ),
+        ),
+    )
+)

@@ -1,0 +1,30 @@
+"""XQL: IQL with the soft maximum of Q by Gumbel regression."""
+
+from anypo.method import Card, Claim, register
+from anypo.methods.control.iql import iql
+from anypo.parts import TD, Advantage, Gumbel
+
+xql = register(
+    iql.but(
+        critic=[Gumbel(beta=2.0, norm=True), TD(next="value")],
+        credit=[Advantage(beta=0.5)],
+        card=Card(
+            id="xql",
+            title="Extreme Q-Learning: MaxEnt RL without Entropy",
+            year=2023,
+            arxiv="2301.02328",
+            family="control",
+            equation="L_V = exp(z) - z - 1,  z = (min_i Qbar_i(s, a) - V(s)) / beta;  weight exp((Q - V) / beta)",
+            source="arXiv 2301.02328, eq. 11; Div99/XQL (clip 7, scaled by the batch's largest z)",
+            claim="Extreme-value regression learns the soft optimal value directly from data.",
+            claims=(
+                Claim(
+                    "On mixed data of a pendulum it beats BC.",
+                    "offline",
+                    "return",
+                    against="bc",
+                ),
+            ),
+        ),
+    )
+)
