@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -35,20 +36,30 @@ class Ensemble(nn.Module):
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(size, 1, width)) for width in inner])
 
     def forward(self, x: Float[Tensor, "sample input"], frozen: bool = False) -> Float[Tensor, "sample member output"]:
-        """frozen: the parameters are constants; the gradient runs to x alone."""
+        """frozen: the parameters are constants; the gradient runs to x alone.
+
+        Under autocast the products between hidden layers, nearly all of the work, are in bfloat16; inputs and outputs, whose
+        differences matter, are not.
+        """
 
         def fixed(p: Tensor) -> Tensor:
             return p.detach() if frozen else p
 
-        last = len(self.weights) - 1
-        out = x.expand(self.size, *x.shape)
-        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            out = torch.baddbmm(fixed(bias), out, fixed(weight))
-            if k < last:
-                if self.norm:
-                    out = nn.functional.layer_norm(out, out.shape[-1:])
-                    out = out * fixed(self.gains[k]) + fixed(self.shifts[k])
-                out = out.relu()
+        last, kind = len(self.weights) - 1, x.device.type
+        half = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if half else nullcontext():
+            out = x.expand(self.size, *x.shape)
+            for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+                weight, bias = fixed(weight), fixed(bias)
+                if half and 0 < k < last:
+                    out = torch.bmm(out.bfloat16(), weight.bfloat16()).float() + bias
+                else:
+                    out = torch.baddbmm(bias, out, weight)
+                if k < last:
+                    if self.norm:
+                        out = nn.functional.layer_norm(out, out.shape[-1:])
+                        out = out * fixed(self.gains[k]) + fixed(self.shifts[k])
+                    out = out.relu()
         return out.transpose(0, 1)
 
 

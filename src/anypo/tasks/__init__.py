@@ -13,6 +13,8 @@ TASKS = {
     "jsonl:FILE": "your own prompts, one JSON object a line, with --reward",
     "reasoning-gym:NAME": "any data set of reasoning-gym, its own verifier",
     "gym:ENV_ID": "any Gymnasium environment with Box, Discrete or MultiDiscrete actions",
+    "minari:ID": "a Minari data set, with the environment it comes from",
+    "data:FILE": "transitions in an .npz or Parquet file, with --task.env ENV_ID",
     "bandit": "a contextual bandit whose best arms are known",
 }
 
@@ -43,6 +45,14 @@ def make(spec: dict[str, Any], seed: int) -> Any:
 
         _needs(rest, "gym:ENV_ID")
         return _call(Gym, "gym", {"seed": seed, **options}, rest)
+    if kind in ("minari", "data"):
+        from anypo.tasks import data
+
+        _needs(rest, "minari:ID" if kind == "minari" else "data:FILE.npz or data:FILE.parquet")
+        from anypo.tasks.gym import Gym
+
+        make = data.make_minari if kind == "minari" else data.make_file
+        return _call(make, kind, {"seed": seed, **options}, rest, more=Gym)
     if kind == "bandit":
         from anypo.tasks.bandit import Bandit
 
@@ -55,8 +65,10 @@ def _needs(rest: str, form: str) -> None:
         raise UsageError(f"this task is written {form}")
 
 
-def _call(make: Callable[..., Any], name: str, options: dict[str, Any], *arguments: Any) -> Any:
-    known = [p.name for p in inspect.signature(make).parameters.values() if p.kind == p.KEYWORD_ONLY]
+def _call(make: Callable[..., Any], name: str, options: dict[str, Any], *arguments: Any, more: Any = None) -> Any:
+    """make(*arguments, **options); what it hands on, `more` knows."""
+    parameters = [p for f in (make, more) if f is not None for p in inspect.signature(f).parameters.values()]
+    known = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
     for option in options:
         if option not in known:
             raise unknown(f"option of the task {name}:", option, known)

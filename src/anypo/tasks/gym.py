@@ -155,7 +155,8 @@ class Gym:
     rather than through a Gymnasium vector environment: only those in play are stepped, and no autoreset is involved.
 
     envs: 8, and 1 for methods that replay transitions, unless given. scale_reward (on, but for those methods) divides
-    the rewards given to the learner by rms(r) / (1 - gamma), the root mean square estimated up to and including this rollout, so that discounted returns lie about within +-1 from the first batch on, which is what
+    the rewards given to the learner by rms(r) / (1 - gamma), the root mean square estimated up to and including this
+    rollout, so that discounted returns lie about within +-1 from the first batch on, which is what
     absolute settings such as PPO's value clip of 0.2 presume; metrics and evaluation are in raw rewards.
     """
 
