@@ -86,6 +86,8 @@ def from_dict(values: dict[str, Any]) -> Config:
     if made.target is not None and (isinstance(made.target, bool) or not isinstance(made.target, (int, float))):
         raise UsageError(f"target is {made.target!r}; it takes a number")
     made.out = None if made.out is None else str(made.out)
+    if isinstance(made.autocast, bool):  # YAML reads on and off as true and false
+        made.autocast = "on" if made.autocast else "off"
     if made.autocast not in ("auto", "on", "off"):
         raise unknown("autocast", str(made.autocast), ("auto", "on", "off"))
     return made

@@ -3,7 +3,7 @@ ties, missing outcomes, rewards per decision, cut rows, extreme log-ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,13 @@ def random_batch(
     holes: float = 0.3,
     outcome: str = "score",
     optional: bool = True,
-    extra: Iterable[str] = (),
+    extra: Iterable[str] | Mapping[str, tuple[int, ...]] = (),
 ) -> Trajectories:
     """One batch, a function of its arguments alone.
 
     spread: log-ratios lie in [-3 spread, 3 spread] or, from 10 on, in [-spread, spread]. holes: share of masked slots.
     outcome: score | scores (channels, some missing) | reward (per decision). optional: fields may be present or not.
-    extra: names of further [row, step] inputs.
+    extra: names of further [row, step] inputs, or these with the sizes of further dimensions.
     """
     rng = np.random.default_rng(seed)
     maybe = (lambda value: value if rng.random() < 0.5 else None) if optional else (lambda value: value)
@@ -72,6 +72,13 @@ def random_batch(
     if (bootstrap := maybe(normal(rows))) is not None:
         arrays["bootstrap"] = bootstrap
         arrays["done"] = maybe(rng.random(rows) < 0.5)
+    tails = dict(extra) if isinstance(extra, Mapping) else dict.fromkeys(extra, ())
+    flags = ("terminal", "expert")
+    more = {
+        name: (rng.random((rows, steps)) < 0.5).astype(float) if name in flags else normal(rows, steps, *tail)
+        for name, tail in tails.items()
+    }
+    more = {name: np.abs(x) + 0.1 if name.endswith("_std") else x for name, x in more.items()}
     found: dict[str, Any] = {k: torch.as_tensor(v) for k, v in arrays.items() if v is not None}
     return Trajectories(
         mask=torch.as_tensor(mask),
@@ -79,7 +86,7 @@ def random_batch(
         segment=torch.as_tensor(np.sort(rng.integers(0, 3, (rows, steps)), 1)),
         truncated=None if (cut := maybe(rng.random(rows) < 0.3)) is None else torch.as_tensor(cut),
         budget=maybe(steps + 3),
-        extra={name: torch.as_tensor(normal(rows, steps)).to(dtype) for name in extra},
+        extra={name: torch.as_tensor(x).to(dtype) for name, x in more.items()},
         **{k: t.to(dtype) if t.is_floating_point() else t for k, t in found.items()},
     )
 
@@ -97,10 +104,15 @@ def random_advantage(b: Trajectories) -> Trajectories:
     return b.but(advantage=torch.where(b.valid, a, 0.0).to(dtype))
 
 
+def leaves_of(method: Method) -> list[str]:
+    """The fields a method's loss may be differentiated through."""
+    return list(dict.fromkeys((*LEAVES, *method.live)))
+
+
 def gradients(method: Method, b: Trajectories) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """loss, metrics, and dloss/dfield for every leaf in the batch (zeros where the loss does not depend on it)."""
-    leaves = {n: t.detach().clone().requires_grad_() for n in LEAVES if (t := getattr(b, n)) is not None}
-    loss, metrics = method.loss(b.but(**leaves))
+    leaves = {n: t.detach().clone().requires_grad_() for n in leaves_of(method) if (t := b.get(n)) is not None}
+    loss, metrics = method.loss(b.put(leaves))
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     zeros = [torch.zeros_like(t) for t in leaves.values()]
     grads = [z if g is None else g for g, z in zip(found, zeros, strict=True)]
@@ -110,12 +122,34 @@ def gradients(method: Method, b: Trajectories) -> tuple[Tensor, dict[str, Tensor
 def polluted(b: Trajectories, rubbish: float) -> Trajectories:
     """b with `rubbish` in every masked slot of every [row, step] float field."""
     changes = {n: t.masked_fill(~b.valid, rubbish) for n in FLOAT_STEP_FIELDS if (t := getattr(b, n)) is not None}
-    return b.but(**changes, extra={k: t.masked_fill(~b.valid, rubbish) for k, t in b.extra.items()})
+
+    def fill(t: Tensor) -> Tensor:
+        return t.masked_fill(~b.valid.reshape(*b.shape, *[1] * (t.ndim - 2)), rubbish) if t.shape[:2] == b.shape else t
+
+    return b.but(**changes, extra={k: fill(t) for k, t in b.extra.items()})
 
 
 def same_bits(x: Tensor, y: Tensor) -> bool:
     """Equal to the last bit; NaN equals NaN."""
     return x.dtype == y.dtype and torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
+def tail_of(method: Method, name: str) -> tuple[int, ...]:
+    """Sizes of a field beyond [row, step]: members of an ensemble, proposed actions (3 experts), action dimensions (2), choices (3)."""
+    view = (method.live | method.views).get(name)
+    if view is None:
+        return ()
+    draw, functional = view.draw, view.functional
+    proposed = () if draw is None else (3,) if draw.how == "each" else () if draw.count is None else (draw.count,)
+    if functional in ("action", "taken", "nearest", "vae"):
+        return (*proposed, 2)
+    if functional == "routing":
+        return (3,)
+    base = functional.split("_")[0]
+    spec = method.networks.get(base)
+    if spec is None or spec.of != "action" or functional.endswith("_kl"):
+        return proposed
+    return (*proposed, *((3,) if functional.endswith("_all") else ()), spec.ensemble)
 
 
 def drawn(method: Method, seed: int, **fixed: Any) -> Trajectories:
@@ -127,6 +161,8 @@ def drawn(method: Method, seed: int, **fixed: Any) -> Trajectories:
         "holes": float(rng.choice([0.0, 0.3, 0.7])),
         "outcome": str(rng.choice(["score", "scores", "reward"])),
         "spread": float(rng.choice([0.0, 0.3, 2.0])),
-        "extra": sorted(all_reads(method) - set(FIELDS)),
+        "extra": {name: tail_of(method, name) for name in sorted(all_reads(method) - set(FIELDS))},
     }
+    if "reward" in all_reads(method):
+        arguments["outcome"] = "reward"
     return random_batch(seed, **(arguments | fixed))

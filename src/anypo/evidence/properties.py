@@ -14,9 +14,9 @@ from torch import Tensor
 
 from anypo.evidence.batches import (
     FLOAT_STEP_FIELDS,
-    LEAVES,
     drawn,
     gradients,
+    leaves_of,
     polluted,
     random_advantage,
     same_bits,
@@ -137,18 +137,21 @@ def splitting_does_not_matter(method: Method, b: Trajectories) -> None:
     rows = ready.shape[0]
     g = torch.Generator().manual_seed(rows)
     inputs = torch.randn(*ready.shape, 4, generator=g, dtype=torch.float64)
-    leaves = [leaf for leaf in LEAVES if getattr(ready, leaf) is not None]
+    leaves = [leaf for leaf in leaves_of(method) if ready.get(leaf) is not None]
     weights = torch.randn(4, len(leaves), generator=g, dtype=torch.float64, requires_grad=True)
-    anchor = {leaf: getattr(ready, leaf).detach() for leaf in leaves}
+    anchor = {leaf: ready.get(leaf).detach() for leaf in leaves}
 
     def model(some: Tensor) -> dict[str, Tensor]:
         out = torch.tanh(inputs[some] @ weights)
-        return {leaf: anchor[leaf][some] + out[..., k] for k, leaf in enumerate(leaves)}
+        return {
+            leaf: (own := anchor[leaf][some]) + out[..., k].reshape(*out.shape[:2], *[1] * (own.ndim - 2))
+            for k, leaf in enumerate(leaves)
+        }
 
     everything = torch.arange(rows)
-    loss, _ = method.loss(ready.but(**model(everything)))
+    loss, _ = method.loss(ready.put(model(everything)))
     direct = torch.autograd.grad(loss, weights, materialize_grads=True)[0]
-    _, _, slopes = gradients(method, ready.but(**model(everything)))
+    _, _, slopes = gradients(method, ready.put(model(everything)))
     for some in torch.randperm(rows, generator=g).tensor_split(1 + rows // 2):
         torch.stack([(slopes[leaf][some] * out).sum() for leaf, out in model(some).items()]).sum().backward()
     assert weights.grad is not None

@@ -160,12 +160,12 @@ class Clock:
 @register_knob
 @dataclass
 class Alternate(Clock):
-    """1 at every `period`-th update, 0 in between. As the coefficient of a part it lets the part rest."""
+    """1 at the first of every `period` updates, 0 at the others. As the coefficient of a part it lets the part rest."""
 
     period: int = 2
 
     def __float__(self) -> float:
-        return float((self.ticks + 1) % self.period == 0)
+        return float(self.ticks % self.period == 0)
 
     def __str__(self) -> str:
         return f"every {self.period}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anypo.parts._register import register
+from anypo.parts.reduce import Mean
 from anypo.parts.statistics import masked_mean
 from anypo.parts.values import field
 from anypo.stages import Draw, Level, Number, Reduce, View
@@ -188,8 +189,8 @@ class CloneAction:
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
         gap = (field(b, "action_policy") - field(b, self.to)).square().mean(-1)
-        loss = masked_mean(gap, b.valid)
-        return float(self.coef) * loss, {"clone_gap": loss.detach()}
+        loss = Mean("token")(gap, b)
+        return float(self.coef) * loss, {"clone_gap": masked_mean(gap.detach(), b.valid)}
 
 
 @register("terms")
@@ -223,7 +224,7 @@ class CloneGoodAction:
         )
         gate = self.mask * ((proposed >= 0).to(v.dtype) + (recorded > 0).to(v.dtype))
         gap = (field(b, "action_policy") - target).square().mean(-1)
-        loss = masked_mean(gate * gap, b.valid)
+        loss = Mean("token")(gate * gap, b)
         return float(self.coef) * loss, {
             "clone_gap": masked_mean(gap.detach(), b.valid),
             "gate": masked_mean(gate, b.valid),

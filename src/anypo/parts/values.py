@@ -191,10 +191,6 @@ class GaussianTD:
         return loss, {"q_loss": masked_mean((now - y_q.unsqueeze(-1)).square().mean(-1), b.valid), **told}
 
 
-def implicit_targets(target: str) -> dict[str, View]:
-    return {"q_taken": View("q", target)}
-
-
 @dataclass(frozen=True)
 class ImplicitValue:
     """mean f(delta), delta = min_i Qbar_i(s, a) - V(s): V becomes a soft maximum of Q over the actions in the data alone."""
@@ -203,7 +199,7 @@ class ImplicitValue:
     level: ClassVar[Level] = "decision"
     heads: ClassVar[tuple[str, ...]] = ()
     live: ClassVar[dict[str, View]] = {"v": View("v")}
-    views: ClassVar[dict[str, View]] = implicit_targets("target")
+    views: ClassVar[dict[str, View]] = {"q_taken": View("q", "target")}
     reads = ("v", "q_taken")
 
     @property
@@ -302,11 +298,11 @@ class Conservative:
         # the policy's actions for s' are judged at s, as in the reference implementation
         if self.draws is None:
             return {"q": View("q"), "q_all": View("q_all")}
-        return {"q": View("q")} | {f"q_{name}": View("q", draw=draw) for name, draw in self.proposals.items()}
+        return {"q": View("q")} | {f"q_at_{name}": View("q", draw=draw) for name, draw in self.proposals.items()}
 
     @property
     def views(self) -> dict[str, View]:
-        return {f"logp_{name}": View("logp", at=draw.at, draw=draw) for name, draw in self.proposals.items()}
+        return {f"logp_of_{name}": View("logp", at=draw.at, draw=draw) for name, draw in self.proposals.items()}
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -317,7 +313,9 @@ class Conservative:
         if self.draws is None:
             every = field(b, "q_all")
         else:
-            every = torch.cat([field(b, f"q_{n}") - field(b, f"logp_{n}").unsqueeze(-1) for n in self.proposals], 2)
+            every = torch.cat(
+                [field(b, f"q_at_{n}") - field(b, f"logp_of_{n}").unsqueeze(-1) for n in self.proposals], 2
+            )
         gap = self.temperature * (every / self.temperature).logsumexp(2) - q
         loss = Mean("token")(gap.sum(-1), b)
         return float(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.valid)}
@@ -374,10 +372,10 @@ class AdvantageAutoencoder:
     reads = ("vae", "vae_kl", "q_now", "v_now", "taken")
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        good = (field(b, "q_now")[..., 0] > field(b, "v_now")).to(torch.float32).detach()
         error = (field(b, "vae") - field(b, "taken")).square().mean(-1)
+        good = (field(b, "q_now")[..., 0] > field(b, "v_now")).to(error.dtype)
         mean = Mean("token")
-        loss = mean(good.to(error.dtype) * error, b) + 0.5 * mean(field(b, "vae_kl"), b)
+        loss = mean(good * error, b) + 0.5 * mean(field(b, "vae_kl"), b)
         return loss, {"vae_loss": loss.detach(), "good": masked_mean(good, b.valid)}
 
 
@@ -413,7 +411,8 @@ class MixtureMatching:
         other = ~expert & b.valid
         residual = (self.gamma * (1 - field(b, "terminal")) * field(b, "v_next")).detach().unsqueeze(-1) - q
         square = residual.square().sum(-1)
-        mix = self.beta * masked_mean(square, expert) + (1 - self.beta) * masked_mean(square, other)
-        gap = masked_mean(field(b, "q_policy").sum(-1), b.valid) - masked_mean(q.sum(-1), expert)
+        mean, of_expert = Mean("token"), b.but(mask=expert)
+        mix = self.beta * mean(square, of_expert) + (1 - self.beta) * mean(square, b.but(mask=other))
+        gap = mean(field(b, "q_policy").sum(-1), b) - mean(q.sum(-1), of_expert)
         loss = self.beta * gap + 0.25 * mix
         return loss, {"q_loss": loss.detach(), "q": masked_mean(q.detach().mean(-1), b.valid)}
