@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from anypo import policies
 from anypo.config import Config
 from anypo.errors import UsageError, unknown
+from anypo.evidence.reach import Reach
 from anypo.evidence.toys import Codes, Sequences
 from anypo.loops.learn import learn, with_late_views, with_views
-from anypo.loops.run import Run
+from anypo.loops.run import Run, learned, stocked
 from anypo.loops.update import gradient
 from anypo.method import Method
 from anypo.policies.anchor import snapshot
@@ -51,8 +53,8 @@ def assemble(
         task=task,
         policy=policy,
         pool=StartPool(task.starts, seed),
-        store=method.stages["store"].open(),
-        stepper=method.stages["step"].bind([{"params": list(policy.parameters())}]),
+        store=stocked(method, task, policy),
+        stepper=method.stages["step"].bind(learned(policy)),
         want=Want(collect.requests, collect.samples, task.recipe(method.traits)["horizon"]),
         generator=torch.Generator().manual_seed(seed),
         folder=None,
@@ -232,6 +234,35 @@ def control(method: Method, seed: int, *, env: str = "CartPole-v1", steps: int =
     return {"return": last["eval/return"], "curve": sum(held) / len(held), "ratio_max": ratio_max}
 
 
+def replayed(
+    method: Method, seed: int, *, batches: int = 120, first: int = 192, ratio: float = 1.0, late: int = 0, **task: Any
+) -> Measures:
+    """Value learning on `reach.Reach` (its settings): 2 episodes a batch, networks of 64-64, minibatches of 64.
+
+    return: greedy, at the end; curve: mean over the run; overestimation (where there is a Q-network); modes (two peaks). With data, and a
+    method that collects nothing, every batch is 24 updates on the data. Methods that do not replay train as they do elsewhere.
+    late: batches learned from the data before anything is collected.
+    """
+    toy = Reach(seed=seed, **task)
+    if method.traits["replays"]:
+        own = method.stages["store"].ratio
+        method = method.configure({"store": {"batch": 64, "start": first, "idle": 24, "ratio": own * ratio}})
+        if hasattr(method.stages["collect"], "first"):
+            method = method.configure({"collect": {"first": first, "after": late}})
+        spec = {"name": method.policy, "hidden": [64, 64]}
+    else:
+        spec = {"name": "mlp"}
+    policy = policies.make(spec, toy, value=method.heads, networks=method.networks, seed=seed)
+    run = assemble(
+        method, toy, seed, batches=batches, lr=1e-3, requests=2, samples=1, epochs=4, minibatch=0, policy=policy
+    )
+    records: list[dict[str, Any]] = []
+    learn(run, records.append)
+    held = [r for r in records if "eval/return" in r]
+    last = {name.removeprefix("eval/"): value for name, value in held[-1].items() if name.startswith("eval/")}
+    return {**last, "curve": sum(r["eval/return"] for r in held) / len(held)}
+
+
 Experiment = Callable[..., Measures]
 
 
@@ -269,6 +300,9 @@ EXPERIMENTS: dict[str, tuple[Experiment, dict[str, Any], str]] = {
     "large-steps": on_codes("steps ten times too large", lr=1.0),
     "layers": (layers, {}, "a small language model learns a permutation of letters"),
     "control": (control, {}, "CartPole for 20,000 steps"),
+    "replay": (replayed, {}, "a point reaches for a goal, 2,880 decisions"),
+    "offline": (replayed, {"data": "mixed"}, "the same from recorded episodes, four in five of them random"),
+    "two-peaks": (replayed, {"peaks": True, "batches": 400, "first": 64}, "one decision with two equally good answers"),
 }
 """Name -> (function, settings it is run with unless a claim says otherwise, what it is about)."""
 

@@ -125,19 +125,13 @@ def build(config: Config, folder: Path | None = None) -> Run:
     groups = learned(policy)
     if not groups:
         raise UsageError(f"the policy {config.policy['name']!r} has no trainable parameter")
-    store = method.stages["store"].open()
-    if getattr(method.stages["store"], "replays", False) and hasattr(task, "transitions"):
-        data = task.transitions()
-        store.fill(data)
-        if hasattr(policy, "standardize"):
-            policy.standardize(data["obs"])
     run = Run(
         config=config,
         method=method,
         task=task,
         policy=policy,
         pool=StartPool(task.starts, config.seed, standing),
-        store=store,
+        store=stocked(method, task, policy),
         stepper=method.stages["step"].bind(groups),
         want=want,
         generator=torch.Generator().manual_seed(config.seed),
@@ -146,6 +140,16 @@ def build(config: Config, folder: Path | None = None) -> Run:
     )
     run.anchors = {name: snapshot(policy) for name in run.rules}
     return run
+
+
+def stocked(method: Method, task: Any, policy: Any) -> OpenStore:
+    """The method's store, with the task's data in it where both know of transitions."""
+    store = method.stages["store"].open()
+    if method.traits["replays"] and hasattr(task, "transitions"):
+        data = task.transitions()
+        store.fill(data)  # pyright: ignore[reportAttributeAccessIssue]
+        policy.standardize(data["obs"])
+    return store
 
 
 def learned(policy: Any) -> list[dict[str, Any]]:
