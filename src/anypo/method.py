@@ -220,8 +220,9 @@ class Method:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The value functions it learns."""
-        return tuple(dict.fromkeys(h for part in self.stages["critic"] for h in getattr(part, "heads", ("value",))))
+        """The value functions it learns: those of its critics, and those a part scores rows with."""
+        critics = [h for part in self.stages["critic"] for h in getattr(part, "heads", ("value",))]
+        return tuple(dict.fromkeys([*critics, *getattr(self.stages["ratio"], "heads", ())]))
 
     @property
     def anchors(self) -> dict[str, Refresh]:

@@ -40,12 +40,14 @@ class View:
 
     functional: what is read off it, `logp`, `entropy`, a value head's name, ... of: whose parameters: `now`, or an anchor.
     ablate: share of the input that is hidden. layer: block of the network whose output is read as if it were the last.
+    optional: the field stays missing where the policy cannot give it.
     """
 
     functional: str = "logp"
     of: str = "now"
     ablate: float = 0.0
     layer: int | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
             sampled = time.perf_counter()
             run.store.add(rows)
             batch = run.store.draw(run.generator)
-            metrics["mismatch"] = mismatch(run, batch)
+            if batch.logp_old is not None:  # data were not sampled by the policy
+                metrics["mismatch"] = mismatch(run, batch)
             batch = method.prepare(with_views(run, method, batch))
             refresh(run)
             metrics |= describe(method, batch) | update(run, method, batch)
@@ -130,6 +131,8 @@ def observe(run: Run, rows: Trajectories, views: dict[str, View]) -> dict[str, t
     found = evaluate(run.policy, rows, plain, run.config.micro) if plain else {}
     for name in views.keys() - plain.keys():
         probe = getattr(run.policy, views[name].functional, None)
+        if probe is None and views[name].optional:
+            continue
         if probe is None:
             raise UsageError(
                 f"the policy {run.config.policy['name']} cannot give {views[name].functional!r}, which"

@@ -24,18 +24,21 @@ from anypo.parts.knapsack import KnapsackBudget, SuccessRate
 from anypo.parts.knobs import Dual, Linear, Reciprocal, Staircase
 from anypo.parts.pairs import (
     BiasedContrast,
+    Centering,
+    KeepExtremes,
     LikeBest,
     OddsContrast,
     PairContrast,
     PairwiseClip,
     ProspectValue,
+    ReferencePoint,
     RewardContrast,
 )
 from anypo.parts.partial import ExtendedGae, FinishedValue
 from anypo.parts.perception import Perception
 from anypo.parts.pessimism import EntropyGatedKl, KlController, PessimisticBaseline, PessimisticValue
 from anypo.parts.quantiles import MixedValueAtRisk, TrackedQuantile
-from anypo.parts.ratio import InnerRatio, LogRatio, MinPrefix
+from anypo.parts.ratio import InnerRatio, LearnedScore, LogRatio, MinPrefix
 from anypo.parts.reduce import Decoupled, Mean
 from anypo.parts.score import KlPenalty, OverlongPenalty
 from anypo.parts.segments import AddProgress, EntropyModulate
@@ -55,6 +58,7 @@ __all__ = [
     "BetaNormalize",
     "BiasedContrast",
     "BoundedTarget",
+    "Centering",
     "Clip",
     "Combine",
     "Decoupled",
@@ -79,11 +83,13 @@ __all__ = [
     "HintLadder",
     "Imitate",
     "InnerRatio",
+    "KeepExtremes",
     "KeepInformative",
     "KeepStable",
     "KlController",
     "KlPenalty",
     "KnapsackBudget",
+    "LearnedScore",
     "LikeBest",
     "Likelihood",
     "Linear",
@@ -107,6 +113,7 @@ __all__ = [
     "RMSProp",
     "RecentredClip",
     "Reciprocal",
+    "ReferencePoint",
     "Replay",
     "Returns",
     "RewardContrast",

@@ -171,6 +171,12 @@ class LanguageModel(nn.Module):
         """Token ids of text that goes between a prompt and its completion."""
         return list(self.tokenizer(hint, add_special_tokens=False)["input_ids"])
 
+    @property
+    def end(self) -> int:
+        """The token that ends an answer in data."""
+        own = self.tokenizer.eos_token_id
+        return self.eos[0] if own is None else own
+
     def decode(self, ids: Sequence[int] | Int[Tensor, " step"]) -> str:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -320,6 +326,25 @@ class LanguageModel(nn.Module):
         belief = torch.stack([self._belief(trace, cuts[:, k]) for k in range(segments + 1)], 1)
         gain = belief.diff(dim=1)
         return torch.where(valid, gain.gather(1, part.clamp(max=segments - 1)), 0.0)
+
+    @torch.no_grad()
+    def mismatched(self, b: Trajectories) -> Float[Tensor, " row"]:
+        """log pi (nats) of another answer after each row's prompt: that of the next row of another group, around the end.
+
+        Source: KTO, arXiv 2402.01306, sec. 4.2.
+        """
+        rows = torch.arange(b.shape[0], device=b.valid.device)
+        after = (rows - rows[:, None] - 1) % len(rows)  # how many rows further
+        same = torch.zeros_like(after, dtype=torch.bool) if b.group is None else b.group[:, None] == b.group
+        after = torch.where(same & ~same.all(), len(rows) + after, after)
+        other = after.argmin(1)
+        swapped = Trajectories(
+            mask=b.valid[other],
+            trace={name: b.trace[name] for name in ("prompt", "prompt_length")}
+            | {"completion": b.trace["completion"][other]},
+        )
+        pieces = rows.split(max(1, 16384 // max(b.shape[1], 1)))
+        return torch.cat([self.evaluate(swapped.rows(some), {"logp"})["logp"].sum(1) for some in pieces])
 
     def _belief(self, trace: dict[str, Tensor], cut: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """pi(answer | prompt, the first `cut` tokens of the completion, cue)."""
