@@ -40,6 +40,7 @@ from anypo.parts.pessimism import EntropyGatedKl, KlController, PessimisticBasel
 from anypo.parts.quantiles import MixedValueAtRisk, TrackedQuantile
 from anypo.parts.ratio import InnerRatio, LearnedScore, LogRatio, MinPrefix
 from anypo.parts.reduce import Decoupled, Mean
+from anypo.parts.rlhf import AdaptiveKl, ConservativeScore, Standardize, TokenKl
 from anypo.parts.score import KlPenalty, OverlongPenalty
 from anypo.parts.segments import AddProgress, EntropyModulate
 from anypo.parts.selection import BalancedDrop, MaxVarianceRows, TopTokens
@@ -51,6 +52,7 @@ from anypo.parts.trust import Clip, Likelihood, RecentredClip, TruncatedWeight, 
 __all__ = [
     "PARTS",
     "Adam",
+    "AdaptiveKl",
     "AddProgress",
     "Ask",
     "BalancedDrop",
@@ -61,6 +63,7 @@ __all__ = [
     "Centering",
     "Clip",
     "Combine",
+    "ConservativeScore",
     "Decoupled",
     "DecoupledBaseline",
     "Divergence",
@@ -123,7 +126,9 @@ __all__ = [
     "ShortestContrast",
     "SnrAdam",
     "Staircase",
+    "Standardize",
     "SuccessRate",
+    "TokenKl",
     "TopTokens",
     "TrackedQuantile",
     "Transport",
