@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", default=["dpo"])
     parser.add_argument("--out", type=Path, default=Path("runs/preferences"))
     parser.add_argument("--pairs", type=int, default=1200)
-    parser.add_argument("--flags", default="--step.lr 3e-4 --steps 100", help="of anypo train")
+    parser.add_argument("--flags", default="--step.lr 1e-4 --steps 40", help="of anypo train")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder, rng = options.out, random.Random(0)

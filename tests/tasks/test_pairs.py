@@ -259,3 +259,61 @@ def test_the_gradient_of_a_run_is_that_of_the_formula(model: Path) -> None:
     before = [float(ref[2 * i].sum() - ref[2 * i + 1].sum()) for i in range(5)]
     u = torch.tensor([x - y for x, y in zip(gaps, before, strict=True)], dtype=torch.float64)
     assert float(found.detach()) == pytest.approx(float(torch.nn.functional.softplus(-0.1 * u).mean()), rel=1e-9)
+
+
+# reward models
+
+
+@pytest.fixture(scope="module")
+def reward_models(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list[Path]:
+    """Two reward models that have learned the rule from the command line's own steps."""
+    from anypo.report.console import finish
+
+    folder = tmp_path_factory.mktemp("rm")
+    data = write(folder / "p.jsonl", [rule(i) for i in range(60)])
+    for seed in (0, 1):
+        made = run(folder / f"rm{seed}", data, model, "bt-rm", seed=seed, steps=8)
+        learn(made)
+        finish(made)
+    return [folder / "rm0", folder / "rm1"]
+
+
+def test_a_saved_reward_model_scores_texts_as_it_did_in_its_run(reward_models: list[Path]) -> None:
+    from anypo.tasks.rewards import make
+
+    made = runs.reopen(reward_models[0])
+    reward = make(f"model:{reward_models[0]}")
+    assert reward.name == "rm0"
+    records = made.task.heldout
+    prompts = [r["prompt"] for r in records]
+    found = [reward(prompts, [r[key] for r in records], [[]] * len(records), {}) for key in ("chosen", "rejected")]
+    gap = [x - y for x, y in zip(*found, strict=True)]
+    measured = held_out(made)
+    assert measured["eval/margin"] == pytest.approx(sum(gap) / len(gap), abs=1e-4)
+    assert measured["eval/ranking_accuracy"] == pytest.approx(sum(g > 0 for g in gap) / len(gap))
+
+
+def test_several_reward_models_are_channels_of_an_ensemble(
+    tmp_path: Path, model: Path, reward_models: list[Path]
+) -> None:
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": f"say {i}:"} for i in range(20)])
+    config = {
+        "method": "rm-ensemble", "task": {"name": f"jsonl:{data}", "reward": [f"model:{m}" for m in reward_models], "max_new": 4},
+        "policy": f"hf:{model}", "steps": 1, "collect": {"requests": 4, "samples": 4}, "out": str(tmp_path / "r"),
+    }  # fmt: skip
+    made = runs.create(configuration.from_dict(config))
+    assert made.task.channels == ("rm0", "rm1")
+    b, _ = made.task.rollout(made.policy, [Request(0, 3)], torch.Generator().manual_seed(0))
+    spread = (b.scores[:, 0] - b.scores[:, 1]).square() / 2
+    torch.testing.assert_close(made.method.prepare(b).score, b.scores.mean(1) - 0.1 * spread)
+    assert learn(made)["batch"] == 1
+
+
+def test_what_is_no_reward_model_is_refused(tmp_path: Path, model: Path) -> None:
+    from anypo.tasks.rewards import make
+
+    with pytest.raises(UsageError, match=r"holds no finished reward model; a reward model is written model:RUN"):
+        make(f"model:{tmp_path}")
+    (tmp_path / "model").symlink_to(model)
+    with pytest.raises(UsageError, match="has no value head, so it scores nothing; train it with bt-rm"):
+        make(f"model:{tmp_path}")

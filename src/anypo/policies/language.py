@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anypo.errors import UsageError, unknown
+from anypo.parts.ratio import last_value
 from anypo.policies.chunked import OFFERED, functionals
 from anypo.policies.control import names_of
 from anypo.policies.curvature import Moments, products
-from anypo.policies.sampling import Filter, Sample, generate
+from anypo.policies.sampling import Filter, Sample, generate, padded
 from anypo.types import Trajectories
 
 Prompt = str | list[dict[str, Any]]
@@ -181,6 +182,13 @@ class LanguageModel(nn.Module):
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def given(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Trajectories:
+        """Rows of answers that somebody else wrote: token ids of a prompt and an answer each."""
+        prompt, start = padded(prompts, self.device)
+        ids, lengths = padded(answers, self.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        return Trajectories(mask=mask, trace={"prompt": prompt, "prompt_length": start, "completion": ids})
+
     # decisions
 
     def sample(
@@ -273,6 +281,16 @@ class LanguageModel(nn.Module):
                 raise UsageError(f"{self.name} has a single block, so it has no inner layer to read")
             states = out.hidden_states[min(layer, blocks - 2) + 1]
         return row, step, states[row, place - 1], last[row, place - 1]
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[str], at_once: int = 32) -> list[float]:
+        """What the first value head gives at the end of each answer: a reward model's score."""
+        found: list[float] = []
+        for i in range(0, len(prompts), at_once):
+            asked = [self.encode(p) for p in prompts[i : i + at_once]]
+            b = self.given(asked, [[*self.encode_hint(a), self.end] for a in answers[i : i + at_once]])
+            found += last_value(b, self.evaluate(b, {self.heads[0]})[self.heads[0]]).tolist()
+        return found
 
     def _head(self, layer: int | None = None) -> Any:
         return self.inner.get_output_embeddings() if self._split or layer is not None else _same

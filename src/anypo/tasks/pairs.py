@@ -14,7 +14,7 @@ from anypo.errors import UsageError
 from anypo.parts.ratio import last_value
 from anypo.tasks import jsonl
 from anypo.tasks.rewards import make as make_reward
-from anypo.tasks.text import Record, TextTask, given_rows, is_prompt
+from anypo.tasks.text import Record, TextTask, is_prompt
 from anypo.types import Request, Trajectories
 
 AT_ONCE = 32
@@ -94,7 +94,7 @@ class Pairs(TextTask):
 
     def _batch(self, policy: Any, given: Sequence[Sequence[Given]]) -> Trajectories:
         rows = [row for some in given for row in some]
-        b = given_rows(policy, [p for p, _, _ in rows], [a for _, a, _ in rows])
+        b = policy.given([p for p, _, _ in rows], [a for _, a, _ in rows])
         group = torch.arange(len(given)).repeat_interleave(torch.tensor([len(some) for some in given]))
         preferred = torch.tensor([mark for _, _, mark in rows], device=b.valid.device)
         return b.but(group=group.to(b.valid.device)).put({"preferred": preferred})

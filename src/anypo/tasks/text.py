@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.errors import UsageError
-from anypo.policies.sampling import Sample
+from anypo.policies.sampling import Sample, padded
 from anypo.tasks.rewards import Reward, make
 from anypo.types import Request, Trajectories
 
@@ -155,7 +155,7 @@ class TextTask:
         """The reference solutions of the requested records as rows, each ended by the end-of-text token."""
         starts = [self.records[self._start(r)] for r in requests]
         solutions = [[*policy.encode_hint(self.solution(s)), policy.end] for s in starts]
-        b = given_rows(policy, [policy.encode(s["prompt"]) for s in starts], solutions)
+        b = policy.given([policy.encode(s["prompt"]) for s in starts], solutions)
         rows, device = len(starts), b.valid.device
         return b.but(
             logp_old=torch.zeros(b.shape, device=device),
@@ -267,21 +267,6 @@ class TextTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore: which record comes next is the pool's business."""
-
-
-def given_rows(policy: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Trajectories:
-    """Rows of answers that somebody else wrote: token ids of a prompt and an answer each."""
-    prompt, start = padded(prompts, policy.device)
-    ids, lengths = padded(answers, policy.device)
-    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    return Trajectories(mask=mask, trace={"prompt": prompt, "prompt_length": start, "completion": ids})
-
-
-def padded(ids: Sequence[Sequence[int]], device: Any) -> tuple[Int[Tensor, "row step"], Int[Tensor, " row"]]:
-    """Token ids as one tensor, zeros on the right, and their lengths."""
-    width = max(map(len, ids))
-    rows = [[*row, *[0] * (width - len(row))] for row in ids]
-    return torch.tensor(rows, device=device), torch.tensor([len(row) for row in ids], device=device)
 
 
 def continued(

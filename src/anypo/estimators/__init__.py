@@ -1,0 +1,1 @@
+"""Estimators: plain functions of samples, no training."""
