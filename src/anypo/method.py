@@ -246,7 +246,7 @@ class Method:
     @property
     def live(self) -> dict[str, View]:
         """Batch fields that the loss is differentiated through."""
-        names = {"logp", *self.heads} | (self.reads(*LOSS) & {"entropy"})
+        names = {*self.heads} | (self.reads(*LOSS) & {"logp", "entropy"})
         return {name: View(name) for name in sorted(names)} | self.declared("live")
 
     @property
@@ -283,7 +283,8 @@ class Method:
                 where = "policy" if of == "now" else {"ref": "reference"}.get(of, of)
                 where += f", {100 * ablate:g}% of the input hidden" if ablate else ""
                 where += f", read after block {layer}" if layer is not None else ""
-                free = of == "now" and not ablate and layer is None and set(names) <= {"entropy", *self.heads}
+                plain = how == "once per batch" and of == "now" and not ablate and layer is None
+                free = plain and set(names) <= {"entropy", *self.heads}
                 found.append(f"{where}: {', '.join(names)} ({how}{', free where sampling kept it' * free})")
             return found
 
