@@ -228,8 +228,9 @@ class Method:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The value functions it learns as outputs of the policy's critic."""
-        return tuple(dict.fromkeys(h for part in self.stages["critic"] for h in getattr(part, "heads", ("value",))))
+        """The value functions it learns as outputs of the policy's critic, and those a part scores rows with."""
+        critics = [h for part in self.stages["critic"] for h in getattr(part, "heads", ("value",))]
+        return tuple(dict.fromkeys([*critics, *getattr(self.stages["ratio"], "heads", ())]))
 
     @cached_property
     def networks(self) -> dict[str, Network]:
@@ -268,7 +269,6 @@ class Method:
         key = tuple(float(knob) != 0 for knob in self._switches)
         if key not in self._live:
             names = {*self.heads} | (self.reads(*LOSS) & {"logp", "entropy"})
-            names |= {"logp"} if self.stages["ratio"] is not None else set()
             self._live[key] = {name: View(name) for name in sorted(names)} | self._declared_live()
         return self._live[key]
 
@@ -324,8 +324,8 @@ class Method:
                 where += f" on {draw.count or ''} proposed actions".replace("  ", " ") if draw is not None else ""
                 where += f", {100 * ablate:g}% of the input hidden" if ablate else ""
                 where += f", read after block {layer}" if layer is not None else ""
-                free = not (ablate or draw) and (of, layer, at) == ("now", None, "here")
-                free = free and set(names) <= {"entropy", *self.heads}
+                plain = how == "once per batch" and (of, layer, at) == ("now", None, "here")
+                free = plain and not (ablate or draw) and set(names) <= {"entropy", *self.heads}
                 found.append(f"{where}: {', '.join(names)} ({how}{', free where sampling kept it' * free})")
             return found
 

@@ -61,6 +61,7 @@ class View:
     functional: what is read off it, `logp`, `entropy`, a value head's name, ... of: whose parameters: `now`, or an anchor.
     ablate: share of the input that is hidden. layer: block of the network whose output is read as if it were the last.
     at: at the observation of the decision, or at the one that followed. draw: of proposed actions, not of those taken.
+    optional: the field stays missing where the policy cannot give it.
     """
 
     functional: str = "logp"
@@ -69,6 +70,7 @@ class View:
     layer: int | None = None
     at: Literal["here", "next"] = "here"
     draw: Draw | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)

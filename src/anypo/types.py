@@ -225,13 +225,14 @@ class Comparisons:
     """B pairs of answers to the same prompt, as preference data come: the file and API form of two rows with a rank.
 
     logp_*, ref_logp_*, old_logp_*: log-probability (nats) of the whole answer, summed over its tokens, under the policy, the
-    reference and the sampling policy. length_*: tokens of the answer. score_*: their rewards. win_rate: probability that the
+    reference and the sampling policy. length_*: tokens of the answer. score_*: their rewards, or what a reward model that is
+    learned gives them. win_rate: probability that the
     chosen one is better. weight: of the pair. kl_logp, ref_kl_logp: the same log-probabilities of any number of mismatched
     prompts and answers, from which KTO estimates its reference point.
     """
 
-    logp_chosen: Float[Tensor, " pair"]
-    logp_rejected: Float[Tensor, " pair"]
+    logp_chosen: Float[Tensor, " pair"] | None = None
+    logp_rejected: Float[Tensor, " pair"] | None = None
     ref_logp_chosen: Float[Tensor, " pair"] | None = None
     ref_logp_rejected: Float[Tensor, " pair"] | None = None
     old_logp_chosen: Float[Tensor, " pair"] | None = None
@@ -247,7 +248,11 @@ class Comparisons:
 
     def rows(self) -> Trajectories:
         """Two rows of one decision per pair, chosen and rejected in turn, a group each; `preferred` marks the chosen ones."""
-        like = self.logp_chosen
+        like = self.score_chosen if self.logp_chosen is None else self.logp_chosen
+        if like is None:
+            raise UsageError(
+                "the comparisons have neither `logp_chosen` nor `score_chosen`, so there is nothing to compare"
+            )
 
         def both(name: str) -> Tensor | None:
             one, other = getattr(self, f"{name}_chosen"), getattr(self, f"{name}_rejected")
@@ -271,6 +276,7 @@ class Comparisons:
             logp_ref=column(both("ref_logp")),
             logp_old=column(both("old_logp")),
             mask=torch.ones(len(preferred), 1, dtype=torch.bool, device=like.device),
+            value=column(both("score")),
             score=both("score"),
             group=torch.arange(len(like), device=like.device).repeat_interleave(2),
             weight=column(weight),

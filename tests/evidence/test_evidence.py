@@ -122,7 +122,8 @@ def test_a_stale_sampler_is_renewed_only_when_it_is_due():
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n not in ("control", "layers")])
 def test_experiments_give_the_same_numbers_again_and_others_for_another_seed(name):
     small = {"repeats": 5} if name in CHEAP and name != "direction" else {"batches": 6}
-    method = "reinforce" if name == "direction" else "grpo"
+    small = {"updates": 20} if name == "recovery" else small
+    method = {"direction": "reinforce", "recovery": "bt-rm"}.get(name, "grpo")
     one, two, other = (run_experiment(name, anypo.method(method), seed, small) for seed in (0, 0, 1))
     assert one == two
     assert one != other

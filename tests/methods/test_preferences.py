@@ -267,3 +267,36 @@ def test_the_best_rows_alone_are_imitated() -> None:
         "dpo", ratio=LogRatio("row", "sum", "none"), trust=PairContrast(beta=0.0), terms=[LikeBest(1.0)]
     )
     assert float(method.loss(b)[0]) == pytest.approx(np.log(2) + 1.0)
+
+
+def test_kto_on_one_good_mark_in_ten_comes_within_five_percent_of_dpo_on_the_pairs() -> None:
+    """A bandit of six arms; a draw is marked good where its noisy reward is among the highest tenth."""
+    rng = np.random.default_rng(0)
+    truth = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    arm = rng.integers(6, size=2000)
+    noisy = truth[arm] + 0.3 * rng.standard_normal(2000)
+    good = noisy >= np.quantile(noisy, 0.9)
+    arms, marks = torch.tensor(arm), torch.tensor(good).double()
+    w = arms[marks == 1]
+    l = torch.tensor(rng.choice(arm[~good], len(w)))  # noqa: E741
+    ref = torch.full((6,), 1 / 6, dtype=torch.float64).log()
+    found = {}
+    for name in ("kto", "dpo"):
+        method = anypo.method("kto").configure({"trust": {"gain": 10.0}}) if name == "kto" else anypo.method("dpo")
+        logits = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([logits], 0.05)
+        for _ in range(300):
+            logp = logits.log_softmax(0)
+            if name == "kto":
+                b = anypo.Trajectories(logp_ref=ref[arms, None], mask=torch.ones(2000, 1), group=torch.arange(2000))
+                other = arms.roll(-1)
+                b = b.put({"preferred": marks, "mismatched": logp.detach()[other], "mismatched_ref": ref[other]})
+                loss, _ = method.loss(method.prepare(b).but(logp=logp[arms, None]))
+            else:
+                loss, _ = method.loss(Comparisons(logp[w], logp[l], ref[w], ref[l]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found[name] = float(logits.detach().softmax(0).numpy() @ truth)
+    assert found["dpo"] > 0.9
+    assert found["kto"] >= 0.95 * found["dpo"]

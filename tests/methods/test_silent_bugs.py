@@ -19,9 +19,11 @@ from anypo.parts import (
     DropTruncated,
     Gae,
     GateBySuccess,
+    KeepExtremes,
     KeepInformative,
     KeepStable,
     NStep,
+    ReferencePoint,
     Returns,
     Value,
     WeightedBaseline,
@@ -59,7 +61,8 @@ def judged_by_group(name: str) -> bool:
 
 grouped = pytest.mark.parametrize("name", [n for n in anypo.methods() if judged_by_group(n)])
 fills_advantage = pytest.mark.parametrize(
-    "name", [n for n in anypo.methods() if any(not isinstance(p, Combine) for p in links(n))]
+    "name",
+    [n for n in anypo.methods() if any(not isinstance(p, Combine | KeepExtremes | ReferencePoint) for p in links(n))],
 )
 EXTRAS = sorted({field for n in anypo.methods() for field in all_reads(anypo.method(n))} - set(FIELDS))
 random_batch = partial(strategies.random_batch, extra=EXTRAS)
@@ -241,7 +244,7 @@ def test_equal_scores_that_are_no_binary_fractions_give_exactly_zero(name: str) 
 
 @pytest.mark.parametrize("name", [n for n in anypo.methods() if Value in map(type, anypo.method(n).stages["critic"])])
 def test_a_time_limit_does_not_zero_the_bootstrap_and_a_terminal_state_does(name: str) -> None:
-    credit = anypo.method(name).stages["credit"][0]
+    credit = next(p for p in anypo.method(name).stages["credit"] if getattr(p, "bootstraps", False))
     b = Trajectories(
         mask=torch.ones(2, 2, dtype=torch.bool),
         reward=torch.ones(2, 2, dtype=torch.float64),
@@ -250,7 +253,7 @@ def test_a_time_limit_does_not_zero_the_bootstrap_and_a_terminal_state_does(name
         done=torch.tensor([False, True]),
     )
     returns = credit(b).returns
-    assert returns[0, -1] == pytest.approx(1 + 0.99 * 10)
+    assert returns[0, -1] == pytest.approx(1 + credit.gamma * 10)
     assert returns[1, -1] == 1.0
 
 

@@ -1,1 +1,1 @@
-"""Plain functions that measure data and policies."""
+"""Plain functions that measure data, choices and policies; nothing is trained here."""

@@ -285,7 +285,10 @@ class Codes(Toy):
 
 class Sequences(Toy):
     """One start, `length` symbols out of `symbols`, a fixed random reward for every one of the symbols^length outcomes; the policy
-    sees everything it has said. So the expected reward and its gradient are known exactly."""
+    sees everything it has said. So the expected reward and its gradient are known exactly.
+
+    proxies: the true reward is never shown, but by so many channels that are each wrong by `error` times a fixed standard normal
+    per outcome; the score is the first of them."""
 
     name = "sequences"
     starts = 1
@@ -300,6 +303,8 @@ class Sequences(Toy):
         noise: float = 0.0,
         spread: float = 1.0,
         binary: bool = False,
+        proxies: int = 0,
+        error: float = 0.5,
         seed: int = 0,
     ):
         self.length = self.horizon = length
@@ -309,6 +314,9 @@ class Sequences(Toy):
         g = torch.Generator().manual_seed(seed)
         self.rewards = torch.rand(symbols**length, generator=g, dtype=torch.float64)
         self.rewards = (self.rewards > 0.5).double() if binary else self.rewards
+        wrong = error * torch.randn(len(self.rewards), proxies, generator=g, dtype=torch.float64)
+        self.shown = self.rewards[:, None] + wrong if proxies else self.rewards[:, None]
+        self.channels = tuple(f"proxy{k}" for k in range(proxies)) if proxies else ("score",)
         self.outcomes = torch.tensor(list(itertools.product(range(symbols), repeat=length)))
 
     def policy(self, heads: tuple[str, ...], seed: int) -> SoftmaxTable:
@@ -341,15 +349,15 @@ class Sequences(Toy):
         logps = self.log_probs(policy.logits.detach())
         which = torch.multinomial(logps.sum(1).exp(), len(group), replacement=True, generator=generator)
         symbols = self.outcomes[which]
-        score = self.rewards[which] + self.noise * torch.randn(len(group), generator=generator, dtype=torch.float64)
-        score = score.to(policy.logits.dtype)
+        noise = self.noise * torch.randn(len(group), generator=generator, dtype=torch.float64)
+        scores = (self.shown[which] + noise[:, None]).to(policy.logits.dtype)
         obs = self.observations(symbols)
         return Trajectories(
             logp_old=logps[which].to(policy.logits.dtype),
             value=None if policy.table is None else policy.table.detach()[obs][..., 0],
             mask=torch.ones(symbols.shape, dtype=torch.bool),
-            score=score,
-            scores=score[:, None],
+            score=scores[:, 0],
+            scores=scores,
             group=group,
             segment=torch.arange(self.length).expand(symbols.shape).clone(),
             trace={"obs": obs, "action": symbols},

@@ -170,6 +170,8 @@ def observe(run: Run, rows: Trajectories, views: dict[str, View]) -> dict[str, t
     for name in views.keys() - plain.keys():
         view = views[name]
         probe = getattr(run.policy, view.functional, None) or getattr(run.store, view.functional, None)
+        if probe is None and view.optional:
+            continue
         if probe is None:
             raise UsageError(
                 f"the policy {run.config.policy['name']} cannot give {view.functional!r}, which"

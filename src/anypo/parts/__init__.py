@@ -24,11 +24,14 @@ from anypo.parts.knapsack import KnapsackBudget, SuccessRate
 from anypo.parts.knobs import Alternate, Clock, Cosine, Dual, Linear, Reciprocal, Staircase, Temperature, Tracked
 from anypo.parts.pairs import (
     BiasedContrast,
+    Centering,
+    KeepExtremes,
     LikeBest,
     OddsContrast,
     PairContrast,
     PairwiseClip,
     ProspectValue,
+    ReferencePoint,
     RewardContrast,
 )
 from anypo.parts.partial import ExtendedGae, FinishedValue
@@ -36,8 +39,9 @@ from anypo.parts.pathwise import Advantage, BestExpert, Clone, CloneAction, Clon
 from anypo.parts.perception import Perception
 from anypo.parts.pessimism import EntropyGatedKl, KlController, PessimisticBaseline, PessimisticValue
 from anypo.parts.quantiles import MixedValueAtRisk, TrackedQuantile
-from anypo.parts.ratio import InnerRatio, LogRatio, MinPrefix
+from anypo.parts.ratio import InnerRatio, LearnedScore, LogRatio, MinPrefix
 from anypo.parts.reduce import Decoupled, Mean
+from anypo.parts.rlhf import AdaptiveKl, ConservativeScore, Standardize, TokenKl
 from anypo.parts.score import KlPenalty, OverlongPenalty
 from anypo.parts.segments import AddProgress, EntropyModulate
 from anypo.parts.selection import BalancedDrop, MaxVarianceRows, TopTokens
@@ -62,6 +66,7 @@ __all__ = [
     "PARTS",
     "TD",
     "Adam",
+    "AdaptiveKl",
     "AddProgress",
     "Advantage",
     "AdvantageAutoencoder",
@@ -73,6 +78,7 @@ __all__ = [
     "BetaNormalize",
     "BiasedContrast",
     "BoundedTarget",
+    "Centering",
     "Clip",
     "Clock",
     "Clone",
@@ -80,6 +86,7 @@ __all__ = [
     "CloneGoodAction",
     "Combine",
     "Conservative",
+    "ConservativeScore",
     "Cosine",
     "Decoupled",
     "DecoupledBaseline",
@@ -110,11 +117,13 @@ __all__ = [
     "HintLadder",
     "Imitate",
     "InnerRatio",
+    "KeepExtremes",
     "KeepInformative",
     "KeepStable",
     "KlController",
     "KlPenalty",
     "KnapsackBudget",
+    "LearnedScore",
     "LikeBest",
     "Likelihood",
     "Linear",
@@ -141,6 +150,7 @@ __all__ = [
     "RMSProp",
     "RecentredClip",
     "Reciprocal",
+    "ReferencePoint",
     "Replay",
     "Returns",
     "RewardContrast",
@@ -150,8 +160,10 @@ __all__ = [
     "ShortestContrast",
     "SnrAdam",
     "Staircase",
+    "Standardize",
     "SuccessRate",
     "Temperature",
+    "TokenKl",
     "TopTokens",
     "Tracked",
     "TrackedQuantile",

@@ -33,12 +33,15 @@ def spread(b: Trajectories, a: Float[Tensor, " row"]) -> Float[Tensor, "row step
 @register("credit")
 @dataclass(frozen=True)
 class Combine:
-    """score = sum_k w_k scores_k over the channels a row has; the score itself, or the sum of rewards, where there are none."""
+    """score = sum_k w_k scores_k over the channels a row has; the score itself, or the sum of rewards, where there are none.
+    Rows of preference data without any of these keep their mark alone.
+    """
 
     weights: tuple[float, ...] | None = None
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        return scored(b, self.weights)
+        marked = b.get("preferred") is not None and b.score is None and b.scores is None and b.reward is None
+        return b if marked else scored(b, self.weights)
 
 
 @register("credit")

@@ -12,9 +12,9 @@ from torch import Tensor
 from anypo.errors import MissingField
 from anypo.parts._register import register
 from anypo.parts.contrast import row_weight
-from anypo.parts.ratio import row_mean
-from anypo.parts.statistics import group_sum, index_groups, ratio
-from anypo.stages import Level, Number, Reduce
+from anypo.parts.ratio import last_value, row_mean
+from anypo.parts.statistics import group_sum, index_groups, ratio, scored
+from anypo.stages import Level, Number, Reduce, View
 from anypo.types import Trajectories
 
 
@@ -186,6 +186,29 @@ class PairwiseClip:
         return s * weight[one] * weight[other], agreement((x[one] - x[other]) * gap.sign())
 
 
+@register("credit")
+@dataclass(frozen=True)
+class ReferencePoint:
+    """kl_shift [N] = max(0, batch mean of log pi - log pi_ref of mismatched answers), as the policy is before the update.
+
+    `mismatched` [N]: log-probability (nats) of another prompt's answer after the row's prompt, `mismatched_ref` under the
+    reference. Nothing is written where the policy cannot give them. Source: KTO, arXiv 2402.01306, sec. 4.2.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    views: ClassVar[dict[str, View]] = {
+        "mismatched": View("mismatched", optional=True),
+        "mismatched_ref": View("mismatched", of="ref", optional=True),
+    }
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        now, ref = b.get("mismatched"), b.get("mismatched_ref")
+        if now is None or ref is None:
+            return b
+        shift = (now - ref).detach().mean().clamp(min=0.0)
+        return b.put({"kl_shift": shift.expand(len(now)).clone()})
+
+
 @register("trust")
 @dataclass(frozen=True)
 class ProspectValue:
@@ -205,7 +228,52 @@ class ProspectValue:
         good, shift = ranks(b) > 0.5, b.get("kl_shift")
         z = float(self.beta) * (x - (0.0 if shift is None else shift.detach()))
         lam = torch.where(good, float(self.gain), float(self.loss)).to(x.dtype)
-        return -lam * (1 - torch.where(good, z, -z).sigmoid()), {"desirable": good.to(x.dtype).sum() / max(len(x), 1)}
+        metrics = {"desirable": good.to(x.dtype).sum() / max(len(x), 1)}
+        if shift is not None:
+            metrics["kl_shift"] = shift.detach().sum() / max(len(x), 1)
+        return -lam * (1 - torch.where(good, z, -z).sigmoid()), metrics
+
+
+@register("credit")
+@dataclass(frozen=True)
+class KeepExtremes:
+    """Rows whose score is neither the highest nor the lowest of their group lose their mask: the best and the worst make the pair.
+
+    Equal ones stay together; a group without differences forms no pair.
+    """
+
+    reads = ("group",)
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        b = scored(b)
+        assert b.group is not None and b.score is not None
+        index, groups = index_groups(b.group)
+        known = b.lengths > 0  # rows without outcome have lost their mask
+        ends = []
+        for worst, sign in ((torch.inf, "amin"), (-torch.inf, "amax")):
+            end = b.score.new_full((groups,), worst)
+            ends.append(end.scatter_reduce(0, index, torch.where(known, b.score, worst), sign)[index])
+        return b.but(mask=b.valid & ((b.score == ends[0]) | (b.score == ends[1])).unsqueeze(1))
+
+
+@register("terms")
+@dataclass(frozen=True)
+class Centering:
+    """coef * mean over pairs of (x_w + x_l)^2, x the learned score at a row's end: scores are pinned near 0.
+
+    Source: Eisenstein et al., Helping or Herding?, arXiv 2312.09244.
+    """
+
+    coef: Number = 0.01
+    level: ClassVar[Level] = "group"
+    reads = ("value", "group")
+
+    def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+        assert b.value is not None
+        x, (w, l) = last_value(b, b.value), ranked_pairs(b)  # noqa: E741
+        weight = row_weight(b, x)
+        off = ((x[w] + x[l]).square() * weight[w] * weight[l]).sum() / max(len(w), 1)
+        return float(self.coef) * off, {"score_offset": off.detach()}
 
 
 @register("terms")

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypo.parts._register import register
+from anypo.parts.statistics import last_valid
 from anypo.stages import Level, View
 from anypo.types import Trajectories
 
@@ -51,11 +52,32 @@ def row_mean(b: Trajectories, x: Float[Tensor, "row step"]) -> Float[Tensor, " r
     return b.row_mean(x) if length is None else torch.where(b.valid, x, 0.0).sum(1) / length.clamp(min=1)
 
 
+def last_value(b: Trajectories, value: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
+    """What stands at each row's last valid decision; 0 for a row without any."""
+    return torch.where(last_valid(b.valid), value, 0.0).sum(1)
+
+
 def log_ratio(b: Trajectories, anchor: str = "old") -> Float[Tensor, "row step"]:
     """log pi - log pi_anchor on valid decisions, 0 elsewhere."""
     logp, other = b.logp, b.get(f"logp_{anchor}")
     assert logp is not None
     return torch.where(b.valid, logp - other, 0.0)
+
+
+@register("ratio")
+@dataclass(frozen=True)
+class LearnedScore:
+    """x_i = V at the row's last decision, which is read at its last token but one, the end-of-text token being the last: a scalar
+    score of the whole row, learned like a value function. Source: arXiv 2203.02155, sec. 3.5.
+    """
+
+    level: ClassVar[Level] = "row"
+    reads = ("value",)
+    heads: ClassVar[tuple[str, ...]] = ("value",)
+
+    def __call__(self, b: Trajectories) -> Tensor:
+        assert b.value is not None
+        return last_value(b, b.value)
 
 
 @register("ratio")

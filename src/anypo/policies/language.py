@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anypo.errors import UsageError, unknown
+from anypo.parts.ratio import last_value
 from anypo.policies.chunked import OFFERED, functionals
 from anypo.policies.control import names_of
 from anypo.policies.curvature import Moments, products
-from anypo.policies.sampling import Filter, Sample, generate
+from anypo.policies.sampling import Filter, Sample, generate, padded
 from anypo.types import Trajectories
 
 Prompt = str | list[dict[str, Any]]
@@ -171,9 +172,22 @@ class LanguageModel(nn.Module):
         """Token ids of text that goes between a prompt and its completion."""
         return list(self.tokenizer(hint, add_special_tokens=False)["input_ids"])
 
+    @property
+    def end(self) -> int:
+        """The token that ends an answer in data."""
+        own = self.tokenizer.eos_token_id
+        return self.eos[0] if own is None else own
+
     def decode(self, ids: Sequence[int] | Int[Tensor, " step"]) -> str:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def given(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Trajectories:
+        """Rows of answers that somebody else wrote: token ids of a prompt and an answer each."""
+        prompt, start = padded(prompts, self.device)
+        ids, lengths = padded(answers, self.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        return Trajectories(mask=mask, trace={"prompt": prompt, "prompt_length": start, "completion": ids})
 
     # decisions
 
@@ -268,6 +282,16 @@ class LanguageModel(nn.Module):
             states = out.hidden_states[min(layer, blocks - 2) + 1]
         return row, step, states[row, place - 1], last[row, place - 1]
 
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[str], at_once: int = 32) -> list[float]:
+        """What the first value head gives at the end of each answer: a reward model's score."""
+        found: list[float] = []
+        for i in range(0, len(prompts), at_once):
+            asked = [self.encode(p) for p in prompts[i : i + at_once]]
+            b = self.given(asked, [[*self.encode_hint(a), self.end] for a in answers[i : i + at_once]])
+            found += last_value(b, self.evaluate(b, {self.heads[0]})[self.heads[0]]).tolist()
+        return found
+
     def _head(self, layer: int | None = None) -> Any:
         return self.inner.get_output_embeddings() if self._split or layer is not None else _same
 
@@ -320,6 +344,25 @@ class LanguageModel(nn.Module):
         belief = torch.stack([self._belief(trace, cuts[:, k]) for k in range(segments + 1)], 1)
         gain = belief.diff(dim=1)
         return torch.where(valid, gain.gather(1, part.clamp(max=segments - 1)), 0.0)
+
+    @torch.no_grad()
+    def mismatched(self, b: Trajectories) -> Float[Tensor, " row"]:
+        """log pi (nats) of another answer after each row's prompt: that of the next row of another group, around the end.
+
+        Source: KTO, arXiv 2402.01306, sec. 4.2.
+        """
+        rows = torch.arange(b.shape[0], device=b.valid.device)
+        after = (rows - rows[:, None] - 1) % len(rows)  # how many rows further
+        same = torch.zeros_like(after, dtype=torch.bool) if b.group is None else b.group[:, None] == b.group
+        after = torch.where(same & ~same.all(), len(rows) + after, after)
+        other = after.argmin(1)
+        swapped = Trajectories(
+            mask=b.valid[other],
+            trace={name: b.trace[name] for name in ("prompt", "prompt_length")}
+            | {"completion": b.trace["completion"][other]},
+        )
+        pieces = rows.split(max(1, 16384 // max(b.shape[1], 1)))
+        return torch.cat([self.evaluate(swapped.rows(some), {"logp"})["logp"].sum(1) for some in pieces])
 
     def _belief(self, trace: dict[str, Tensor], cut: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """pi(answer | prompt, the first `cut` tokens of the completion, cue)."""

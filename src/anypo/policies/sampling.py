@@ -156,3 +156,10 @@ def generate(
 
     longest = int(lengths.max())
     return Sample(tokens[:, :longest], lengths, logp[:, :longest], stopped)
+
+
+def padded(ids: Sequence[Sequence[int]], device: Any) -> tuple[Int[Tensor, "row step"], Int[Tensor, " row"]]:
+    """Token ids as one tensor, zeros on the right, and their lengths."""
+    width = max(map(len, ids))
+    rows = [[*row, *[0] * (width - len(row))] for row in ids]
+    return torch.tensor(rows, device=device), torch.tensor([len(row) for row in ids], device=device)

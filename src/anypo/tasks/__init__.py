@@ -1,4 +1,4 @@
-"""Tasks by the name typed on the command line; `jsonl:FILE`, `reasoning-gym:NAME` and `gym:ENV_ID` take what follows the colon."""
+"""Tasks by the name typed on the command line; some, such as `jsonl:FILE` and `gym:ENV_ID`, take what follows the colon."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from anypo.errors import UsageError, unknown
 TASKS = {
     "sums": "add two numbers (text, exact verifier, the default)",
     "jsonl:FILE": "your own prompts, one JSON object a line, with --reward",
+    "pairs:FILE": "preference data: `prompt`, `chosen`, `rejected` a line, or `prompt`, `completion`, `label`",
     "reasoning-gym:NAME": "any data set of reasoning-gym, its own verifier",
     "gym:ENV_ID": "any Gymnasium environment with Box, Discrete or MultiDiscrete actions",
     "minari:ID": "a Minari data set, with the environment it comes from",
@@ -35,6 +36,12 @@ def make(spec: dict[str, Any], seed: int) -> Any:
         if reward is None:
             raise UsageError("a jsonl task needs a reward: --reward FILE.py:FUNCTION, or exact, numeric, math, regex")
         return _call(jsonl.make, "jsonl", options, rest, reward if isinstance(reward, list) else [reward])
+    if kind == "pairs":
+        from anypo.tasks import pairs
+
+        _needs(rest, "pairs:FILE")
+        reward = options.pop("reward", [])
+        return _call(pairs.make, "pairs", options, rest, reward if isinstance(reward, list) else [reward])
     if kind == "reasoning-gym":
         from anypo.tasks import reasoning
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,20 @@ def split(records: Sequence[Record], heldout: float) -> tuple[list[Record], list
     )
 
 
+def divide(
+    path: str | Path, records: list[Record], heldout: float | str | Path, read: Callable[[str | Path], list[Record]]
+) -> tuple[list[Record], list[Record]]:
+    """(training, held-out) records: a share of the prompts, or the records of a second file; UsageError where none are left."""
+    if not isinstance(heldout, (int, float)):
+        return records, read(heldout)
+    if not 0 < heldout < 1:
+        raise UsageError(f"heldout must be a share between 0 and 1 or a file, not {heldout}")
+    kept, held = split(records, heldout)
+    if not kept:
+        raise UsageError(f"{path} has a single prompt, so none can be held out; set heldout to a file with others")
+    return kept, held
+
+
 def make(
     path: str | Path,
     rewards: Sequence[Any],
@@ -73,13 +87,5 @@ def make(
     timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
     """
     judges = [make_reward(r, timeout=timeout, on_error=on_error, concurrency=concurrency) for r in rewards]
-    records = load(path)
-    if isinstance(heldout, (int, float)):
-        if not 0 < heldout < 1:
-            raise UsageError(f"heldout must be a share between 0 and 1 or a file, not {heldout}")
-        records, held = split(records, heldout)
-        if not records:
-            raise UsageError(f"{path} has a single prompt, so none can be held out; set heldout to a file with others")
-    else:
-        held = load(heldout)
+    records, held = divide(path, load(path), heldout, load)
     return TextTask(f"jsonl:{path}", records, held, judges, weights=weights, max_new=max_new, source=str(path))

@@ -244,7 +244,7 @@ BUILTIN: dict[str, Callable[..., Any]] = {"exact": exact, "numeric": numeric, "m
 
 
 def make(spec: Any, **options: Any) -> Reward:
-    """A reward from what a user writes: `exact`, `numeric`, `math`, `regex`, `regex:PATTERN`, `FILE.py:FUNCTION`, a
+    """A reward from what a user writes: `exact`, `numeric`, `math`, `regex`, `regex:PATTERN`, `FILE.py:FUNCTION`, `model:RUN`, a
     function or a Reward. `options` (timeout, on_error, concurrency) hold for functions."""
     if isinstance(spec, Reward):
         return spec
@@ -253,10 +253,12 @@ def make(spec: Any, **options: Any) -> Reward:
     name, _, rest = str(spec).partition(":")
     if name == "regex" and rest:
         return Reward(_pattern(rest), name="regex", direct=True)
+    if name == "model":
+        return learned(rest)
     if spec in BUILTIN:
         return Reward(BUILTIN[spec], name=spec, direct=True)
     if ".py" not in spec:
-        raise unknown("reward", spec, [*BUILTIN, "FILE.py:FUNCTION"])
+        raise unknown("reward", spec, [*BUILTIN, "FILE.py:FUNCTION", "model:RUN"])
     return load(spec, **options)
 
 
@@ -270,6 +272,30 @@ def _pattern(pattern: str) -> Callable[..., list[float]]:
         return [float(compiled.search(text_of(c)) is not None) for c in completions]
 
     return match
+
+
+def learned(run: str) -> Reward:
+    """The reward model that a run has learned from preferences (RUN/model), named after the run's folder: what its value head
+    gives at the end of an answer. It is loaded once, in float32, on a GPU where there is one.
+    """
+    import torch
+
+    from anypo.policies.language import LanguageModel
+
+    folder = Path(run)
+    if not (folder / "model").is_dir():
+        raise UsageError(
+            f"{run} holds no finished reward model; a reward model is written model:RUN, after a run of bt-rm"
+        )
+    model = LanguageModel.load(folder / "model")
+    if not model.heads:
+        raise UsageError(f"the model of {run} has no value head, so it scores nothing; train it with bt-rm")
+    model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
+
+    def score(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        return model.score(prompts, [text_of(c) for c in completions])
+
+    return Reward(score, name=folder.resolve().name, direct=True)
 
 
 def load(spec: str, **options: Any) -> Reward:

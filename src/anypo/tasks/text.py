@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.errors import UsageError
-from anypo.policies.sampling import Sample
+from anypo.policies.sampling import Sample, padded
 from anypo.tasks.rewards import Reward, make
 from anypo.types import Request, Trajectories
 
@@ -39,6 +39,8 @@ class TextTask:
     unit = "batches"
     standing = False
     default_policy: str | None = None
+    sampled = True
+    """Rows are written by the policy, so somebody has to judge them."""
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class TextTask:
             raise UsageError(
                 f"the task {self.name} has no {'training' if not self.records else 'held-out'} {self.source}"
             )
-        if not self.rewards:
+        if self.sampled and not self.rewards:
             raise UsageError(f"the task {self.name} has no reward; give one, such as `exact` or FILE.py:FUNCTION")
         if len(set(self.channels)) < len(self.channels):
             raise UsageError(f"two rewards have the same name ({', '.join(self.channels)}); rename one")
@@ -152,19 +154,16 @@ class TextTask:
     def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
         """The reference solutions of the requested records as rows, each ended by the end-of-text token."""
         starts = [self.records[self._start(r)] for r in requests]
-        prompt, start = padded([policy.encode(s["prompt"]) for s in starts], policy.device)
-        ids, lengths = padded([[*policy.encode_hint(self.solution(s)), policy.eos[0]] for s in starts], policy.device)
-        group = torch.arange(len(requests), device=ids.device)
-        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        return Trajectories(
-            logp_old=torch.zeros(ids.shape, device=ids.device),
-            mask=mask,
-            score=torch.full((len(ids),), torch.nan, device=ids.device),
-            scores=torch.full((len(ids), len(self.channels)), torch.nan, device=ids.device),
-            group=group,
-            expert_mask=torch.ones(len(ids), dtype=torch.bool, device=ids.device),
-            truncated=torch.zeros(len(ids), dtype=torch.bool, device=ids.device),
-            trace={"prompt": prompt, "prompt_length": start, "completion": ids},
+        solutions = [[*policy.encode_hint(self.solution(s)), policy.end] for s in starts]
+        b = policy.given([policy.encode(s["prompt"]) for s in starts], solutions)
+        rows, device = len(starts), b.valid.device
+        return b.but(
+            logp_old=torch.zeros(b.shape, device=device),
+            score=torch.full((rows,), torch.nan, device=device),
+            scores=torch.full((rows, len(self.channels)), torch.nan, device=device),
+            group=torch.arange(rows, device=device),
+            expert_mask=torch.ones(rows, dtype=torch.bool, device=device),
+            truncated=torch.zeros(rows, dtype=torch.bool, device=device),
         )
 
     def solution(self, record: dict[str, Any]) -> str:
@@ -268,13 +267,6 @@ class TextTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore: which record comes next is the pool's business."""
-
-
-def padded(ids: Sequence[Sequence[int]], device: Any) -> tuple[Int[Tensor, "row step"], Int[Tensor, " row"]]:
-    """Token ids as one tensor, zeros on the right, and their lengths."""
-    width = max(map(len, ids))
-    rows = [[*row, *[0] * (width - len(row))] for row in ids]
-    return torch.tensor(rows, device=device), torch.tensor([len(row) for row in ids], device=device)
 
 
 def continued(

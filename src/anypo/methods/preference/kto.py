@@ -2,10 +2,11 @@
 
 from anypo.method import Card, Claim, register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import Mean, ProspectValue
+from anypo.parts import Combine, Mean, ProspectValue, ReferencePoint
 
 kto = register(
     dpo.but(
+        credit=[Combine(), ReferencePoint()],
         trust=ProspectValue(beta=0.1, gain=1.0, loss=1.0),
         reduce=Mean("row"),
         card=Card(
@@ -15,7 +16,7 @@ kto = register(
             arxiv="2402.01306",
             family="preference",
             equation="L = lam (1 - sigma(+-beta (log pi/ref - z0)))",
-            source="arXiv 2402.01306; the value function with a reference point from mismatched pairs",
+            source="arXiv 2402.01306; eq. 8; the reference point from mismatched pairs is taken before the batch's update",
             claim="Marks on single answers match what preference pairs teach.",
             claims=(Claim("It comes within five points of DPO.", "learning", "success", against="dpo", margin=-0.05),),
         ),
