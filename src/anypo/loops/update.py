@@ -33,7 +33,7 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
     slopes = {name: slope for name, slope in slopes.items() if slope is not None}
     views = {name: views[name] for name in slopes}
     for rows in chunks:
-        alive = torch.stack([(slope[rows] != 0).any(1) for slope in slopes.values()]).any(0)
+        alive = torch.stack([(slope[rows] != 0).flatten(1).any(1) for slope in slopes.values()]).any(0)
         rows = rows[alive]
         if len(rows):
             seen = look(policy, batch.rows(rows), views)

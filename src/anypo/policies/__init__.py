@@ -5,10 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
 from anypo.errors import UsageError, unknown
 
 POLICIES = {
     "mlp": "perceptrons for control: categorical or Gaussian, with a value head where the method learns one",
+    "flow": "flow matching for control, with --policy.pretrain 1000 on a task's demonstrations",
+    "diffusion": "denoising diffusion for control, likewise",
     "table": "a softmax table, for bandits",
     "tiny": "the small decoder of the default task, warm-started once and cached",
     "hf:NAME_OR_DIR": "any causal language model of transformers, with --policy.lora.r 8 as an adapter",
@@ -27,7 +31,7 @@ def make(spec: dict[str, Any], task: Any, *, value: bool | tuple[str, ...], seed
         raise unknown("policy", str(name), POLICIES)
     if (kind in ("tiny", "hf")) != hasattr(task, "records"):
         raise UsageError(f"the policy {name} cannot act in the task {task.name}")
-    if kind in ("mlp", "table"):
+    if kind in ("mlp", "table", "flow", "diffusion"):
         return _control(kind, options, task, value, seed)
     from anypo.policies.language import LanguageModel
 
@@ -52,9 +56,17 @@ def _control(kind: str, options: dict[str, Any], task: Any, value: bool | tuple[
         _check(kind, options, SoftmaxTable)
         return SoftmaxTable(task.starts, task.arms, value=value, seed=seed, **options)
     from anypo.policies.control import MLPPolicy
+    from anypo.policies.generative import DiffusionPolicy, FlowPolicy, pretrain
 
-    _check(kind, options, MLPPolicy)
-    return MLPPolicy(task.observation_space, task.action_space, value=value, seed=seed, **options)
+    steps = int(options.pop("pretrain", 0))
+    classes: dict[str, Any] = {"mlp": MLPPolicy, "flow": FlowPolicy, "diffusion": DiffusionPolicy}
+    _check(kind, options, classes[kind])
+    policy = classes[kind](task.observation_space, task.action_space, value=value, seed=seed, **options)
+    if steps:
+        if not hasattr(task, "experts"):
+            raise UsageError(f"the task {task.name} has no demonstrations to pretrain a policy on")
+        pretrain(policy, task.experts(policy, 2000, torch.Generator().manual_seed(seed)), steps, seed=seed)
+    return policy
 
 
 def _check(name: str, options: dict[str, Any], make: Any) -> None:

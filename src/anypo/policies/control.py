@@ -24,11 +24,25 @@ MASK = "action_mask"
 
 @dataclass(slots=True)
 class Decisions:
-    """What `act` decided for B observations: action [B] or [B, A], its log-probability (nats), the state's value."""
+    """What `act` decided for B observations: action [B] or [B, A], its log-probability (nats), the state's value.
+
+    An action that K decisions in turn have led to has logp [B, K], and `trace` holds [B, K, ...] to evaluate each again.
+    """
 
     action: Shaped[Tensor, "batch *action"]
-    logp: Float[Tensor, " batch"]
+    logp: Float[Tensor, "batch *draw"]
     value: Float[Tensor, " batch"] | None
+    trace: dict[str, Tensor] | None = None
+
+    def rows(
+        self, obs: Shaped[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch draw"], Float[Tensor, "batch draw"] | None, dict[str, Tensor]]:
+        """logp, value and trace of the decisions in turn, K = 1 of them where the action was one decision."""
+        logp = self.logp if self.logp.ndim == 2 else self.logp[:, None]
+        value = None if self.value is None else self.value[:, None].expand_as(logp)
+        if self.trace is None:
+            return logp, value, {"obs": obs[:, None], "action": self.action[:, None]}
+        return logp, value, self.trace
 
 
 class Categoricals:
@@ -157,6 +171,10 @@ class ActorCritic(nn.Module):
     """A decision is one number, stored [N, T] rather than [N, T, 1]."""
     heads: tuple[str, ...] = ()
     """Names of the value functions, in the order of `values`; the first one bootstraps."""
+    implicit = False
+    """Greedy actions begin with noise too: they are samples of what the policy has learned."""
+    imitation: str = "logp"
+    """The functional that behaviour cloning maximises on an expert's actions."""
 
     @property
     def functionals(self) -> frozenset[str]:
@@ -267,6 +285,12 @@ class ActorCritic(nn.Module):
         kept = torch.rand(obs.shape, generator=generator) >= share
         return b.but(trace={**b.trace, "obs": torch.where(kept, obs, torch.zeros_like(obs))})
 
+    def trace(
+        self, obs: Shaped[Tensor, "batch ..."], action: Shaped[Tensor, "batch *action"], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The trace of actions taken elsewhere, by an expert for example; whatever has to be drawn comes from `generator`."""
+        return {"obs": obs[:, None], "action": action[:, None]}
+
     def observe(self, b: Trajectories) -> None:
         """Nothing to learn from a batch, unless a subclass keeps input statistics."""
 
@@ -331,10 +355,10 @@ class MLPPolicy(ActorCritic):
         self.encode = Flat(observation_space)
         dim = len(self.encode.boxed)
         generator = torch.Generator().manual_seed(seed)
-        self.actor = _mlp([dim, *hidden, outputs], 0.01, generator)
+        self.actor = multilayer([dim, *hidden, outputs], 0.01, generator)
         self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
         self.heads = names_of(value)
-        self.critic = _mlp([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
+        self.critic = multilayer([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
 
@@ -370,20 +394,31 @@ class MLPPolicy(ActorCritic):
         space, taken = self.action_space, action.numpy()
         if self.sizes:
             return taken.reshape(-1, *space.shape) + space.start
-        taken = taken.reshape(-1, *space.shape)
-        bounded = np.isfinite(space.low) & np.isfinite(space.high)
-        low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
-        mapped = np.where(bounded, low + (taken + 1) / 2 * (high - low), taken)
+        low, high = _bounds(space)
+        mapped = low + (taken.reshape(-1, *space.shape) + 1) / 2 * (high - low)
         return np.clip(mapped, space.low, space.high).astype(space.dtype)
 
+    def from_env(self, action: Shaped[np.ndarray, "batch *shape"]) -> Float[Tensor, "batch component"]:
+        """Actions out of a Box as the policy stores them: the inverse of `env_action` inside the bounds."""
+        low, high = _bounds(self.action_space)
+        return torch.from_numpy((2 * (action - low) / (high - low) - 1).reshape(len(action), -1)).float()
 
-def _mlp(widths: Sequence[int], gain: float, generator: torch.Generator) -> nn.Sequential:
-    """Linear layers with tanh between them; drawn from `generator`, the last one with the given gain."""
+
+def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What -1 and 1 stand for: the bounds of a Box, and themselves where one is missing."""
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    return np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
+
+
+def multilayer(
+    widths: Sequence[int], gain: float, generator: torch.Generator, activation: type[nn.Module] = nn.Tanh
+) -> nn.Sequential:
+    """Linear layers with an activation between them; drawn from `generator`, the last one with the given gain."""
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
         linear = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
         last = i == len(widths) - 2
         nn.init.orthogonal_(linear.weight, gain if last else math.sqrt(2), generator=generator)
         nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, nn.Tanh()]
+        layers += [linear] if last else [linear, activation()]
     return nn.Sequential(*layers)

@@ -14,6 +14,7 @@ TASKS = {
     "reasoning-gym:NAME": "any data set of reasoning-gym, its own verifier",
     "gym:ENV_ID": "any Gymnasium environment with Box, Discrete or MultiDiscrete actions",
     "bandit": "a contextual bandit whose best arms are known",
+    "multimodal": "actions in the plane, several of which are equally good; with demonstrations",
 }
 
 
@@ -47,6 +48,10 @@ def make(spec: dict[str, Any], seed: int) -> Any:
         from anypo.tasks.bandit import Bandit
 
         return _call(Bandit, "bandit", options)
+    if kind == "multimodal":
+        from anypo.tasks.multimodal import Multimodal
+
+        return _call(Multimodal, "multimodal", options)
     raise unknown("task", str(spec["name"]), TASKS)
 
 
