@@ -15,6 +15,8 @@ from anypo.types import FIELDS, STEP_FIELDS, Trajectories
 
 LEAVES = ("logp", "value", "entropy")
 """What a loss may be differentiable through."""
+POSITIVE = ("step_std", "step_width", "noise_share")
+"""Further inputs that are scales."""
 FLOAT_STEP_FIELDS = tuple(n for n in STEP_FIELDS if n not in ("mask", "segment"))
 
 
@@ -44,6 +46,10 @@ def random_batch(
 
     def apart() -> np.ndarray:
         return rng.uniform(-spread, spread, (rows, steps)) if spread >= 10 else normal(rows, steps).clip(-3, 3) * spread
+
+    def further(name: str) -> np.ndarray:
+        drawn = normal(rows, steps)
+        return 0.1 + np.abs(drawn) if name in POSITIVE else drawn
 
     mask = rng.random((rows, steps)) >= holes
     if holes and rows > 1 and rng.random() < 0.4:
@@ -79,7 +85,7 @@ def random_batch(
         segment=torch.as_tensor(np.sort(rng.integers(0, 3, (rows, steps)), 1)),
         truncated=None if (cut := maybe(rng.random(rows) < 0.3)) is None else torch.as_tensor(cut),
         budget=maybe(steps + 3),
-        extra={name: torch.as_tensor(normal(rows, steps)).to(dtype) for name in extra},
+        extra={name: torch.as_tensor(further(name)).to(dtype) for name in extra},
         **{k: t.to(dtype) if t.is_floating_point() else t for k, t in found.items()},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anypo.errors import UsageError
+from anypo.policies.anchor import applied, snapshot
 from anypo.policies.control import Decisions, MLPPolicy, chosen, multilayer
 from anypo.types import Trajectories
 
@@ -26,19 +28,22 @@ class Denoiser(MLPPolicy):
 
     Every step is one decision: its logp is log N(x_{k+1}; mean, std) and its entropy that of the Gaussian, both the mean (or
     the `sum`, the density itself) over the components of the action, in nats. The start x_0 follows no parameter and is no
-    decision. Greedy actions start from noise too, and then follow the subclass's deterministic sampler.
+    decision. With `tuned`, only so many last steps are; the others are taken by a frozen copy of the network.
+    Greedy actions start from noise too, and then follow the subclass's deterministic sampler.
     All decisions of one action share the value V(o), a tanh network on the observation as in `MLPPolicy`; actions, their
     scale and the normalization of observations are its as well.
 
-    Beside logp and entropy `evaluate` gives, per decision: score_norm, |d logp / d mean|^2; step_mean [N, T, A], step_std (root
-    mean square over components) and step_width (1/K), of the transition; logp_noise, log N(x_0; 0, 1) at the first step and 0
-    at the others; guess [N, T, A], what the network says at the decision's draw (time, noise) about the final action; and under
-    the name in `imitation` minus the mean squared error of that guess. `trace` gives the trace of an expert's action: the
-    forward process through one noise, so that demonstrations have logps too.
+    Beside logp and entropy `evaluate` gives, per decision: score_norm, |d logp / d mean|^2 of the density; step_mean [N, T, A],
+    step_std (root mean square over components) and step_width (1/K) of the transition; logp_noise, log N(x_0; 0, 1) at the
+    first step and 0 at the others; guess [N, T, A], what the network says at the decision's draw (time, noise) about the final
+    action; noise_share, 1 - that time; and under the name in `imitation` minus the mean squared error of the guess.
+    `trace` gives the trace of an expert's action: the forward process through one noise, so demonstrations have logps too.
 
     Trace, per decision: obs, latent x_k, next x_{k+1}, step k, action x_K, and the draw: time in (0, 1), the k-th out of
     (k/K, (k+1)/K), and noise.
     """
+
+    implicit = True
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class Denoiser(MLPPolicy):
         *,
         hidden: Sequence[int] = (64, 64),
         steps: int = 10,
+        tuned: int | None = None,
         over: Literal["mean", "sum"] = "mean",
         value: bool | Sequence[str] = True,
         normalize: bool = True,
@@ -57,18 +63,35 @@ class Denoiser(MLPPolicy):
             raise UsageError(f"a generative policy needs a Box of actions, not {action_space}")
         if steps < 1:
             raise UsageError(f"a generative policy needs at least one step, not {steps}")
+        if tuned is not None and not 1 <= tuned <= steps:
+            raise UsageError(f"of {steps} steps at least one and at most all can be tuned, not {tuned}")
         self.steps, self.over = steps, over
+        self.held = 0 if tuned is None else steps - tuned
         self.size = len(self.log_std)
         self.log_std = None
         width = len(self.encode.boxed) + self.size + 2 * len(FREQUENCIES)
         # without saturation: near the action the velocity and the noise are steep functions of x
         self.actor = multilayer([width, *hidden, self.size], 0.01, torch.Generator().manual_seed(seed), nn.ReLU)
 
-    implicit = True
+        self.hold()
+
+    def hold(self) -> None:
+        """Freeze the network as it is for the steps that are not tuned; behaviour cloning does this when it ends."""
+        self.base = snapshot(self.actor)
 
     @property
     def functionals(self) -> frozenset[str]:
-        told = {"logp", "entropy", "score_norm", "step_mean", "step_std", "step_width", "logp_noise", "guess"}
+        told = {
+            "logp",
+            "entropy",
+            "score_norm",
+            "step_mean",
+            "step_std",
+            "step_width",
+            "logp_noise",
+            "guess",
+            "noise_share",
+        }
         return frozenset({*told, self.imitation, *self.heads})
 
     # ---------------------------------------------------------------- what a subclass says
@@ -121,7 +144,7 @@ class Denoiser(MLPPolicy):
         generator: torch.Generator,
         *,
         greedy: bool = False,
-        action_mask: None = None,
+        action_mask: Tensor | None = None,
     ) -> Decisions:
         """Run the chain for a batch of encoded observations."""
         features, n, shape = self.features(obs), len(obs), (len(obs), self.steps, self.size)
@@ -130,8 +153,9 @@ class Denoiser(MLPPolicy):
         chain, logps = [x], []
         for k in range(self.steps):
             step = torch.full((n,), k)
-            mean, std = self.transition(features, x, step)
-            x = self.greedy(features, x, step) if greedy else mean + std * noise[:, k]
+            with applied(self.actor, self.base) if k < self.held else nullcontext():
+                mean, std = self.transition(features, x, step)
+                x = self.greedy(features, x, step) if greedy else mean + std * noise[:, k]
             chain.append(x)
             logps.append(self.density(x, mean, std))
         values = self.values(features)
@@ -139,7 +163,8 @@ class Denoiser(MLPPolicy):
             "latent": torch.stack(chain[:-1], 1),
             "next": torch.stack(chain[1:], 1),
         }
-        return Decisions(x, torch.stack(logps, 1), None if values is None else values[:, 0], trace)
+        logp, trace = torch.stack(logps, 1)[:, self.held :], {k: t[:, self.held :] for k, t in trace.items()}
+        return Decisions(x, logp, None if values is None else values[:, 0], trace)
 
     def jitter(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """The standard normal numbers of a chain."""
@@ -203,6 +228,8 @@ class Denoiser(MLPPolicy):
         if "logp_noise" in want:
             start = self.density(at["latent"], torch.zeros(()), torch.ones(()))
             found["logp_noise"] = torch.where(at["step"] == 0, start, 0.0)
+        if "noise_share" in want:
+            found["noise_share"] = 1 - self.clock(at["time"])
         if "step_width" in want:
             found["step_width"] = torch.full((len(features),), 1 / self.steps, dtype=features.dtype)
         if set(self.heads) & set(want):
@@ -238,6 +265,7 @@ class FlowPolicy(Denoiser):
         *,
         hidden: Sequence[int] = (64, 64),
         steps: int = 10,
+        tuned: int | None = None,
         noise: Literal["sde", "learned"] = "sde",
         level: float = 0.7,
         low: float = 0.1,
@@ -248,7 +276,7 @@ class FlowPolicy(Denoiser):
         seed: int = 0,
     ):
         super().__init__(
-            observation_space, action_space, hidden=hidden, steps=steps, over=over, value=value, normalize=normalize,
+            observation_space, action_space, hidden=hidden, steps=steps, tuned=tuned, over=over, value=value, normalize=normalize,
             seed=seed,
         )  # fmt: skip
         if noise not in ("sde", "learned"):
@@ -315,6 +343,7 @@ class DiffusionPolicy(Denoiser):
         *,
         hidden: Sequence[int] = (64, 64),
         steps: int = 10,
+        tuned: int | None = None,
         levels: int = 100,
         eta: float = 1.0,
         floor: float = 0.1,
@@ -324,7 +353,7 @@ class DiffusionPolicy(Denoiser):
         seed: int = 0,
     ):
         super().__init__(
-            observation_space, action_space, hidden=hidden, steps=steps, over=over, value=value, normalize=normalize,
+            observation_space, action_space, hidden=hidden, steps=steps, tuned=tuned, over=over, value=value, normalize=normalize,
             seed=seed,
         )  # fmt: skip
         if levels < steps:
@@ -410,4 +439,6 @@ def pretrain(
         error.backward()
         optimizer.step()
         losses.append(error.item())
+    if isinstance(policy, Denoiser):
+        policy.hold()
     return losses
