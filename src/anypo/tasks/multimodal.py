@@ -14,7 +14,7 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.types import Request, Trajectories
 
-REACH = 2.0
+REACH = 1.5
 """Actions lie in [-REACH, REACH]^2."""
 NEAR = 0.2
 """A sample this close to a mode is precise."""
@@ -27,10 +27,10 @@ class Multimodal:
     """One action a in the plane per row, one observation that says nothing. The modes c_m stand on a circle of radius sqrt(2), four
     of them at (+-1, +-1); the expert draws a mode and adds N(0, 0.05^2).
 
-        gold = max over paying m of exp(-|a - c_m|^2 / (2 width^2)),   reward = gold + bump exp(-|a|^2 / (2 width^2))
+        gold = max over paying m of exp(-|a - c_m|^2 / (2 width^2)),   reward = gold + bump exp(-|a - 1.4 c_0|^2 / (2 width^2))
 
-    modes: how many. paying: indices of the modes that pay (None: all). bump: what a judge that can be fooled pays in the
-    middle, where there is nothing; gold stays what is meant.
+    modes: how many. paying: indices of the modes that pay (None: all). bump: what a judge that can be fooled pays beyond the
+    first mode, where there is nothing; gold stays what is meant.
 
     The held-out measures are means over samples of the policy: reward, gold, precision (within 0.2 of some mode), coverage (the
     least share that a paying mode has), modes (paying modes that keep at least 5% of the samples).
@@ -73,7 +73,8 @@ class Multimodal:
 
     def reward(self, action: Float[Tensor, "sample 2"]) -> Float[Tensor, " sample"]:
         """What an action is paid."""
-        return self.gold(action) + self.bump * (-0.5 * (action / self.width).square().sum(1)).exp()
+        beyond = (action - 1.4 * self.modes[0]) / self.width
+        return self.gold(action) + self.bump * (-0.5 * beyond.square().sum(1)).exp()
 
     def observations(self, policy: Any, count: int) -> Tensor:
         return torch.from_numpy(np.stack([policy.encode(0)])).expand(count, -1)

@@ -26,7 +26,7 @@ awm = register(
                     "batches_to_90",
                     against="flow-grpo",
                     better="lower",
-                    settings={"modes_of_expert": 8, "paying": (0, 1)},
+                    settings={"paying": (0, 1)},
                 ),
             ),
         ),
