@@ -44,6 +44,9 @@ class Denoiser(MLPPolicy):
     """
 
     implicit = True
+    told = frozenset(
+        ("logp", "entropy", "score_norm", "step_mean", "step_std", "step_width", "logp_noise", "guess", "noise_share")
+    )
 
     def __init__(
         self,
@@ -81,18 +84,7 @@ class Denoiser(MLPPolicy):
 
     @property
     def functionals(self) -> frozenset[str]:
-        told = {
-            "logp",
-            "entropy",
-            "score_norm",
-            "step_mean",
-            "step_std",
-            "step_width",
-            "logp_noise",
-            "guess",
-            "noise_share",
-        }
-        return frozenset({*told, self.imitation, *self.heads})
+        return frozenset({*self.told, self.imitation, *self.heads})
 
     # ---------------------------------------------------------------- what a subclass says
 
