@@ -22,11 +22,10 @@ awm = register(
             claims=(
                 Claim(
                     "It reaches nine tenths of the reward in fewer batches than Flow-GRPO.",
-                    "modes",
+                    "denoising",
                     "batches_to_90",
                     against="flow-grpo",
                     better="lower",
-                    settings={"paying": (0, 1)},
                 ),
             ),
         ),
