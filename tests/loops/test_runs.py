@@ -18,7 +18,6 @@ from anypo.loops import run as runs
 from anypo.loops.learn import PATIENCE, held_out, learn
 from anypo.parts import Linear
 from anypo.policies.anchor import moving, snapshot
-from anypo.policies.generative import DiffusionPolicy, FlowPolicy
 from anypo.policies.language import LanguageModel
 from anypo.policies.sampling import Filter
 
@@ -232,16 +231,6 @@ def needs_text(name):
     return taught or any(v.layer is not None or v.functional == "progress" for v in views)
 
 
-def needs_denoising(name):
-    """Whether a method reads what only policies that denoise their actions say."""
-    method = anypo.method(name)
-    offered = FlowPolicy.told | {FlowPolicy.imitation, DiffusionPolicy.imitation}
-    return any(v.functional in offered - MLP for v in (method.live | method.views).values())
-
-
-MLP = {"logp", "entropy", "score_norm"}
-
-
 @pytest.mark.parametrize("method", anypo.methods())
 @pytest.mark.parametrize("task", ["bandit", "gym:CartPole-v1", "text"])
 def test_every_method_trains_every_kind_of_task(method, task, tmp_path, text):
@@ -250,7 +239,7 @@ def test_every_method_trains_every_kind_of_task(method, task, tmp_path, text):
         with pytest.raises(UsageError, match=r"demonstrations|inner layer|known answer"):
             learn(start(tmp_path / "r", **{"method": method, "steps": 2, **values}))
         return
-    if needs_denoising(method):
+    if tiny.denoiser(method):
         with pytest.raises(UsageError, match=r"cannot give|demonstrations"):
             learn(start(tmp_path / "r", **{"method": method, "steps": 2, **values}))
         return
