@@ -115,9 +115,9 @@ class Pictures(Multimodal):
         images, kind = pictures(4000, seeded(0))
         self.judge = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, int(kind.max()) + 1))
         optimizer = torch.optim.Adam(self.judge.parameters(), 3e-3)
-        for _ in range(400):
-            some = torch.randint(3000, (128,), generator=seeded(_))
-            noisy = images[some] + 0.3 * torch.randn(128, 64, generator=seeded(_))
+        for i in range(400):
+            some = torch.randint(3000, (128,), generator=seeded(i))
+            noisy = images[some] + 0.3 * torch.randn(128, 64, generator=seeded(i))
             loss = nn.functional.cross_entropy(self.judge(noisy), kind[some])
             optimizer.zero_grad()
             loss.backward()

@@ -63,7 +63,7 @@ def test_what_a_method_does_not_read_may_be_missing(name: str) -> None:
         "mask",
         "advantage",
         "segment",
-    }  # a row without segments is one, so they matter
+    }  # segments may be left out, but matter
     lean = b.but(**{f: None for f in STEP_FIELDS if f not in needed}, group=None if "group" not in needed else b.group)
     assert same_bits(method.loss(lean)[0], method.loss(b.but(weight=None))[0])
 

@@ -1,5 +1,5 @@
 """Parts for actions that several decisions lead to, denoising steps above all. The decisions of one action are a segment of the
-row; a row without `segment` is one. Fields with components, [N, T, A], may also be plain numbers, [N, T]."""
+row; without `segment` every decision is an action of its own. Fields with components, [N, T, A], may also be plain numbers, [N, T]."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from anypo.types import Request, Trajectories
 def segments(b: Trajectories) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
     """For every valid decision the number of its segment within the row, from 0, and whether it is the segment's first."""
     valid = b.valid
-    name = torch.zeros(valid.shape, dtype=torch.long, device=valid.device) if b.segment is None else b.segment
-    last = torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).cummax(1).values
+    place = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    name = place if b.segment is None else b.segment
+    last = torch.where(valid, place, -1).cummax(1).values
     before = torch.cat([torch.full_like(last[:, :1], -1), last[:, :-1]], 1)
     first = valid & ((before < 0) | (name != name.gather(1, before.clamp(min=0))))
     return (first.cumsum(1) - 1).clamp(min=0), first
