@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+import anypo
+from anypo.policies.generative import DiffusionPolicy, FlowPolicy
+
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -80,3 +83,11 @@ def language_model(
     vocabulary = len(tokenizer(directory, kind=kind))
     model(directory, architecture, vocabulary=vocabulary, seed=seed, **more)
     return Path(directory)
+
+
+def denoiser(name):
+    """The policy for a method that reads what only policies that denoise their actions say; None for any other method."""
+    method = anypo.method(name)
+    read = {view.functional for view in (method.live | method.views).values()} - {"logp", "entropy", "score_norm"}
+    kinds = {"flow": FlowPolicy, "diffusion": DiffusionPolicy}
+    return next((kind for kind, cls in kinds.items() if read & (cls.told | {cls.imitation})), None)

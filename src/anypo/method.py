@@ -319,7 +319,7 @@ class Method:
                 together.setdefault(key, []).append(name)
             found = []
             for (of, ablate, layer, at, draw), names in together.items():
-                where = "policy" if of == "now" else {"ref": "reference"}.get(of, of)
+                where = "policy" if of == "now" else "reference" if of == "ref" else str(of)
                 where += " at the next state" if at == "next" else ""
                 where += f" on {draw.count or ''} proposed actions".replace("  ", " ") if draw is not None else ""
                 where += f", {100 * ablate:g}% of the input hidden" if ablate else ""

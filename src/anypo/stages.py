@@ -216,10 +216,12 @@ class Step(Protocol):
 class Stepper(Protocol):
     """`update` computes gradients with the closures (one per piece of the minibatch), then moves the parameters, unless
     the gradient is not finite. progress: share of the run that is done, set by the loop. pieces: how many it wants.
+    updates: how many were made.
     Inside `ahead`, the policy stands where the recipe wants its samples and gradients taken."""
 
     progress: float
     pieces: int
+    updates: int
 
     def ahead(self) -> AbstractContextManager[Any]: ...
     def lr(self) -> float: ...

@@ -239,6 +239,10 @@ def test_every_method_trains_every_kind_of_task(method, task, tmp_path, text):
         with pytest.raises(UsageError, match=r"demonstrations|inner layer|known answer"):
             learn(start(tmp_path / "r", **{"method": method, "steps": 2, **values}))
         return
+    if tiny.denoiser(method):
+        with pytest.raises(UsageError, match=r"cannot give|demonstrations"):
+            learn(start(tmp_path / "r", **{"method": method, "steps": 2, **values}))
+        return
     run = start(tmp_path / "r", **{"method": method, "steps": 300 if task.startswith("gym") else 2, **values})
     before = weights(run)
     record = learn(run)

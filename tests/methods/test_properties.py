@@ -58,7 +58,12 @@ def test_prepare_leaves_logp_entropy_and_value_in_their_graph(name: str) -> None
 def test_what_a_method_does_not_read_may_be_missing(name: str) -> None:
     method = anypo.method(name)
     b = method.prepare(random_batch(3, optional=False, extra=sorted(all_reads(method) - set(FIELDS))))
-    needed = all_reads(method) | {"logp", "mask", "advantage"}
+    needed = all_reads(method) | {
+        "logp",
+        "mask",
+        "advantage",
+        "segment",
+    }  # segments may be left out, but matter
     lean = b.but(**{f: None for f in STEP_FIELDS if f not in needed}, group=None if "group" not in needed else b.group)
     assert same_bits(method.loss(lean)[0], method.loss(b.but(weight=None))[0])
 
@@ -81,7 +86,8 @@ def test_a_missing_field_is_one_sentence_with_method_stage_part_and_field(
     method = anypo.method(name)
     part = method.parts(slot)[at]
     b = method.prepare(random_batch(1, optional=False, extra=sorted(all_reads(method) - set(FIELDS))))
-    lacking = replace(b, **{field: None}) if hasattr(b, field) else b.but(extra={})
+    others = {k: t for k, t in b.extra.items() if k != field}
+    lacking = replace(b, **{field: None}) if hasattr(b, field) else b.but(extra=others)
     early = slot in ("score", "credit")
     alone = method.but(**{slot: [part]}) if early else method
     with pytest.raises(UsageError) as caught:

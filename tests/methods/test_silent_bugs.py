@@ -157,6 +157,7 @@ def test_a_log_ratio_beyond_what_exp_can_hold_stays_finite(name: str, x: float) 
 def test_an_unchanged_policy_has_ratio_exactly_one_and_clips_nothing(name: str, dtype: torch.dtype) -> None:
     method = anypo.method(name)
     b = random_batch(14, 6, 6, dtype=dtype, holes=0.3)
+    b = b.put({f"{field}_old": t for field, t in b.extra.items() if f"{field}_old" in b.extra})
     b = random_advantage(method.prepare(b.but(logp_old=b.logp)).but(mask=b.mask))
     _, metrics = method.loss(b)
     assert (metrics["ratio"], metrics["ratio_max"], metrics["kl_old"], metrics.get("clip_fraction", 0)) == (1, 1, 0, 0)

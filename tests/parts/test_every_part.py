@@ -11,10 +11,14 @@ import torch
 import anypo
 from anypo import Trajectories
 from anypo.errors import UsageError
+from anypo.evidence.batches import POSITIVE
 from anypo.parts import PARTS, Each, Linear, LogRatio, Mean, describe, find, stage_of
 from anypo.parts._register import build, kebab
 from anypo.stages import CHAINS, LEVELS
 
+FURTHER = (
+    "median", "logp_ablated", "logp_noise", "step_mean", "step_mean_old", "step_mean_ref", "guess", "guess_ref", "denoised",
+)  # fmt: skip
 EVERY = [(stage, name) for stage, known in PARTS.items() for name in known]
 every_part = pytest.mark.parametrize(("stage", "name"), EVERY)
 
@@ -48,7 +52,7 @@ def batch(dtype: torch.dtype = torch.float64) -> Trajectories:
         mask=torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool),
         group=torch.tensor([0, 0, 1, 1]),
         truncated=torch.tensor([False, True, False, False]),
-        extra={name: normal(4, 5) for name in ("median", "logp_ablated")},
+        extra={name: normal(4, 5) for name in FURTHER} | {name: normal(4, 5).abs() + 0.1 for name in POSITIVE},
     )
 
 

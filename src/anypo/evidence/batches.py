@@ -15,6 +15,8 @@ from anypo.types import FIELDS, STEP_FIELDS, Trajectories
 
 LEAVES = ("logp", "value", "entropy")
 """What a loss may be differentiable through."""
+POSITIVE = ("step_std", "step_width", "noise_share")
+"""Further inputs that are scales."""
 FLOAT_STEP_FIELDS = tuple(n for n in STEP_FIELDS if n not in ("mask", "segment"))
 
 
@@ -78,7 +80,8 @@ def random_batch(
         name: (rng.random((rows, steps)) < 0.5).astype(float) if name in flags else normal(rows, steps, *tail)
         for name, tail in tails.items()
     }
-    more = {name: np.abs(x) + 0.1 if name.endswith("_std") else x for name, x in more.items()}
+    positive = {name for name in more if name in POSITIVE or name.endswith("_std")}
+    more = {name: np.abs(x) + 0.1 if name in positive else x for name, x in more.items()}
     found: dict[str, Any] = {k: torch.as_tensor(v) for k, v in arrays.items() if v is not None}
     return Trajectories(
         mask=torch.as_tensor(mask),

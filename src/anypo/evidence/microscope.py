@@ -52,6 +52,10 @@ def on_policy(method: Method, rows: int = 8, steps: int = 4) -> Trajectories:
     b = method.prepare(b)
     a = (2 * right - 1).unsqueeze(1).expand(rows, steps).clone()
     returns = None if b.returns is None else b.value + a if b.value is not None else None
+    same = {
+        f"{name}_{of}": x for name, x in b.extra.items() for of in ("old", "ref", "ema") if f"{name}_{of}" in b.extra
+    }
+    b = b.put(same)
     assert b.logp is not None
     return b.but(advantage=a, returns=returns, mask=torch.ones_like(a, dtype=torch.bool), logp_ref=b.logp.clone())
 

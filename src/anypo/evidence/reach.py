@@ -136,10 +136,10 @@ class Reach:
         g = torch.Generator().manual_seed(12345)
         x = start = self.begin(200, g)
         total, discounted = torch.zeros(200), torch.zeros(200)
+        first = action = policy.act(x, generator, greedy=not self.peaks).action
         for t in range(self.horizon):
-            action = policy.act(x, generator, greedy=not self.peaks).action
-            if t == 0:
-                first = action
+            if t > 0:
+                action = policy.act(x, generator, greedy=True).action
             x, reward = self.step(x, action, g)
             total, discounted = total + reward, discounted + 0.99**t * reward
         found = {"return": float(total.mean()) / self.scale}

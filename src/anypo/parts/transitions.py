@@ -165,10 +165,10 @@ class OpenTransitions:
         if not self.data:
             raise UsageError("the method looks for the nearest recorded action, and there are no data: use a data task")
         if self.tree is None:
-            from scipy.spatial import cKDTree
+            from scipy.spatial import KDTree
 
             keys = torch.cat([self.recipe.beta * self._centred(self.data["obs"]), self.data["action"]], 1)
-            self.tree = cKDTree(keys.numpy())
+            self.tree = KDTree(keys.numpy())
         keys = torch.cat([self.recipe.beta * self._centred(b.trace["obs"]), b.trace["action"]], -1)
         _, index = self.tree.query(keys.reshape(-1, keys.shape[-1]).numpy())
         return self.data["action"][torch.as_tensor(np.asarray(index))].reshape(b.trace["action"].shape)

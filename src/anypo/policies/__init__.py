@@ -6,11 +6,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from anypo.errors import UsageError, unknown
 from anypo.stages import Network
 
 POLICIES = {
     "mlp": "perceptrons for control: categorical or Gaussian, with a value head where the method learns one",
+    "flow": "flow matching for control, with --policy.pretrain 1000 on a task's demonstrations",
+    "diffusion": "denoising diffusion for control, likewise",
     "table": "a softmax table, for bandits",
     "squashed": "a tanh-squashed Gaussian with value networks (sac)",
     "deterministic": "a deterministic policy with value networks (td3)",
@@ -60,7 +64,7 @@ def make(
         cls = getattr(actors, ACTORS[kind])
         _check(kind, options, actors.Actor, *(["experts"] if kind == "experts" else []))
         return cls(task.observation_space, task.action_space, value=value, networks=networks, seed=seed, **options)
-    if kind in ("mlp", "table"):
+    if kind in ("mlp", "table", "flow", "diffusion"):
         return _control(kind, options, task, value, seed)
     from anypo.policies.language import LanguageModel
 
@@ -85,9 +89,17 @@ def _control(kind: str, options: dict[str, Any], task: Any, value: bool | tuple[
         _check(kind, options, SoftmaxTable)
         return SoftmaxTable(task.starts, task.arms, value=value, seed=seed, **options)
     from anypo.policies.control import MLPPolicy
+    from anypo.policies.generative import DiffusionPolicy, FlowPolicy, pretrain
 
-    _check(kind, options, MLPPolicy)
-    return MLPPolicy(task.observation_space, task.action_space, value=value, seed=seed, **options)
+    steps = int(options.pop("pretrain", 0))
+    classes: dict[str, Any] = {"mlp": MLPPolicy, "flow": FlowPolicy, "diffusion": DiffusionPolicy}
+    _check(kind, options, classes[kind])
+    policy = classes[kind](task.observation_space, task.action_space, value=value, seed=seed, **options)
+    if steps:
+        if not hasattr(task, "experts"):
+            raise UsageError(f"the task {task.name} has no demonstrations to pretrain a policy on")
+        pretrain(policy, task.experts(policy, 2000, torch.Generator().manual_seed(seed)), steps, seed=seed)
+    return policy
 
 
 def _check(name: str, options: dict[str, Any], make: Any, *more: str) -> None:

@@ -265,7 +265,7 @@ class Experts(Actor):
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return Ensemble(1, (*widths, self.experts * (2 * self.width + 1)), False, generator)
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Mixture:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
         out = _flat(self.actor, features)
         gate, out = out[..., : self.experts], out[..., self.experts :]
         mean, log_std = out.reshape(*out.shape[:-1], self.experts, 2 * self.width).chunk(2, -1)

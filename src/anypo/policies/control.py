@@ -25,11 +25,25 @@ MASK = "action_mask"
 
 @dataclass(slots=True)
 class Decisions:
-    """What `act` decided for B observations: action [B] or [B, A], its log-probability (nats), the state's value."""
+    """What `act` decided for B observations: action [B] or [B, A], its log-probability (nats), the state's value.
+
+    An action that K decisions in turn have led to has logp [B, K], and `trace` holds [B, K, ...] to evaluate each again.
+    """
 
     action: Shaped[Tensor, "batch *action"]
-    logp: Float[Tensor, " batch"]
+    logp: Float[Tensor, "batch *draw"]
     value: Float[Tensor, " batch"] | None
+    trace: dict[str, Tensor] | None = None
+
+    def rows(
+        self, obs: Shaped[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch draw"], Float[Tensor, "batch draw"] | None, dict[str, Tensor]]:
+        """logp, value and trace of the decisions in turn, K = 1 of them where the action was one decision."""
+        logp = self.logp if self.logp.ndim == 2 else self.logp[:, None]
+        value = None if self.value is None else self.value[:, None].expand_as(logp)
+        if self.trace is None:
+            return logp, value, {"obs": obs[:, None], "action": self.action[:, None]}
+        return logp, value, self.trace
 
 
 class Categoricals:
@@ -163,6 +177,10 @@ class ActorCritic(nn.Module):
     critics: nn.ModuleDict
     distributed: frozenset[str] = frozenset({"logp", "entropy", "score_norm"})
     """What the action distribution gives."""
+    implicit = False
+    """Greedy actions begin with noise too: they are samples of what the policy has learned."""
+    imitation: str = "logp"
+    """The functional that behaviour cloning maximises on an expert's actions."""
 
     @property
     def functionals(self) -> frozenset[str]:
@@ -173,7 +191,8 @@ class ActorCritic(nn.Module):
         """Encoded observations as the networks read them."""
         return obs
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Categoricals | Gaussian:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+        """What can be sampled, has a mode, and gives the log-probability of an action."""
         raise NotImplementedError
 
     def values(self, features: Tensor) -> Float[Tensor, "decision head"] | None:
@@ -330,6 +349,12 @@ class ActorCritic(nn.Module):
         kept = torch.rand(obs.shape, generator=generator) >= share
         return b.but(trace={**b.trace, "obs": torch.where(kept, obs, torch.zeros_like(obs))})
 
+    def trace(
+        self, obs: Shaped[Tensor, "batch ..."], action: Shaped[Tensor, "batch *action"], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The trace of actions taken elsewhere, by an expert for example; whatever has to be drawn comes from `generator`."""
+        return {"obs": obs[:, None], "action": action[:, None]}
+
     def observe(self, b: Trajectories) -> None:
         """Nothing to learn from a batch, unless a subclass keeps input statistics."""
 
@@ -401,10 +426,10 @@ class MLPPolicy(ActorCritic):
         self.encode = Flat(observation_space)
         dim = len(self.encode.boxed)
         generator = torch.Generator().manual_seed(seed)
-        self.actor = _mlp([dim, *hidden, outputs], 0.01, generator)
+        self.actor = multilayer([dim, *hidden, outputs], 0.01, generator)
         self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
         self.heads = names_of(value)
-        self.critic = _mlp([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
+        self.critic = multilayer([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
 
@@ -439,16 +464,18 @@ class MLPPolicy(ActorCritic):
         """Stored decisions as the environment accepts them."""
         return to_space(self.action_space, action)
 
+    def from_env(self, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped[Tensor, "batch *component"]:
+        """The environment's actions as the policy stores them: the inverse of `env_action` inside the bounds."""
+        return from_space(self.action_space, action)
+
 
 def to_space(space: Any, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
     """Choices counted from the space's first; numbers with [-1, 1] mapped onto the bounds of a box and clipped to them."""
     taken = action.numpy().reshape(-1, *space.shape)
     if not hasattr(space, "low"):
         return taken + space.start
-    bounded = np.isfinite(space.low) & np.isfinite(space.high)
-    low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
-    mapped = np.where(bounded, low + (taken + 1) / 2 * (high - low), taken)
-    return np.clip(mapped, space.low, space.high).astype(space.dtype)
+    low, high = _bounds(space)
+    return np.clip(low + (taken + 1) / 2 * (high - low), space.low, space.high).astype(space.dtype)
 
 
 def from_space(space: Any, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped[Tensor, "batch *action"]:
@@ -456,20 +483,26 @@ def from_space(space: Any, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped
     if not hasattr(space, "low"):
         taken = torch.as_tensor(np.asarray(action) - space.start, dtype=torch.long)
         return taken if space.shape == () else taken.reshape(len(taken), -1)
-    flat = np.asarray(action, np.float64).reshape(len(action), *space.shape)
+    low, high = _bounds(space)
+    flat = 2 * (np.asarray(action, np.float64).reshape(-1, *space.shape) - low) / (high - low) - 1
+    return torch.as_tensor(flat.reshape(len(flat), -1), dtype=torch.float32)
+
+
+def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What -1 and 1 stand for: the bounds of a Box, and themselves where one is missing."""
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
-    low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
-    mapped = np.where(bounded, 2 * (flat - low) / (high - low) - 1, flat)
-    return torch.as_tensor(mapped.reshape(len(flat), -1), dtype=torch.float32)
+    return np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
 
 
-def _mlp(widths: Sequence[int], gain: float, generator: torch.Generator) -> nn.Sequential:
-    """Linear layers with tanh between them; drawn from `generator`, the last one with the given gain."""
+def multilayer(
+    widths: Sequence[int], gain: float, generator: torch.Generator, activation: type[nn.Module] = nn.Tanh
+) -> nn.Sequential:
+    """Linear layers with an activation between them; drawn from `generator`, the last one with the given gain."""
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
         linear = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
         last = i == len(widths) - 2
         nn.init.orthogonal_(linear.weight, gain if last else math.sqrt(2), generator=generator)
         nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, nn.Tanh()]
+        layers += [linear] if last else [linear, activation()]
     return nn.Sequential(*layers)

@@ -17,6 +17,7 @@ TASKS = {
     "minari:ID": "a Minari data set, with the environment it comes from",
     "data:FILE": "transitions in an .npz or Parquet file, with --task.env ENV_ID",
     "bandit": "a contextual bandit whose best arms are known",
+    "multimodal": "actions in the plane, several of which are equally good; with demonstrations",
 }
 
 
@@ -64,6 +65,10 @@ def make(spec: dict[str, Any], seed: int) -> Any:
         from anypo.tasks.bandit import Bandit
 
         return _call(Bandit, "bandit", options)
+    if kind == "multimodal":
+        from anypo.tasks.multimodal import Multimodal
+
+        return _call(Multimodal, "multimodal", options)
     raise unknown("task", str(spec["name"]), TASKS)
 
 

@@ -52,16 +52,17 @@ class Bandit:
         obs = torch.from_numpy(np.stack([policy.encode(c) for c in context.tolist()]))
         decided = policy.act(obs, generator)
         score = self.means[context, decided.action] + self.noise * torch.randn(len(context), generator=generator)
+        logp, value, trace = decided.rows(obs)
         batch = Trajectories(
-            logp_old=decided.logp[:, None],
-            value=None if decided.value is None else decided.value[:, None],
-            mask=torch.ones(len(context), 1, dtype=torch.bool),
+            logp_old=logp,
+            value=value,
+            mask=torch.ones(logp.shape, dtype=torch.bool),
             score=score,
             scores=score[:, None],
             group=torch.arange(len(requests)).repeat_interleave(samples),
             bootstrap=torch.zeros(len(context)),
             done=torch.ones(len(context), dtype=torch.bool),
-            trace={"obs": obs[:, None], "action": decided.action[:, None]},
+            trace=trace,
         )
         return batch, {"train/reward": score.mean().item(), "env_steps": float(len(context))}
 

@@ -216,8 +216,8 @@ def write_minari(dataset_id: str, task: Gym, rows: Any, low: float, high: float,
         buffers.append(
             EpisodeBuffer(
                 id=i,
-                observations=obs.reshape(length + 1, *shape).astype(task.observation_space.dtype),
-                actions=rows.extra["env_action"][i, :length].numpy().reshape(length, *task.action_space.shape),
+                observations=list(obs.reshape(length + 1, *shape).astype(task.observation_space.dtype)),
+                actions=list(rows.extra["env_action"][i, :length].numpy().reshape(length, *task.action_space.shape)),
                 rewards=rows.reward[i, :length].tolist(),
                 terminations=(last if done else flags).tolist(),
                 truncations=(flags if done else last).tolist(),

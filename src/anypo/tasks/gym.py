@@ -96,11 +96,10 @@ class _Seat:
 
 @dataclass(slots=True)
 class _Log:
-    """What happened, in order of time: tensors per joint step, lists per decision, and lists per row or episode."""
+    """What happened, in order of time: tensors [B, K, ...] per joint step of B environments whose actions are K decisions each,
+    lists per action, and lists per row or episode."""
 
-    obs: list[Tensor] = field(default_factory=list)
-    mask: list[Tensor] = field(default_factory=list)
-    action: list[Tensor] = field(default_factory=list)
+    trace: list[dict[str, Tensor]] = field(default_factory=list)
     logp: list[Tensor] = field(default_factory=list)
     value: list[Tensor] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
@@ -120,13 +119,11 @@ class _Log:
 
     def decide(self, obs: Tensor, mask: Tensor | None, decided: Decisions) -> None:
         """Note one joint step's decisions."""
-        self.obs.append(obs)
-        self.action.append(decided.action)
-        self.logp.append(decided.logp)
-        if mask is not None:
-            self.mask.append(mask)
-        if decided.value is not None:
-            self.value.append(decided.value)
+        logp, value, trace = decided.rows(obs)
+        self.trace.append(trace if mask is None else trace | {MASK: mask[:, None]})
+        self.logp.append(logp)
+        if value is not None:
+            self.value.append(value)
 
     def outcome(self, seat: _Seat, reward: float) -> None:
         """Note what one decision led to."""
@@ -327,7 +324,7 @@ class Gym:
             if not seat.over:
                 seat.features = policy.encode(seat.observation)
                 log.open(seat)
-        while steps is None or len(log.obs) < steps:
+        while steps is None or len(log.trace) < steps:
             for seat in seats:
                 if seat.over and (start := next(starts, None)) is not None:
                     seat.reset(*start)
@@ -351,35 +348,40 @@ class Gym:
         return log
 
     def _batch(self, policy: Any, log: _Log, group: Tensor) -> Trajectories:
-        """The log as padded rows."""
-        row, step = torch.tensor(log.row), torch.tensor(log.step)
-        shape = len(log.lengths), max(log.lengths)
+        """The log as padded rows. Where an action is several decisions, they stand one after the other, the reward on the last
+        and `segment` numbering the environment's steps."""
+        draws = log.logp[0].shape[1]
+        step = torch.tensor(log.step)
+        at = (
+            torch.tensor(log.row).repeat_interleave(draws),
+            (draws * step[:, None] + torch.arange(draws)).flatten(),
+        )
+        shape = len(log.lengths), draws * max(log.lengths)
 
         def rows(parts: list[Tensor]) -> Tensor:
-            x = torch.cat(parts)
-            return x.new_zeros((*shape, *x.shape[1:])).index_put((row, step), x)
+            x = torch.cat(parts).flatten(0, 1)
+            return x.new_zeros((*shape, *x.shape[1:])).index_put(at, x)
 
         reward = torch.tensor(log.reward)
         if self.scale:
             self.scale.update(reward[:, None])
             size = (self.scale.mean.square() + self.scale.var + 1e-8).sqrt()
             reward = reward * ((1 - GAMMA) / size).float()
-        trace = {"obs": rows(log.obs), "action": rows(log.action)}
-        if log.mask:
-            trace[MASK] = rows(log.mask)
+        last = torch.arange(draws) == draws - 1
         done = torch.tensor(log.done)
-        last = torch.from_numpy(np.stack(log.last))
-        value = policy.value_of(last)
+        final = torch.from_numpy(np.stack(log.last))
+        value = policy.value_of(final)
         return Trajectories(
             logp_old=rows(log.logp),
             value=rows(log.value) if log.value else None,
-            mask=rows([torch.ones(len(row), dtype=torch.bool)]),
-            reward=rows([reward]),
+            mask=rows([torch.ones(len(step), draws, dtype=torch.bool)]),
+            reward=rows([torch.where(last, reward[:, None], 0.0)]),
             group=group,
+            segment=rows([step[:, None].expand(-1, draws)]) if draws > 1 else None,
             bootstrap=torch.zeros(len(done)) if value is None else value.masked_fill(done, 0.0),
             done=done,
-            trace=trace,
-            extra={"last": last},
+            trace={name: rows([trace[name] for trace in log.trace]) for name in log.trace[0]},
+            extra={"last": final},
         )
 
 
