@@ -277,9 +277,9 @@ class Method:
 
     @cached_property
     def _switches(self) -> list[Knob]:
-        """Coefficients that move: at 0 a part is skipped with all it needs."""
+        """Coefficients that let their parts rest."""
         found = (getattr(part, "coef", None) for slot in LOSS for part in self.parts(slot))
-        return [knob for knob in found if isinstance(knob, Knob)]
+        return [knob for knob in found if getattr(knob, "rests", False)]
 
     @cached_property
     def _live(self) -> dict[tuple[bool, ...], dict[str, View]]:
@@ -414,9 +414,9 @@ class Method:
 
 
 def idle(part: Any) -> bool:
-    """Its coefficient is a knob that stands at 0: the part is skipped, and so is all it would need."""
+    """Its coefficient is a knob that lets it rest, and stands at 0: the part is skipped, and so is all it would need."""
     coef = getattr(part, "coef", None)
-    return isinstance(coef, Knob) and float(coef) == 0
+    return getattr(coef, "rests", False) and float(coef) == 0
 
 
 def unjudged(b: Trajectories) -> Trajectories:

@@ -64,7 +64,9 @@ class Run:
 
     def anchor(self, name: str) -> dict[str, torch.Tensor]:
         """An anchor's weights; one that nobody read so far begins as the policy is now."""
-        return self.anchors.setdefault(name, snapshot(self.policy))
+        if name not in self.anchors:
+            self.anchors[name] = snapshot(self.policy)
+        return self.anchors[name]
 
     def enter(self) -> Method:
         """The phase the coming batch is in; a phase with a store of its own begins with an empty one."""
