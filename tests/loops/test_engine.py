@@ -557,7 +557,10 @@ def test_several_value_heads_are_saved_and_loaded(tmp_path, text):
     assert not torch.equal(policy.value_head.weight[0], policy.value_head.weight[1])
 
 
-@pytest.mark.parametrize("method", [n for n in METHODS if not hasattr(anypo.method(n).stages["trust"], "per_group")])
+SAMPLING = [n for n in METHODS if not anypo.method(n).traits["replays"]]
+
+
+@pytest.mark.parametrize("method", [n for n in SAMPLING if not hasattr(anypo.method(n).stages["trust"], "per_group")])
 def test_replacing_a_stage_of_any_method_is_proven_on_a_probe_batch(method):
     from anypo.loops.checks import notes
 

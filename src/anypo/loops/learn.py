@@ -103,7 +103,7 @@ def together(made: list[dict[str, float]]) -> dict[str, float]:
         for name, value in metrics.items():
             found.setdefault(name, []).append(value)
     means = {name: sum(values) / len(values) for name, values in found.items()}
-    return {**means, **{name: sum(found.get(name, ())) for name in ("skipped", "updates")}}
+    return {**means, **{name: float(sum(found.get(name, ()))) for name in ("skipped", "updates")}}
 
 
 def collect(run: Run, method: Method) -> tuple[Trajectories | None, dict[str, float]]:

@@ -147,6 +147,10 @@ def build(config: Config, folder: Path | None = None) -> Run:
 def stocked(method: Method, task: Any, policy: Any) -> OpenStore:
     """The method's store, with the task's data in it where both know of transitions."""
     store = method.stages["store"].open()
+    if getattr(method.stages["collect"], "offline", False) and not hasattr(task, "transitions"):
+        raise UsageError(
+            f"the method {method.card.id} learns from data, and the task {task.name} has none: --task minari:ID or data:FILE"
+        )
     if method.traits["replays"] and hasattr(task, "transitions"):
         data = task.transitions()
         store.fill(data)  # pyright: ignore[reportAttributeAccessIssue]

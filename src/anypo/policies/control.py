@@ -54,9 +54,9 @@ class Categoricals:
 
     def __init__(
         self,
-        logits: Float[Tensor, "decision choice"],
+        logits: Float[Tensor, "*decision choice"],
         sizes: Sequence[int],
-        mask: Bool[Tensor, "decision choice"] | None = None,
+        mask: Bool[Tensor, "*decision choice"] | None = None,
     ):
         if mask is not None:
             closed = ~mask.any(-1)
@@ -65,17 +65,17 @@ class Categoricals:
             logits = torch.where(mask, logits, -torch.inf)
         self.logps = [x.log_softmax(-1) for x in logits.split(list(sizes), -1)]
 
-    def sample(self, generator: torch.Generator) -> Int[Tensor, "decision component"]:
+    def sample(self, generator: torch.Generator) -> Int[Tensor, "*decision component"]:
         return torch.cat([torch.multinomial(x.exp(), 1, generator=generator) for x in self.logps], -1)
 
-    def mode(self) -> Int[Tensor, "decision component"]:
+    def mode(self) -> Int[Tensor, "*decision component"]:
         return torch.stack([x.argmax(-1) for x in self.logps], -1)
 
-    def logp(self, action: Int[Tensor, "decision component"]) -> Float[Tensor, " decision"]:
+    def logp(self, action: Int[Tensor, "*decision component"]) -> Float[Tensor, "*decision"]:
         taken = [x.gather(-1, a) for x, a in zip(self.logps, action.split(1, -1), strict=True)]
         return torch.cat(taken, -1).sum(-1)
 
-    def score_norm(self, action: Int[Tensor, "decision component"]) -> Float[Tensor, " decision"]:
+    def score_norm(self, action: Int[Tensor, "*decision component"]) -> Float[Tensor, "*decision"]:
         """|d log p(action) / d logits|^2 = 1 - 2 p(a) + sum_v p(v)^2, summed over the components."""
         each = [
             1 - 2 * x.gather(-1, a).exp().squeeze(-1) + (2 * x).exp().sum(-1)
@@ -83,7 +83,7 @@ class Categoricals:
         ]
         return torch.stack(each, -1).sum(-1)
 
-    def entropy(self) -> Float[Tensor, " decision"]:
+    def entropy(self) -> Float[Tensor, "*decision"]:
         each = [-(x.exp() * x.masked_fill(x == -torch.inf, 0)).sum(-1) for x in self.logps]
         return torch.stack(each, -1).sum(-1)
 
@@ -91,25 +91,25 @@ class Categoricals:
 class Gaussian:
     """Diagonal Gaussian with mean [M, A] and state-independent log standard deviation [A]."""
 
-    def __init__(self, mean: Float[Tensor, "decision component"], log_std: Float[Tensor, " component"]):
+    def __init__(self, mean: Float[Tensor, "*decision component"], log_std: Float[Tensor, " component"]):
         self.mean, self.log_std = mean, log_std
 
-    def sample(self, generator: torch.Generator) -> Float[Tensor, "decision component"]:
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "*decision component"]:
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
         return self.mean + self.log_std.exp() * noise
 
-    def mode(self) -> Float[Tensor, "decision component"]:
+    def mode(self) -> Float[Tensor, "*decision component"]:
         return self.mean
 
-    def logp(self, action: Float[Tensor, "decision component"]) -> Float[Tensor, " decision"]:
+    def logp(self, action: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision"]:
         z = (action - self.mean) * torch.exp(-self.log_std)
         return (-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def score_norm(self, action: Float[Tensor, "decision component"]) -> Float[Tensor, " decision"]:
+    def score_norm(self, action: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision"]:
         """|d log p(action) / d mean|^2."""
         return ((action - self.mean) * torch.exp(-2 * self.log_std)).square().sum(-1)
 
-    def entropy(self) -> Float[Tensor, " decision"]:
+    def entropy(self) -> Float[Tensor, "*decision"]:
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(len(self.mean))
 
 

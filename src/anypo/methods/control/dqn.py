@@ -22,11 +22,11 @@ dqn = register(
             claim="Replay and a target network make deep Q-learning stable.",
             claims=(
                 Claim(
-                    "On CartPole it holds the pole longer than PPO after 10,000 steps.",
+                    "With five moves to choose from it is nearer to the goal than PPO after 1,440 decisions.",
                     "replay",
                     "return",
                     against="ppo",
-                    settings={"env": "CartPole-v1", "steps": 10_000},
+                    settings={"discrete": True},
                 ),
             ),
         ),
