@@ -309,6 +309,23 @@ class Method:
             "reuse": self.stages["step"].epochs != 1,
         }
 
+    def tail(self, name: str) -> tuple[int, ...]:
+        """Sizes of a field beyond [row, step] in a made-up batch: members of an ensemble, proposed actions (3 experts), action
+        dimensions (2), discrete choices (3)."""
+        view = (self.live | self.views).get(name)
+        if view is None:
+            return ()
+        draw, functional = view.draw, view.functional
+        proposed = () if draw is None else (3,) if draw.how == "each" else () if draw.count is None else (draw.count,)
+        if functional in ("action", "taken", "nearest", "vae"):
+            return (*proposed, 2)
+        if functional == "routing":
+            return (3,)
+        spec = self.networks.get(functional.split("_")[0])
+        if spec is None or spec.of != "action" or functional.endswith("_kl"):
+            return proposed
+        return (*proposed, *((3,) if functional.endswith("_all") else ()), spec.ensemble)
+
     def passes(self) -> list[str]:
         """The forward passes a batch costs, each with what it computes."""
 

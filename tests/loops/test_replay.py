@@ -154,7 +154,13 @@ def test_offline_then_online_in_one_run(tmp_path):
     task = {"name": f"data:{path}", "env": "Pendulum-v1"}
     collect = {"part": "explore", "after": 3, "first": 0}
     run = start(
-        tmp_path / "r", method="awac", task=task, steps=60, collect=collect, store={"batch": 8, "idle": 5, "start": 0}, policy=SMALL
+        tmp_path / "r",
+        method="awac",
+        task=task,
+        steps=60,
+        collect=collect,
+        store={"batch": 8, "idle": 5, "start": 0},
+        policy=SMALL,
     )
     records = []
     learn(run, records.append)

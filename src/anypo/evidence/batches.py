@@ -137,24 +137,6 @@ def same_bits(x: Tensor, y: Tensor) -> bool:
     return x.dtype == y.dtype and torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
-def tail_of(method: Method, name: str) -> tuple[int, ...]:
-    """Sizes of a field beyond [row, step]: members of an ensemble, proposed actions (3 experts), action dimensions (2), choices (3)."""
-    view = (method.live | method.views).get(name)
-    if view is None:
-        return ()
-    draw, functional = view.draw, view.functional
-    proposed = () if draw is None else (3,) if draw.how == "each" else () if draw.count is None else (draw.count,)
-    if functional in ("action", "taken", "nearest", "vae"):
-        return (*proposed, 2)
-    if functional == "routing":
-        return (3,)
-    base = functional.split("_")[0]
-    spec = method.networks.get(base)
-    if spec is None or spec.of != "action" or functional.endswith("_kl"):
-        return proposed
-    return (*proposed, *((3,) if functional.endswith("_all") else ()), spec.ensemble)
-
-
 def drawn(method: Method, seed: int, **fixed: Any) -> Trajectories:
     """One random batch that holds whatever the method reads, a function of the seed."""
     rng = np.random.default_rng([seed, 7])
@@ -164,7 +146,7 @@ def drawn(method: Method, seed: int, **fixed: Any) -> Trajectories:
         "holes": float(rng.choice([0.0, 0.3, 0.7])),
         "outcome": str(rng.choice(["score", "scores", "reward"])),
         "spread": float(rng.choice([0.0, 0.3, 2.0])),
-        "extra": {name: tail_of(method, name) for name in sorted(all_reads(method) - set(FIELDS))},
+        "extra": {name: method.tail(name) for name in sorted(all_reads(method) - set(FIELDS))},
     }
     if "reward" in all_reads(method):
         arguments["outcome"] = "reward"
