@@ -462,16 +462,19 @@ def microscope(
     config = configuration(words)
     found = anypo.method(config.method).configure(config.stages)
     reading = look(found)
-    if png is not None:
+    if png is not None and reading.curve:
         picture(reading, config.method, png)
     if as_json:
         typer.echo(json.dumps(asdict(reading), indent=2))
         return
-    table = Table("log ratio", "W (A = +1)", "W (A = -1)")
-    for x, up, down in reading.curve:
-        table.add_row(f"{x:+.2f}", f"{up:.3f}", f"{down:.3f}")
-    out.print(table)
-    typer.echo(f"on-policy gain {reading.gain:.3f} (plain REINFORCE with the same advantages and mean is 1)")
+    if reading.gain is None:
+        typer.echo("weight and gain: none, the policy does not learn from the advantage of its log-probabilities")
+    else:
+        table = Table("log ratio", "W (A = +1)", "W (A = -1)")
+        for x, up, down in reading.curve:
+            table.add_row(f"{x:+.2f}", f"{up:.3f}", f"{down:.3f}")
+        out.print(table)
+        typer.echo(f"on-policy gain {reading.gain:.3f} (plain REINFORCE with the same advantages and mean is 1)")
     if reading.quality is None:
         typer.echo(
             "gradient on enumerable sequences: not measured, the method looks at what a table of logits does not have"
