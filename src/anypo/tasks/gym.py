@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from anypo.errors import RunError, UsageError, unknown
@@ -234,7 +235,7 @@ class Gym:
         else:
             for seat in self.seats:
                 seat.over = True
-            starts = ((_seed(self.seed, 0, start), limit) for start, n, limit in given for _ in range(n))
+            starts = ((start_seed(self.seed, 0, start), limit) for start, n, limit in given for _ in range(n))
             log = self._play(policy, self.seats, starts, generator, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         return self._batch(policy, log, group), log.metrics()
@@ -244,7 +245,7 @@ class Gym:
         episodes = self.eval_episodes if episodes is None else episodes
         while len(self.eval_seats) < min(episodes, self.eval_episodes):
             self.eval_seats.append(_Seat(self._make()))
-        starts = ((_seed(i, held_out=True), self.limit) for i in range(episodes))
+        starts = ((start_seed(i, held_out=True), self.limit) for i in range(episodes))
         log = self._play(policy, self.eval_seats, starts, generator, greedy=True)
         returns, lengths = np.array(log.finished).T
         return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
@@ -302,7 +303,7 @@ class Gym:
     def _fresh(self) -> Iterator[tuple[int, None]]:
         while True:
             self.episodes += 1
-            yield _seed(self.seed, 1, self.episodes), None
+            yield start_seed(self.seed, 1, self.episodes), None
 
     def _play(
         self,
@@ -364,9 +365,7 @@ class Gym:
 
         reward = torch.tensor(log.reward)
         if self.scale:
-            self.scale.update(reward[:, None])
-            size = (self.scale.mean.square() + self.scale.var + 1e-8).sqrt()
-            reward = reward * ((1 - GAMMA) / size).float()
+            reward = reward * reward_factor(self.scale, reward)
         last = torch.arange(draws) == draws - 1
         done = torch.tensor(log.done)
         final = torch.from_numpy(np.stack(log.last))
@@ -385,6 +384,12 @@ class Gym:
         )
 
 
-def _seed(*key: int, held_out: bool = False) -> int:
+def reward_factor(seen: RunningNorm, reward: Float[Tensor, " decision"]) -> Float[Tensor, "1"]:
+    """(1 - gamma) / rms(r) over the rewards seen so far, which these are added to."""
+    seen.update(reward[:, None])
+    return ((1 - GAMMA) / (seen.mean.square() + seen.var + 1e-8).sqrt()).float()
+
+
+def start_seed(*key: int, held_out: bool = False) -> int:
     """A reset seed: even for training, odd for evaluation, so the two never meet."""
     return int(np.random.SeedSequence(key).generate_state(1)[0]) & ~1 | held_out
