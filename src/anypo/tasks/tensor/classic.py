@@ -54,14 +54,15 @@ class CartPole:
 
     def step(self, state: State, action: Actions) -> tuple[State, Rewards, Flags, Flags]:
         x, dx, theta, dtheta, clock = state.unbind(0)
-        force = (20 * action - 10).to(state.dtype)
+        force = action.to(state.dtype).mul(20).sub(10)
         cos, sin = theta.cos(), theta.sin()
         # total mass 1.1, the pole's 0.1, half its length 0.5
-        pushed = (force + 0.05 * (dtheta * dtheta * sin)) / 1.1
-        turning = (9.8 * sin - cos * pushed) / (2 / 3 - (0.05 / 1.1) * (cos * cos))
-        moving = pushed - (0.05 / 1.1) * (turning * cos)
-        x, theta = x + 0.02 * dx, theta + 0.02 * dtheta
-        after, truncated = going_on([x, dx + 0.02 * moving, theta, dtheta + 0.02 * turning], clock, self.limit)
+        pushed = force.addcmul(dtheta * dtheta, sin, value=0.05) / 1.1
+        turning = (9.8 * sin).addcmul(cos, pushed, value=-1) / (2 / 3 - (0.05 / 1.1) * (cos * cos))
+        moving = pushed.addcmul(turning, cos, value=-0.05 / 1.1)
+        x, theta = x.add(dx, alpha=0.02), theta.add(dtheta, alpha=0.02)
+        speeds = dx.add(moving, alpha=0.02), dtheta.add(turning, alpha=0.02)
+        after, truncated = going_on([x, speeds[0], theta, speeds[1]], clock, self.limit)
         fallen = (x.abs() > 2.4) | (theta.abs() > 12 * 2 * math.pi / 360)
         return after, torch.ones_like(x), fallen, truncated
 

@@ -1,0 +1,80 @@
+"""One PPO iteration with 2^12, 2^16 and 2^20 CartPole environments x 16 steps: steps per second and peak memory.
+
+python benchmarks/many_environments.py [--powers 12 16 20] [--threads 1]
+
+4 epochs, minibatches of 16,384 decisions, networks of 64-64. Every size has a process of its own; a small iteration comes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from measured import keep, peak_gib
+
+from anypo.config import from_dict
+from anypo.loops.learn import collect, update, with_views
+from anypo.loops.run import Run, build
+
+ROOT = Path(__file__).parents[1]
+HORIZON, MINIBATCH, EPOCHS = 16, 2**14, 4
+
+
+def prepared(envs: int) -> Run:
+    task = {"name": "tensor:CartPole-v1", "envs": envs}
+    settings = {"epochs": EPOCHS, "minibatch": MINIBATCH, "lr": 3e-4}
+    run = build(from_dict({"method": "ppo", "task": task, "steps": 10**12, "step": settings}))
+    run.want = replace(run.want, horizon=HORIZON)
+    return run
+
+
+def iterate(run: Run) -> tuple[float, float]:
+    """Seconds of collection and of the update."""
+    method, start = run.enter(), time.perf_counter()
+    batch, _ = collect(run, method)
+    assert batch is not None
+    collected = time.perf_counter()
+    update(run, method, method.prepare(with_views(run, method, batch)))
+    run.policy.observe(batch)
+    run.batch += 1
+    return collected - start, time.perf_counter() - collected
+
+
+def measure(power: int) -> tuple[float, float, float]:
+    """(steps per second, share of the time that is collection, peak GiB)"""
+    iterate(prepared(2**10))
+    collecting, updating = iterate(prepared(2**power))
+    return 2**power * HORIZON / (collecting + updating), collecting / (collecting + updating), peak_gib()
+
+
+def main(powers: list[int], threads: int) -> None:
+    figures = {}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads)}
+    for power in powers:
+        command = [sys.executable, __file__, "--only", str(power), "--threads", str(threads)]
+        out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        speed, share, memory = map(float, out.split()[-3:])
+        figures[f"2^{power}"] = {"steps_per_second": speed, "collecting": share, "peak_gib": memory}
+        print(
+            f"2^{power} environments  {speed:9.0f} steps/s  {100 * share:.0f}% collecting  {memory:.2f} GiB", flush=True
+        )
+        keep("many_environments", {"threads": threads, "horizon": HORIZON, "environments": figures})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--powers", type=int, nargs="+", default=[12, 16, 20])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", type=int, help="measure one size in this process")
+    chosen = parser.parse_args()
+    if chosen.only is not None:
+        torch.set_num_threads(chosen.threads)
+        print(*measure(chosen.only))
+    else:
+        main(chosen.powers, chosen.threads)
