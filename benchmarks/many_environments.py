@@ -1,8 +1,8 @@
 """One PPO iteration with 2^12, 2^16 and 2^20 CartPole environments x 16 steps: steps per second and peak memory.
 
-python benchmarks/many_environments.py [--powers 12 16 20] [--threads 1]
+python benchmarks/many_environments.py [--powers 12 16 20] [--threads 1] [--save]
 
-4 epochs, minibatches of 16,384 decisions, networks of 64-64. Every size has a process of its own; a small iteration comes first.
+4 epochs, minibatches of 4,096 decisions, networks of 64-64. Every size has a process of its own; a small iteration comes first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from anypo.loops.learn import collect, update, with_views
 from anypo.loops.run import Run, build
 
 ROOT = Path(__file__).parents[1]
-HORIZON, MINIBATCH, EPOCHS = 16, 2**14, 4
+HORIZON, MINIBATCH, EPOCHS = 16, 2**12, 4
 
 
 def prepared(envs: int) -> Run:
@@ -53,7 +53,7 @@ def measure(power: int) -> tuple[float, float, float]:
     return 2**power * HORIZON / (collecting + updating), collecting / (collecting + updating), peak_gib()
 
 
-def main(powers: list[int], threads: int) -> None:
+def main(powers: list[int], threads: int, save: bool) -> None:
     figures = {}
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads)}
     for power in powers:
@@ -64,17 +64,19 @@ def main(powers: list[int], threads: int) -> None:
         print(
             f"2^{power} environments  {speed:9.0f} steps/s  {100 * share:.0f}% collecting  {memory:.2f} GiB", flush=True
         )
-        keep("many_environments", {"threads": threads, "horizon": HORIZON, "environments": figures})
+        if save:
+            keep("many_environments", {"threads": threads, "horizon": HORIZON, "environments": figures})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--powers", type=int, nargs="+", default=[12, 16, 20])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save", action="store_true", help="keep the figures in results/")
     parser.add_argument("--only", type=int, help="measure one size in this process")
     chosen = parser.parse_args()
     if chosen.only is not None:
         torch.set_num_threads(chosen.threads)
         print(*measure(chosen.only))
     else:
-        main(chosen.powers, chosen.threads)
+        main(chosen.powers, chosen.threads, chosen.save)

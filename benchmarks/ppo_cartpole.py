@@ -1,6 +1,6 @@
 """Environment steps per second of PPO on CartPole-v1 beside Stable-Baselines3: processes of their own, in turns, several rounds.
 
-python benchmarks/ppo_cartpole.py [--peer .venv-peers/bin/python] [--rounds 5] [--threads 1] [--scale 1]
+python benchmarks/ppo_cartpole.py [--peer .venv-peers/bin/python] [--rounds 5] [--threads 1] [--scale 1] [--save]
 
 gym: 8 Gymnasium environments x 128 steps, 4 epochs, minibatches of 256, networks of 64-64. sb3: the same in Stable-Baselines3.
 tensor: 64 tensor environments x 128 steps, 4 epochs of 4 minibatches. Collection and updates are timed after a warm-up; evaluation
@@ -62,7 +62,7 @@ def measure(kind: str, threads: int, scale: float) -> float:
     return theirs(envs, minibatch, batches) if kind == "sb3" else ours(f"{kind}:CartPole-v1", envs, minibatch, batches)
 
 
-def main(peer: str | None, rounds: int, threads: int, scale: float) -> None:
+def main(peer: str | None, rounds: int, threads: int, scale: float, save: bool) -> None:
     from measured import keep, spread
 
     kinds = ["gym", "tensor", *(["sb3"] if peer else [])]
@@ -88,6 +88,7 @@ def main(peer: str | None, rounds: int, threads: int, scale: float) -> None:
             ratio = figures[kind]["median"] / figures["sb3"]["median"]
             result[f"{kind}_over_sb3"] = {"of_medians": ratio, "min": min(pairs), "max": max(pairs)}
             print(f"{kind} / sb3: {ratio:.2f} (single rounds {min(pairs):.2f} to {max(pairs):.2f})")
+    if save:
         keep("ppo_cartpole", result)
 
 
@@ -96,10 +97,11 @@ if __name__ == "__main__":
     parser.add_argument("--peer", help="python that has stable-baselines3")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save", action="store_true", help="keep the figures in results/")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of batches that are timed")
     parser.add_argument("--only", choices=SIZES, help="measure one of them in this process")
     chosen = parser.parse_args()
     if chosen.only:
         print(measure(chosen.only, chosen.threads, chosen.scale))
     else:
-        main(chosen.peer, chosen.rounds, chosen.threads, chosen.scale)
+        main(chosen.peer, chosen.rounds, chosen.threads, chosen.scale, chosen.save)

@@ -416,7 +416,8 @@ class Method:
 def idle(part: Any) -> bool:
     """Its coefficient is a knob that stands at 0: the part is skipped, and so is all it would need."""
     coef = getattr(part, "coef", None)
-    return isinstance(coef, Knob) and float(coef) == 0
+    plain = coef is None or isinstance(coef, float | int)  # asked first: asking whether something is a Knob is slow
+    return not plain and isinstance(coef, Knob) and float(coef) == 0
 
 
 def unjudged(b: Trajectories) -> Trajectories:
@@ -435,7 +436,7 @@ def ratio_metrics(x: Tensor, b: Trajectories) -> dict[str, Tensor]:
     """Mean and largest importance ratio, and the divergence from the sampling policy estimated by k3."""
     valid = b.valid if x.ndim == 2 else torch.ones_like(x, dtype=torch.bool)
     r = ratio(x)
-    kl = ratio(-x) + x - 1
+    kl = r.reciprocal() + x - 1
     return {
         "ratio": masked_mean(r, valid),
         "ratio_max": torch.cat([torch.where(valid, r, 0.0).flatten(), r.new_zeros(1)]).max(),

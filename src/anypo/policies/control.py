@@ -226,13 +226,17 @@ class ActorCritic(nn.Module):
         action_mask: Bool[Tensor, "batch choice"] | None = None,
         random: float = 0.0,
         noise: float = 0.0,
+        valued: bool = True,
     ) -> Decisions:
-        """Decide for a batch of encoded observations: a sample, or the mode when greedy; see `Request` for the others."""
+        """Decide for a batch of encoded observations: a sample, or the mode when greedy; see `Request` for the others.
+
+        valued: with the states' values. `value_of` gives them for all steps of a rollout at once, which costs less.
+        """
         features = self.features(obs)
         distribution = self.distribution(features, action_mask)
         action = distribution.mode() if greedy else distribution.sample(generator)
         logp = distribution.logp(action)
-        values = self.values(features)
+        values = self.values(features) if valued else None
         value = None if values is None else values[:, 0]
         action = self.explored(action, generator, random, noise)
         return Decisions(action.squeeze(-1) if self.scalar else action, logp, value)

@@ -102,7 +102,7 @@ class _Log:
 
     trace: list[dict[str, Tensor]] = field(default_factory=list)
     logp: list[Tensor] = field(default_factory=list)
-    value: list[Tensor] = field(default_factory=list)
+    obs: list[Tensor] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     step: list[int] = field(default_factory=list)
@@ -120,11 +120,10 @@ class _Log:
 
     def decide(self, obs: Tensor, mask: Tensor | None, decided: Decisions) -> None:
         """Note one joint step's decisions."""
-        logp, value, trace = decided.rows(obs)
+        logp, _, trace = decided.rows(obs)
         self.trace.append(trace if mask is None else trace | {MASK: mask[:, None]})
         self.logp.append(logp)
-        if value is not None:
-            self.value.append(value)
+        self.obs.append(obs)
 
     def outcome(self, seat: _Seat, reward: float) -> None:
         """Note what one decision led to."""
@@ -336,7 +335,7 @@ class Gym:
                 break
             obs = torch.from_numpy(np.stack([seat.features for seat in live]))
             mask = None if live[0].mask is None else torch.from_numpy(np.stack([seat.mask for seat in live]))
-            decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, **(explore or {}))
+            decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only
                 log.decide(obs, mask, decided)
             for seat, action in zip(live, policy.env_action(decided.action), strict=True):
@@ -369,15 +368,15 @@ class Gym:
         last = torch.arange(draws) == draws - 1
         done = torch.tensor(log.done)
         final = torch.from_numpy(np.stack(log.last))
-        value = policy.value_of(final)
+        value, bootstrap = policy.value_of(torch.cat(log.obs)), policy.value_of(final)
         return Trajectories(
             logp_old=rows(log.logp),
-            value=rows(log.value) if log.value else None,
+            value=None if value is None else rows([value[:, None].expand(-1, draws)]),
             mask=rows([torch.ones(len(step), draws, dtype=torch.bool)]),
             reward=rows([torch.where(last, reward[:, None], 0.0)]),
             group=group,
             segment=rows([step[:, None].expand(-1, draws)]) if draws > 1 else None,
-            bootstrap=torch.zeros(len(done)) if value is None else value.masked_fill(done, 0.0),
+            bootstrap=torch.zeros(len(done)) if bootstrap is None else bootstrap.masked_fill(done, 0.0),
             done=done,
             trace={name: rows([trace[name] for trace in log.trace]) for name in log.trace[0]},
             extra={"last": final},

@@ -40,8 +40,7 @@ class _Window:
 
     def write(self, which: slice | Tensor, step: int, decided: Decisions, obs: Tensor, **found: Tensor) -> None:
         """Note what some of the environments did at a step, and what came of it."""
-        logp, value, trace = decided.rows(obs)
-        found |= {"logp": logp} if value is None else {"logp": logp, "value": value}
+        found["logp"], _, trace = decided.rows(obs)
         found |= {f"trace.{name}": x for name, x in trace.items()}
         for name, x in found.items():
             if name not in self.fields:
@@ -123,7 +122,7 @@ class Tensors:
         total, live = torch.zeros(episodes, dtype=torch.float64), torch.arange(episodes)
         lengths = torch.zeros(episodes, dtype=torch.float64)
         while len(live):
-            decided = policy.act(self.env.observe(state), generator, greedy=True)
+            decided = policy.act(self.env.observe(state), generator, greedy=True, valued=False)
             state, reward, terminated, truncated = self.env.step(state, self._action(policy, decided.action))
             total[live] += reward
             lengths[live] += 1
@@ -193,7 +192,7 @@ class Tensors:
         obs, t = self.env.observe(state), 0
         last = torch.empty(rows, obs.shape[1])
         while len(live):
-            decided = policy.act(obs, generator, **explore)
+            decided = policy.act(obs, generator, valued=False, **explore)
             state, reward, terminated, _ = self.env.step(state, self._action(policy, decided.action))
             window.write(live, t, decided, obs, reward=reward)
             obs, t = self.env.observe(state), t + 1
@@ -202,14 +201,17 @@ class Tensors:
                 ended = live[over]
                 last[ended], done[ended], lengths[ended] = obs[over], terminated[over], t
                 state, live, obs = state[:, ~over], live[~over], obs[~over]
-        fields = {name: x[:, :t] for name, x in window.fields.items()}
+        fields = self._valued(policy, {name: x[:, :t] for name, x in window.fields.items()})
+        mask = torch.arange(t) < lengths[:, None]
+        if "value" in fields:
+            fields["value"] = torch.where(mask[:, :, None], fields["value"], 0.0)
         returns = fields["reward"].sum(1)
         metrics = {
             "env_steps": float(lengths.sum()),
             "train/return": float(returns.mean()),
             "train/length": float(lengths.float().mean()),
         }
-        return self._batch(policy, fields, torch.arange(t) < lengths[:, None], last, done, group), metrics
+        return self._batch(policy, fields, mask, last, done, group), metrics
 
     def _go_on(
         self, policy: Any, horizon: int, generator: torch.Generator, explore: dict[str, float]
@@ -240,7 +242,7 @@ class Tensors:
                 "train/return": float(returns[ended].mean()),
                 "train/length": float(played[ended].double().mean()),
             }
-        done, fields = window.fields.pop("done").flatten()[stop], window.fields
+        done, fields = window.fields.pop("done").flatten()[stop], self._valued(policy, window.fields)
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         if len(stop) > self.envs:  # else the window has the rows already
             fields = {name: padded(x.flatten(0, 1), start, mask) for name, x in fields.items()}
@@ -254,7 +256,7 @@ class Tensors:
         state = self.state[:, own].contiguous()
         obs, at, seen = self.env.observe(state), torch.arange(own.start, own.stop) * window.steps, []
         for t in range(window.steps):
-            decided = policy.act(obs, generator, **explore)
+            decided = policy.act(obs, generator, valued=False, **explore)
             state, reward, terminated, truncated = self.env.step(state, self._action(policy, decided.action))
             over = terminated | truncated
             window.write(own, t, decided, obs, reward=reward, over=over, done=terminated)
@@ -269,6 +271,17 @@ class Tensors:
                 obs = self.env.observe(state)
         self.state[:, own] = state
         return seen
+
+    def _valued(self, policy: Any, fields: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The fields of steps, and the value of every state acted in where the policy has a value head."""
+        obs = fields["trace.obs"][:, :, 0]
+        value = self._value_of(policy, obs.flatten(0, 1))
+        return fields if value is None else fields | {"value": value.view(*obs.shape[:2], 1).expand_as(fields["logp"])}
+
+    def _value_of(self, policy: Any, obs: Float[Tensor, "state feature"]) -> Float[Tensor, " state"] | None:
+        """V of many states, a chunk at a time."""
+        values = [policy.value_of(some) for some in obs.split(self.chunk)]
+        return None if values[0] is None else torch.cat(values)
 
     def _batch(
         self,
@@ -289,8 +302,8 @@ class Tensors:
             segment = torch.arange(mask.shape[1]).repeat_interleave(draws).expand(len(mask), -1)
             reward = torch.nn.functional.pad(reward[:, :, None], (draws - 1, 0)).flatten(1, 2)
             mask = mask.repeat_interleave(draws, 1)
-        values = [policy.value_of(obs) for obs in last.split(self.chunk)]
-        bootstrap = torch.zeros(len(done)) if values[0] is None else torch.cat(values).masked_fill(done, 0.0)
+        bootstrap = self._value_of(policy, last)
+        bootstrap = torch.zeros(len(done)) if bootstrap is None else bootstrap.masked_fill(done, 0.0)
         decisions = {name: x.flatten(1, 2) for name, x in fields.items() if name != "reward"}
         return Trajectories(
             logp_old=decisions.pop("logp"),
