@@ -131,7 +131,9 @@ class Trajectories:
 
     def rows(self, index: Shaped[Tensor, " index"]) -> Trajectories:
         """The rows at `index` (integers or booleans), in that order."""
-        return self.map(lambda t: t[index])
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
+        return self.map(lambda t: t.index_select(0, index))
 
     def decisions(self) -> Trajectories:
         """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""

@@ -333,7 +333,7 @@ class Gym:
             live = [seat for seat in seats if not seat.over]
             if not live:
                 break
-            obs = torch.from_numpy(np.stack([seat.features for seat in live]))
+            obs = torch.from_numpy(np.array([seat.features for seat in live]))
             mask = None if live[0].mask is None else torch.from_numpy(np.stack([seat.mask for seat in live]))
             decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only
