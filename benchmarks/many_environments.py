@@ -1,4 +1,5 @@
-"""One PPO iteration with 2^12, 2^16 and 2^20 CartPole environments x 16 steps: steps per second and peak memory.
+"""One PPO iteration with 2^12, 2^16 and 2^20 CartPole environments x 16 steps: steps per second of wall-clock and of processor
+time, and peak memory.
 
 python benchmarks/many_environments.py [--powers 12 16 20] [--threads 1] [--save]
 
@@ -34,23 +35,28 @@ def prepared(envs: int) -> Run:
     return run
 
 
-def iterate(run: Run) -> tuple[float, float]:
-    """Seconds of collection and of the update."""
-    method, start = run.enter(), time.perf_counter()
+def clocks() -> torch.Tensor:
+    return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
+
+
+def iterate(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Seconds, by either clock, of collection and of the update."""
+    method, start = run.enter(), clocks()
     batch, _ = collect(run, method)
     assert batch is not None
-    collected = time.perf_counter()
+    collected = clocks()
     update(run, method, method.prepare(with_views(run, method, batch)))
     run.policy.observe(batch)
     run.batch += 1
-    return collected - start, time.perf_counter() - collected
+    return collected - start, clocks() - collected
 
 
-def measure(power: int) -> tuple[float, float, float]:
-    """(steps per second, share of the time that is collection, peak GiB)"""
+def measure(power: int) -> list[float]:
+    """[steps per second, steps per second of processor time, share of that time that is collection, peak GiB]"""
     iterate(prepared(2**10))
     collecting, updating = iterate(prepared(2**power))
-    return 2**power * HORIZON / (collecting + updating), collecting / (collecting + updating), peak_gib()
+    both = collecting + updating
+    return [*(2**power * HORIZON / both).tolist(), float(collecting[1] / both[1]), peak_gib()]
 
 
 def main(powers: list[int], threads: int, save: bool) -> None:
@@ -59,11 +65,11 @@ def main(powers: list[int], threads: int, save: bool) -> None:
     for power in powers:
         command = [sys.executable, __file__, "--only", str(power), "--threads", str(threads)]
         out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-        speed, share, memory = map(float, out.split()[-3:])
-        figures[f"2^{power}"] = {"steps_per_second": speed, "collecting": share, "peak_gib": memory}
-        print(
-            f"2^{power} environments  {speed:9.0f} steps/s  {100 * share:.0f}% collecting  {memory:.2f} GiB", flush=True
-        )
+        names = ("steps_per_second_wall", "steps_per_second_processor", "collecting", "peak_gib")
+        speed, processor, share, memory = values = [float(word) for word in out.split()[-4:]]
+        figures[f"2^{power}"] = dict(zip(names, values, strict=True))
+        rates = f"{speed:9.0f} steps/s wall {processor:9.0f} steps/s processor"
+        print(f"2^{power} environments {rates}  {100 * share:.0f}% collecting  {memory:.2f} GiB", flush=True)
         if save:
             keep("many_environments", {"threads": threads, "horizon": HORIZON, "environments": figures})
 

@@ -133,7 +133,7 @@ class Trajectories:
         """The rows at `index` (integers or booleans), in that order."""
         if index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
-        return self.map(lambda t: t.index_select(0, index))
+        return self.map(lambda t: t.index_select(0, index) if t.device == index.device else t[index])
 
     def decisions(self) -> Trajectories:
         """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""
