@@ -540,11 +540,11 @@ SMALL = 4096
 class Perceptron(nn.Sequential):
     """Layers one after the other, without the bookkeeping of `nn.Module.__call__`, which a small network feels."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         for layer in self._modules.values():
             assert layer is not None
-            x = layer.forward(x)
-        return x
+            input = layer.forward(input)
+        return input
 
 
 def multilayer(
