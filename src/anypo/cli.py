@@ -37,7 +37,7 @@ def train(words: Words) -> None:
 
     Every flag takes a value and is a dotted path of the YAML file:
 
-    - `--task T`: sums (default), jsonl:FILE, pairs:FILE, reasoning-gym:NAME, gym:ENV_ID, bandit (see `anypo tasks`); `--task.OPTION value`
+    - `--task T`: sums (default), jsonl:FILE, pairs:FILE, gym:ENV_ID, tensor:NAME, ... (see `anypo tasks`); `--task.OPTION value`
     - `--policy P`: tiny, hf:NAME_OR_DIR, mlp, table (default: the task's own); `--policy.OPTION value`, such as `--policy.lora.r 8`
     - `--reward FILE.py:FUNCTION`: a reward of a jsonl or pairs task, or exact, numeric, math, regex, model:RUN; may be repeated
     - `--STAGE part` and `--STAGE.setting value`: collect, ...; see `anypo parts`

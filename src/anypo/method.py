@@ -452,7 +452,7 @@ def ratio_metrics(x: Tensor, b: Trajectories) -> dict[str, Tensor]:
     """Mean and largest importance ratio, and the divergence from the sampling policy estimated by k3."""
     valid = b.valid if x.ndim == 2 else torch.ones_like(x, dtype=torch.bool)
     r = ratio(x)
-    kl = ratio(-x) + x - 1
+    kl = r.reciprocal() + x - 1
     return {
         "ratio": masked_mean(r, valid),
         "ratio_max": torch.cat([torch.where(valid, r, 0.0).flatten(), r.new_zeros(1)]).max(),

@@ -139,6 +139,7 @@ class Denoiser(MLPPolicy):
         action_mask: Tensor | None = None,
         random: float = 0.0,
         noise: float = 0.0,
+        valued: bool = True,
     ) -> Decisions:
         """Run the chain for a batch of encoded observations."""
         if random or noise:
@@ -154,7 +155,7 @@ class Denoiser(MLPPolicy):
                 x = self.greedy(features, x, step) if greedy else mean + std * kicks[:, k]
             chain.append(x)
             logps.append(self.density(x, mean, std))
-        values = self.values(features)
+        values = self.values(features) if valued else None
         trace = self.draws(obs, x, generator) | {
             "latent": torch.stack(chain[:-1], 1),
             "next": torch.stack(chain[1:], 1),
