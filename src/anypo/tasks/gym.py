@@ -28,7 +28,7 @@ TUNED: dict[str, dict[str, Any]] = {
 """Recipe entries known to suit an environment better than the general ones (for methods with a critic)."""
 
 
-REPLAYED = {"Pendulum-v1": 10_000, "CartPole-v1": 40_000, "Hopper-v5": 200_000}
+REPLAYED = {"Pendulum-v1": 10_000, "CartPole-v1": 50_000, "Hopper-v5": 200_000}
 """Environment steps for methods that replay transitions."""
 
 
