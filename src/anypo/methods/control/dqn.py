@@ -18,7 +18,7 @@ dqn = register(
             arxiv=None,
             family="control",
             equation="L = Huber_1(Q(s, a) - y),  y = r + gamma (1-d) max_a' Qbar(s', a')",
-            source="Mnih et al., Nature 518, 2015; target copied every 128 updates; rates as known to suit CartPole; `double` as in arXiv 1509.06461",
+            source="Mnih et al., Nature 518, 2015; target copied every 128 updates; `double` as in arXiv 1509.06461",
             claim="Replay and a target network make deep Q-learning stable.",
             claims=(
                 Claim(
