@@ -278,7 +278,7 @@ class Method:
     @cached_property
     def _switches(self) -> list[Knob]:
         """Coefficients that let their parts rest."""
-        found = (getattr(part, "coef", None) for slot in LOSS for part in self.parts(slot))
+        found: list[Any] = [getattr(part, "coef", None) for slot in LOSS for part in self.parts(slot)]
         return [knob for knob in found if getattr(knob, "rests", False)]
 
     @cached_property
@@ -432,7 +432,7 @@ class Method:
 
 def idle(part: Any) -> bool:
     """Its coefficient is a knob that lets it rest, and stands at 0: the part is skipped, and so is all it would need."""
-    coef = getattr(part, "coef", None)
+    coef: Any = getattr(part, "coef", None)
     return getattr(coef, "rests", False) and float(coef) == 0
 
 

@@ -60,8 +60,10 @@ def apart(some: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     gap = 0.0
     for name in some.keys() | other.keys():
         one, two = some.get(name), other.get(name)
-        same = one is not None and two is not None and one.shape == two.shape
-        parts = [one - two] if same else [x for x in (one, two) if x is not None]  # pyright: ignore[reportOptionalOperand]
+        if one is not None and two is not None and one.shape == two.shape:
+            parts = [one - two]
+        else:
+            parts = [x for x in (one, two) if x is not None]
         gap += sum(float(x.square().sum()) for x in parts)
     size = sum(float(x.square().sum()) for x in other.values())
     return math.sqrt(gap / max(size, 1e-24))
