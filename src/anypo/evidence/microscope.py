@@ -116,7 +116,8 @@ def lifeless(method: Method) -> tuple[list[str], list[str]]:
     dead: list[str] = []
     idle: list[str] = []
     silent = method.but(terms=[], critic=[])
-    candidates: list[tuple[str, Any]] = [("trust", None)]
+    # a part that is meant to have no objective is not dead
+    candidates: list[tuple[str, Any]] = [] if getattr(method.stages["trust"], "silent", False) else [("trust", None)]
     candidates += [(slot, part) for slot in ("terms", "critic") for part in method.stages[slot]]
     for slot, part in candidates:
         name = f"{slot}: {describe(part if part is not None else method.stages['trust'])}"
