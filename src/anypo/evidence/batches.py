@@ -74,6 +74,15 @@ def random_batch(
     if (bootstrap := maybe(normal(rows))) is not None:
         arrays["bootstrap"] = bootstrap
         arrays["done"] = maybe(rng.random(rows) < 0.5)
+    found: dict[str, Any] = {k: torch.as_tensor(v) for k, v in arrays.items() if v is not None}
+    made = Trajectories(
+        mask=torch.as_tensor(mask),
+        group=torch.as_tensor(rng.integers(0, rows // 2 + 1, rows) * 7 - 3),  # interleaved, ids with gaps
+        segment=torch.as_tensor(np.sort(rng.integers(0, 3, (rows, steps)), 1)),
+        truncated=None if (cut := maybe(rng.random(rows) < 0.3)) is None else torch.as_tensor(cut),
+        budget=maybe(steps + 3),
+        **{k: t.to(dtype) if t.is_floating_point() else t for k, t in found.items()},
+    )
     tails = dict(extra) if isinstance(extra, Mapping) else dict.fromkeys(extra, ())
     flags = ("terminal", "expert")
     more = {
@@ -82,16 +91,7 @@ def random_batch(
     }
     positive = {name for name in more if name in POSITIVE or name.endswith("_std")}
     more = {name: np.abs(x) + 0.1 if name in positive else x for name, x in more.items()}
-    found: dict[str, Any] = {k: torch.as_tensor(v) for k, v in arrays.items() if v is not None}
-    return Trajectories(
-        mask=torch.as_tensor(mask),
-        group=torch.as_tensor(rng.integers(0, rows // 2 + 1, rows) * 7 - 3),  # interleaved, ids with gaps
-        segment=torch.as_tensor(np.sort(rng.integers(0, 3, (rows, steps)), 1)),
-        truncated=None if (cut := maybe(rng.random(rows) < 0.3)) is None else torch.as_tensor(cut),
-        budget=maybe(steps + 3),
-        extra={name: torch.as_tensor(x).to(dtype) for name, x in more.items()},
-        **{k: t.to(dtype) if t.is_floating_point() else t for k, t in found.items()},
-    )
+    return made.but(extra={name: torch.as_tensor(x).to(dtype) for name, x in more.items()})
 
 
 def all_reads(method: Method) -> set[str]:
