@@ -12,12 +12,12 @@ from anypo.evidence.batches import (
     LEAVES,
     all_reads,
     gradients,
+    needs,
     polluted,
     random_advantage,
     random_batch,
     same_bits,
 )
-from anypo.types import FIELDS
 
 __all__ = [
     "FLOAT_STEP_FIELDS",
@@ -25,6 +25,7 @@ __all__ = [
     "all_reads",
     "batches",
     "gradients",
+    "needs",
     "polluted",
     "random_advantage",
     "random_batch",
@@ -41,6 +42,5 @@ def batches(draw: st.DrawFn, method: Method | None = None, **fixed: Any) -> Traj
         "holes": draw(st.sampled_from([0.0, 0.3, 0.7])),
         "outcome": draw(st.sampled_from(["score", "scores", "reward"])),
         "spread": draw(st.sampled_from([0.0, 0.3, 2.0])),
-        "extra": () if method is None else sorted(all_reads(method) - set(FIELDS)),
-    }
+    } | ({} if method is None else needs(method))
     return random_batch(draw(st.integers(0, 2**32 - 1)), **(arguments | fixed))

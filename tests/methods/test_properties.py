@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import LEAVES, all_reads, batches, random_batch, same_bits
+from strategies import LEAVES, all_reads, batches, needs, random_batch, same_bits
 
 import anypo
 from anypo.errors import UsageError
 from anypo.evidence.properties import PROPERTIES, WILD, tensors
 from anypo.parts import describe
-from anypo.types import FIELDS, STEP_FIELDS
+from anypo.types import STEP_FIELDS
 
 EXAMPLES = 12
 NAMES = anypo.methods()
@@ -39,7 +39,7 @@ def test_property(name: str, claim: str, fixed: dict[str, Any], data: Any) -> No
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
 def test_a_mask_of_numbers_is_the_mask_of_booleans(name: str, dtype: torch.dtype) -> None:
     method = anypo.method(name)
-    b = random_batch(12, holes=0.4, optional=False, extra=sorted(all_reads(method) - set(FIELDS)))
+    b = random_batch(12, holes=0.4, optional=False, **needs(method))
     one, other = method.prepare(b), method.prepare(b.but(mask=b.mask.to(dtype)))
     assert one.advantage is None or same_bits(one.advantage, other.advantage)
     assert same_bits(method.loss(one)[0], method.loss(other.but(mask=other.valid.to(dtype)))[0])
@@ -57,7 +57,7 @@ def test_prepare_leaves_logp_entropy_and_value_in_their_graph(name: str) -> None
 @every_method
 def test_what_a_method_does_not_read_may_be_missing(name: str) -> None:
     method = anypo.method(name)
-    b = method.prepare(random_batch(3, optional=False, extra=sorted(all_reads(method) - set(FIELDS))))
+    b = method.prepare(random_batch(3, optional=False, **needs(method)))
     needed = all_reads(method) | {
         "logp",
         "mask",
@@ -85,7 +85,7 @@ def test_a_missing_field_is_one_sentence_with_method_stage_part_and_field(
 ) -> None:
     method = anypo.method(name)
     part = method.parts(slot)[at]
-    b = method.prepare(random_batch(1, optional=False, extra=sorted(all_reads(method) - set(FIELDS))))
+    b = method.prepare(random_batch(1, optional=False, **needs(method)))
     others = {k: t for k, t in b.extra.items() if k != field}
     lacking = replace(b, **{field: None}) if hasattr(b, field) else b.but(extra=others)
     early = slot in ("score", "credit")

@@ -98,6 +98,13 @@ def all_reads(method: Method) -> set[str]:
     return method.reads(*method.stages)
 
 
+def needs(method: Method) -> dict[str, Any]:
+    """Arguments of `random_batch` without which a batch would lack what the method reads: further inputs, rewards per decision."""
+    reads = all_reads(method)
+    needed: dict[str, Any] = {"extra": {name: method.tail(name) for name in sorted(reads - set(FIELDS))}}
+    return needed | ({"outcome": "reward"} if "reward" in reads else {})
+
+
 def random_advantage(b: Trajectories) -> Trajectories:
     """b with an advantage that is nowhere zero on valid decisions: what `loss` is to take as it finds it."""
     generator = torch.Generator().manual_seed(int(b.valid.sum()) + 1)
@@ -146,8 +153,5 @@ def drawn(method: Method, seed: int, **fixed: Any) -> Trajectories:
         "holes": float(rng.choice([0.0, 0.3, 0.7])),
         "outcome": str(rng.choice(["score", "scores", "reward"])),
         "spread": float(rng.choice([0.0, 0.3, 2.0])),
-        "extra": {name: method.tail(name) for name in sorted(all_reads(method) - set(FIELDS))},
     }
-    if "reward" in all_reads(method):
-        arguments["outcome"] = "reward"
-    return random_batch(seed, **(arguments | fixed))
+    return random_batch(seed, **(arguments | needs(method) | fixed))
