@@ -136,6 +136,7 @@ def test_unknown_experiments_and_settings_are_one_sentence():
         run_experiment("learning", anypo.method("grpo"), 0, {"lenght": 3})
 
 
+@pytest.mark.slow
 def test_reinforce_is_unbiased_on_the_enumerable_problem_and_its_estimate_converges():
     few, many = (run_experiment("gradient", anypo.method("reinforce"), 0, {"repeats": n})["bias"] for n in (20, 2000))
     assert many < few / 3

@@ -74,14 +74,15 @@ def pendulum_file(path, episodes=4, **more):
 @pytest.mark.parametrize("method", ONLINE)
 def test_every_replaying_method_trains_policy_and_values(method, tmp_path):
     env = "CartPole-v1" if method == "dqn" else "Pendulum-v1"
-    values = {"collect": {"first": 40}, "store": {"batch": 16, "start": 20}, "policy": SMALL}
+    ratio = min(anypo.method(method).stages["store"].ratio, 4.0)  # what more of the same would cost is time
+    values = {"collect": {"first": 40}, "store": {"batch": 16, "start": 20, "ratio": ratio}, "policy": SMALL}
     run = start(tmp_path / "r", method=method, task=f"gym:{env}", steps=100, **values)
     before = weights(run)
     record = learn(run)
     still = [name for name, p in run.policy.named_parameters() if torch.equal(p, before[name])]
     assert not still
     assert record["skipped"] == 0
-    assert record["updates"] == pytest.approx(50 * anypo.method(method).stages["store"].ratio)
+    assert record["updates"] == pytest.approx(50 * ratio)
     assert run.done == 100
 
 
@@ -539,6 +540,7 @@ def test_advantages_take_the_start_state_out_of_returns():
 # ------------------------------------------------------------------------------------------------ learning
 
 
+@pytest.mark.slow
 def test_iql_beats_cloning_on_mixed_data_and_the_experts_data_are_as_good_as_they_say():
     from anypo.evidence.laboratory import run_experiment
 

@@ -77,15 +77,17 @@ def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path, text):
         "standing": {
             "method": "ppo",
             "task": "gym:CartPole-v1",
-            "steps": 12000,
+            "steps": 7168,
             "checkpoint_every": 1,
+            "episodes": 2,
             "collect": {"requests": 8},
         },
         "tensor": {
             "method": "ppo",
             "task": {"name": "tensor:CartPole-v1", "envs": 8, "chunk": 5},
-            "steps": 12288,
+            "steps": 7168,
             "checkpoint_every": 1,
+            "episodes": 2,
         },
         "text": text | {"method": "grpo", "steps": 12, "checkpoint_every": 1},
         "dapo": text | {"method": "dapo", "steps": 8, "checkpoint_every": 1, "collect": {"requests": 3, "samples": 3}},
@@ -131,7 +133,8 @@ def test_evaluating_more_often_does_not_disturb_training(tmp_path):
 
 @pytest.mark.parametrize("task", ["bandit", "gym:CartPole-v1", "tensor:CartPole-v1"])
 def test_evaluation_after_reopening_equals_the_last_one_before(tmp_path, task):
-    run = start(tmp_path / "r", task=task, method="ppo", steps=3 if task == "bandit" else 4096, evaluate_every=None)
+    steps = 3 if task == "bandit" else 4096
+    run = start(tmp_path / "r", task=task, method="ppo", steps=steps, evaluate_every=None, episodes=4)
     last = learn(run)
     assert held_out(runs.reopen(tmp_path / "r")) == {k: v for k, v in last.items() if k.startswith("eval/")}
 

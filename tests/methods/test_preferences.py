@@ -160,7 +160,7 @@ def test_cpl_without_bias_is_dpo_against_a_constant_reference() -> None:
     )
 
 
-def fitted(method: anypo.Method, steps: int = 4000, lr: float = 0.05) -> np.ndarray:
+def fitted(method: anypo.Method, steps: int = 1500, lr: float = 0.05) -> np.ndarray:
     """Logits over four answers fitted to every pair with exact Bradley-Terry probabilities of known rewards."""
     reward = torch.tensor([1.0, 0.5, 0.0, -1.0], dtype=torch.float64)
     logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
@@ -188,9 +188,9 @@ def test_the_gap_of_ipo_stops_at_its_target_and_that_of_dpo_goes_on() -> None:
     for name in ("ipo", "dpo"):
         x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
         zero = torch.zeros(1, dtype=torch.float64)
-        optimizer = torch.optim.Adam([x], 0.05)
-        for _ in range(3000):
-            loss, _ = anypo.method(name).loss(Comparisons(x[:1], x[1:], zero, zero))
+        optimizer, method = torch.optim.Adam([x], 0.1), anypo.method(name)
+        for _ in range(600):
+            loss, _ = method.loss(Comparisons(x[:1], x[1:], zero, zero))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -206,8 +206,8 @@ def test_copg_finds_the_regularised_optimum_from_any_sampling_distribution() -> 
     ref = torch.full((5,), 0.2, dtype=torch.float64).log()
     logits = torch.zeros(5, dtype=torch.float64, requires_grad=True)
     method = anypo.method("copg").configure({"trust": {"beta": beta}})
-    optimizer = torch.optim.Adam([logits], 0.05)
-    for _ in range(3000):
+    optimizer = torch.optim.Adam([logits], 0.1)
+    for _ in range(1200):
         logp = logits.log_softmax(0)
         pairs = Comparisons(
             logp[i],

@@ -99,6 +99,7 @@ def fitted(wins: torch.Tensor, updates: int = 2000) -> torch.Tensor:
     return (x - x.mean()).detach()
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_comparisons_recover_known_scores() -> None:
     rng = np.random.default_rng(0)
     truth = rng.standard_normal(10)

@@ -231,6 +231,7 @@ def test_actions_of_the_environment_and_back():
     np.testing.assert_allclose(policy.env_action(policy.from_env(action)), action, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_generative_policies_clone_every_mode_and_a_gaussian_none():
     task, found = Multimodal(), {}
     for cls, steps in ((FlowPolicy, 10), (DiffusionPolicy, 20), (MLPPolicy, None)):
