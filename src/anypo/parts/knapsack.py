@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from anypo.parts._register import register
-from anypo.parts.knobs import register_knob
+from anypo.parts.knobs import Moving, register_knob
 from anypo.parts.statistics import scored
 from anypo.stages import Pool, Want
 from anypo.types import Request, Trajectories
@@ -44,7 +44,7 @@ def allocate(rates: Sequence[float], total: int, low: int = 2, high: int = 128) 
 
 @register_knob
 @dataclass(unsafe_hash=True)
-class SuccessRate:
+class SuccessRate(Moving):
     """Share of right rows (score > 0.5) of every start when it was last sampled; as a number, their mean."""
 
     rates: dict[int, float] = field(default_factory=dict, init=False, compare=False)
@@ -66,12 +66,6 @@ class SuccessRate:
             if score == score:
                 seen.setdefault(start, []).append(score > 0.5)
         self.rates |= {start: sum(right) / len(right) for start, right in seen.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rates": dict(self.rates)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rates = dict(state["rates"])
 
 
 @register("collect")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from copy import copy
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from anypo.types import Trajectories
 
@@ -20,9 +21,23 @@ def register_knob(cls: T) -> T:
     return cls
 
 
+class Moving:
+    """What moves of a knob is what its configuration does not set: the fields that are not arguments."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: copy(getattr(self, name)) for name in self._moved()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self._moved():
+            setattr(self, name, copy(state[name]))
+
+    def _moved(self) -> list[str]:
+        return [f.name for f in fields(cast(Any, self)) if not f.init]
+
+
 @register_knob
 @dataclass
-class Linear:
+class Linear(Moving):
     """start -> end linearly over the first `until` share of the run, then end."""
 
     start: float
@@ -41,16 +56,10 @@ class Linear:
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         self.progress = progress
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"progress": self.progress}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.progress = state["progress"]
-
 
 @register_knob
 @dataclass
-class Staircase:
+class Staircase(Moving):
     """start + step * ceil(max(t - after, 0) / per) after t batches, not beyond end."""
 
     start: float
@@ -71,12 +80,6 @@ class Staircase:
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         self.batches += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"batches": self.batches}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.batches = state["batches"]
-
 
 @register_knob
 @dataclass
@@ -92,7 +95,7 @@ class Reciprocal(Linear):
 
 @register_knob
 @dataclass
-class Dual:
+class Dual(Moving):
     """A multiplier by dual ascent after every update: value <- max(0, value + rate (metric - bound))."""
 
     start: float
@@ -116,12 +119,6 @@ class Dual:
         if math.isfinite(gap):
             self.value = max(0.0, self.value + self.rate * gap)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = state["value"]
-
 
 @register_knob
 @dataclass
@@ -135,7 +132,7 @@ class Cosine(Linear):
 
 @register_knob
 @dataclass
-class Clock:
+class Clock(Moving):
     """The number of updates made so far."""
 
     ticks: int = field(default=0, init=False)
@@ -149,12 +146,6 @@ class Clock:
 
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         self.ticks += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"ticks": self.ticks}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.ticks = state["ticks"]
 
 
 @register_knob
@@ -174,7 +165,7 @@ class Alternate(Clock):
 
 @register_knob
 @dataclass
-class Tracked:
+class Tracked(Moving):
     """A moving mean of a metric, value <- (1 - rate) value + rate metric, from its first value on; 1 before that."""
 
     metric: str
@@ -192,16 +183,10 @@ class Tracked:
         if math.isfinite(new := metrics.get(self.metric, math.nan)):
             self.value = new if math.isnan(self.value) else (1 - self.rate) * self.value + self.rate * new
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = state["value"]
-
 
 @register_knob
 @dataclass
-class Temperature:
+class Temperature(Moving):
     """alpha = exp(x) by Adam on x (rate `lr`) with the gradient -alpha (log pi + target): entropy is held at `target`, minus the
     number of action dimensions unless given. Rests at updates without the metric `logp_policy`.
 
@@ -232,10 +217,3 @@ class Temperature:
         n, m, v = n + 1, 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         x -= self.lr * (m / (1 - 0.9**n)) / (math.sqrt(v / (1 - 0.999**n)) + 1e-8)
         self.state = (x, m, v, n)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"state": list(self.state)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        x, m, v, n = state["state"]
-        self.state = (x, m, v, int(n))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anypo.parts._register import register
 from anypo.parts.credit import spread
-from anypo.parts.knobs import register_knob
+from anypo.parts.knobs import Moving, register_knob
 from anypo.parts.ratio import log_ratio
 from anypo.parts.reduce import Mean
 from anypo.parts.statistics import masked_mean, scored
@@ -86,7 +86,7 @@ class PessimisticValue:
 
 @register_knob
 @dataclass(unsafe_hash=True)
-class KlController:
+class KlController(Moving):
     """Threshold clip((base + u) phase, 0.1, 0.6) of a divergence, and its moving average `average`.
 
     u is a PID of the error between the reward's velocity and 0.001; the phase factor follows the last rewards: 1.5 in the
@@ -136,14 +136,6 @@ class KlController:
         self.integral = min(max(self.integral + error, -1.0), 1.0)
         self.adjustment = p * error + i * self.integral + d * (error - self.error)
         self.error = error
-
-    def state_dict(self) -> dict[str, Any]:
-        names = ("average", "smooth", "integral", "error", "adjustment")
-        return {name: getattr(self, name) for name in names} | {"rewards": list(self.rewards)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 @register("terms")

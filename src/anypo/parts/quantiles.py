@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anypo.parts._register import register
 from anypo.parts.credit import spread
-from anypo.parts.knobs import register_knob
+from anypo.parts.knobs import Moving, register_knob
 from anypo.parts.statistics import group_stats, scored
 from anypo.stages import Number
 from anypo.types import Trajectories
@@ -30,7 +30,7 @@ def papers(b: Trajectories, bundle: int) -> list[Int[Tensor, "paper prompt"]]:
 
 @register_knob
 @dataclass
-class TrackedQuantile:
+class TrackedQuantile(Moving):
     """The `level` quantile of the papers' scores, followed over the run: that of the first batch, then
     q <- q + rate (level - mean_j 1[X_j < q]). NaN before the first batch."""
 
@@ -57,12 +57,6 @@ class TrackedQuantile:
             self.value = float(x.quantile(self.level))
         else:
             self.value += self.rate * (self.level - float((x < self.value).double().mean()))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = state["value"]
 
 
 @register("credit")

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from anypo.errors import MissingField
 from anypo.parts._register import register
-from anypo.parts.knobs import register_knob
+from anypo.parts.knobs import Moving, register_knob
 from anypo.parts.statistics import masked_mean, rewarded
 from anypo.stages import Number
 from anypo.types import Trajectories
@@ -71,7 +71,7 @@ class TokenKl:
 
 @register_knob
 @dataclass
-class AdaptiveKl:
+class AdaptiveKl(Moving):
     """A coefficient that holds the divergence at `target`: c <- c (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon) after every
     batch, KL the mean over its n rows of the summed log pi_old - log pi_ref (nats). Source: arXiv 1909.08593, sec. 2.2.
     """
@@ -95,12 +95,6 @@ class AdaptiveKl:
         kl = float(sampled_kl(b).sum(1).mean())
         if math.isfinite(kl):
             self.value *= 1 + min(max(kl / self.target - 1, -0.2), 0.2) * b.shape[0] / self.horizon
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = state["value"]
 
 
 @register("credit")
