@@ -164,21 +164,15 @@ class Trajectories:
         # where every decision counts nothing is to be zeroed; to know that of a GPU's mask would mean to wait for it
         whole = valid.device.type == "cpu" and bool(valid.all())
 
-        def tidy(t: Tensor) -> Tensor:
-            t = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-            if whole or t.shape[:2] != valid.shape or not t.is_floating_point():
-                return t
-            keep = valid if t.ndim == 2 else valid.reshape(*valid.shape, *[1] * (t.ndim - 2))
-            return torch.where(keep, t, torch.zeros((), dtype=t.dtype, device=t.device))
-
+        keep = None if whole else valid
         changes: dict[str, Any] = {}
         for name in FIELDS:
             tensor = getattr(self, name)
             if isinstance(tensor, Tensor) and name not in ("mask", "scores", "fresh"):
-                changes[name] = tidy(tensor)
+                changes[name] = _tidy(tensor, keep)
         if self.scores is not None and self.scores.dtype in (torch.float16, torch.bfloat16):
             changes["scores"] = self.scores.float()
-        changes["extra"] = {k: tidy(t) for k, t in self.extra.items()}
+        changes["extra"] = {k: _tidy(t, keep) for k, t in self.extra.items()}
         return replace(self, mask=valid, **changes)
 
     def check(self) -> Trajectories:
@@ -294,6 +288,15 @@ class Comparisons:
             weight=column(weight),
             extra=extra,
         )
+
+
+def _tidy(t: Tensor, keep: Tensor | None) -> Tensor:
+    """At least float32, and zeros where `keep` [N, T] is False."""
+    t = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+    if keep is None or t.shape[:2] != keep.shape or not t.is_floating_point():
+        return t
+    keep = keep if t.ndim == 2 else keep.reshape(*keep.shape, *[1] * (t.ndim - 2))
+    return torch.where(keep, t, torch.zeros((), dtype=t.dtype, device=t.device))
 
 
 def _widen(t: Tensor, width: int) -> Tensor:

@@ -20,7 +20,7 @@ from anypo.evidence.properties import PROPERTIES, WILD, tensors
 from anypo.parts import describe
 from anypo.types import STEP_FIELDS
 
-EXAMPLES = 12
+EXAMPLES = 6
 NAMES = anypo.methods()
 every_method = pytest.mark.parametrize("name", NAMES, ids=lambda n: f"{n}-{EXAMPLES}batches")
 quick = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

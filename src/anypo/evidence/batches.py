@@ -132,11 +132,12 @@ def gradients(method: Method, b: Trajectories) -> tuple[Tensor, dict[str, Tensor
 def polluted(b: Trajectories, rubbish: float) -> Trajectories:
     """b with `rubbish` in every masked slot of every [row, step] float field."""
     changes = {n: t.masked_fill(~b.valid, rubbish) for n in FLOAT_STEP_FIELDS if (t := getattr(b, n)) is not None}
-
-    def fill(t: Tensor) -> Tensor:
-        return t.masked_fill(~b.valid.reshape(*b.shape, *[1] * (t.ndim - 2)), rubbish) if t.shape[:2] == b.shape else t
-
-    return b.but(**changes, extra={k: fill(t) for k, t in b.extra.items()})
+    hidden = ~b.valid
+    extra = {
+        k: t.masked_fill(hidden.reshape(*b.shape, *[1] * (t.ndim - 2)), rubbish) if t.shape[:2] == b.shape else t
+        for k, t in b.extra.items()
+    }
+    return b.but(**changes, extra=extra)
 
 
 def same_bits(x: Tensor, y: Tensor) -> bool:
