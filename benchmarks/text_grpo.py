@@ -10,6 +10,7 @@ requirements-peers.txt (default: this one).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -128,7 +129,7 @@ def run_trl(folder: Path, options: argparse.Namespace) -> dict[str, object]:
 
 def steps(clock: list[float]) -> list[float]:
     """Differences of the times at which steps ended, the first ones left out."""
-    return [b - a for a, b in zip(clock, clock[1:], strict=False)][WARM - 1 :]
+    return [b - a for a, b in itertools.pairwise(clock)][WARM - 1 :]
 
 
 def measure(side: str, python: str, folder: Path, precision: str, options: argparse.Namespace) -> dict[str, object]:
@@ -178,7 +179,10 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
                     one = measure(side, python, folder, precision, options)
                     sides[side].append(one)
                     median = statistics.median(one["seconds"])
-                    print(f"{precision:5} {side:6} {repeat}  {median:7.3f} s/step  {one['tokens']:6.0f} tokens", flush=True)
+                    print(
+                        f"{precision:5} {side:6} {repeat}  {median:7.3f} s/step  {one['tokens']:6.0f} tokens",
+                        flush=True,
+                    )
             pairs = zip(sides["trl"], sides["anypo"], strict=True)
             ratios = sorted(statistics.median(t["seconds"]) / statistics.median(a["seconds"]) for t, a in pairs)
             medians = {k: statistics.median(s for one in runs for s in one["seconds"]) for k, runs in sides.items()}

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anypo.errors import UsageError
+from anypo.policies import cache
 from anypo.policies.language import LanguageModel
-from anypo.policies.sampling import Filter, draw
+from anypo.policies.sampling import Filter, draw, uniform
 from anypo.types import Trajectories
 
 FILTERS = {
@@ -159,6 +160,64 @@ def test_when_other_rows_end_does_not_change_a_rows_draws(llama: Path):
     assert ended.lengths.min() < ended.lengths.max()
     for i, n in enumerate(ended.lengths.tolist()):
         assert torch.equal(whole.ids[i, :n], ended.ids[i, :n])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt2"])
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_rows_that_wait_for_a_slot_are_written_as_if_they_had_not(
+    name: str, slots: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cache, "BLOCK", 5)
+    policy = likely_to_end(LanguageModel.load(request.getfixturevalue(name), max_new=24), 10)
+    prompts = [policy.encode(p) for p in PROMPTS]
+    whole = policy.sample(prompts, seeded(), samples=5)
+    assert whole.lengths.min() < whole.lengths.max()
+    policy.slots = slots
+    few = policy.sample(prompts, seeded(), samples=5)
+    for field in ("ids", "lengths", "stopped"):
+        assert torch.equal(getattr(few, field), getattr(whole, field))
+    torch.testing.assert_close(few.logp, whole.logp, rtol=0, atol=1e-4)
+
+
+def test_no_more_rows_than_slots_are_written_at_a_time_and_a_prompt_is_read_once_for_them(llama: Path):
+    policy = likely_to_end(LanguageModel.load(llama, max_new=24), 10)
+    seen: list[tuple[int, int]] = []
+    policy.inner.base_model.layers[0].register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape[:2])))
+    prompts = [policy.encode(p) for p in PROMPTS]
+    policy.sample(prompts, seeded(), samples=5)
+    assert [rows for rows, width in seen if width > 1] == [4]
+    seen.clear()
+    policy.slots = 6
+    policy.sample(prompts, seeded(), samples=5)
+    assert max(rows for rows, _ in seen) == 6
+    assert sum(width > 1 for _, width in seen) > 1, "slots were taken again"
+
+
+def test_other_columns_and_rows_change_no_state_of_a_cache():
+    """Growing, appending wider rows and dropping columns leave every row's keys at its end."""
+    g = seeded()
+    one, two = (cache.BlockLayer() for _ in range(2))
+    x, y, z = (torch.randn(n, 2, t, 3, generator=g) for n, t in ((2, 4), (3, 7), (5, 1)))
+    one.update(x, -x)
+    two.update(y, -y)
+    one.append(two)
+    assert torch.equal(one.update(z, -z)[0][:2, :, 3:8], torch.cat([x, z[:2]], 2))
+    one.drop(2)
+    one.reorder_cache(torch.tensor([4, 0]))
+    keys, values = (x[:, :, :7] for x in one.update(z[:2], -z[:2]))
+    assert torch.equal(keys, torch.stack([torch.cat([y[2, :, 2:], z[4], z[0]], 1), keys[1]]))
+    assert torch.equal(values, -keys)
+    assert one.get_seq_length() == 7
+
+
+def test_the_numbers_of_a_stream_are_uniform_and_those_of_others_are_independent():
+    u = uniform(torch.arange(200).repeat_interleave(500), torch.arange(500).repeat(200)).reshape(200, 500)
+    assert u.min() >= 0
+    assert u.max() < 1
+    counts = torch.histc(u.float(), 50, 0, 1)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 90, "chi-squared, 49 degrees of freedom"
+    near = torch.corrcoef(torch.stack([u[:-1, :-1].flatten(), u[1:, :-1].flatten(), u[:-1, 1:].flatten()]))
+    assert (near - torch.eye(3)).abs().max() < 0.02
 
 
 def test_sampled_frequencies_are_the_probabilities():

@@ -35,7 +35,8 @@ class LanguageModel(nn.Module):
     """Samples completions and evaluates given ones again, under the same filtered distribution.
 
     model: a causal language model of transformers, possibly wrapped by peft. tokenizer: its tokenizer. max_new: tokens
-    a completion may have when nobody says otherwise. stop: strings that end a completion. value: learn V(s_t), a linear
+    a completion may have when nobody says otherwise. stop: strings that end a completion. slots: completions written at
+    a time (None: all that are asked for). value: learn V(s_t), a linear
     map of the last hidden state before token t, zero at the start (or several, by their names). Dropout stays off, so kept
     log-probs are exact.
     """
@@ -52,6 +53,7 @@ class LanguageModel(nn.Module):
         filter: Filter | None = None,
         stop: str | Sequence[str] = (),
         max_new: int | None = None,
+        slots: int | None = None,
         name: str = "the model",
     ):
         super().__init__()
@@ -70,6 +72,7 @@ class LanguageModel(nn.Module):
         self.vocabulary = embedding.num_embeddings
         self.context: int | None = getattr(self.inner.config, "max_position_embeddings", None)
         self.max_new = max_new or min(256, self.context // 2 if self.context else 256)
+        self.slots = slots
         self.heads = names_of(value)
         width = self.inner.config.hidden_size
         self.value_head = _value_heads(width, len(self.heads), self.inner.dtype) if self.heads else None
@@ -89,6 +92,7 @@ class LanguageModel(nn.Module):
         top_p: float | None = None,
         stop: str | Sequence[str] | None = None,
         max_new: int | None = None,
+        slots: int | None = None,
         seed: int = 0,
         dtype: str = "float32",
     ) -> LanguageModel:
@@ -107,7 +111,7 @@ class LanguageModel(nn.Module):
         settings |= {k: v for k, v in given.items() if v is not None}
         filter = Filter(**{k: settings.pop(k) for k in ("temperature", "top_k", "top_p") if k in settings})
         saved = tuple(settings.pop("heads", ("value",))) if head else ()
-        policy = cls(model, tokenizer, value=value or saved, filter=filter, name=str(source), **settings)
+        policy = cls(model, tokenizer, value=value or saved, filter=filter, slots=slots, name=str(source), **settings)
         if head and policy.value_head is not None:
             policy.value_head.load_state_dict(head)
         return policy
@@ -202,23 +206,28 @@ class LanguageModel(nn.Module):
     ) -> Sample:
         """Completions of token-id prompts, `samples` of each (one number, or one per prompt), together in prompt order.
 
+        At most `slots` of them are written at a time: as one ends, the next one waiting begins.
         Raises UsageError for a prompt that leaves no room for `max_new` tokens in the model's context.
         """
         max_new = max_new or self.max_new
         for i, prompt in enumerate(prompts):
             if not self.fits(len(prompt), max_new):
                 raise UsageError(f"prompt {i} {self.room(len(prompt), max_new)}")
-        return generate(
-            self._next,
-            prompts,
-            [samples] * len(prompts) if isinstance(samples, int) else samples,
-            generator,
-            filter=self.filter,
-            max_new=max_new,
-            greedy=greedy,
-            eos=torch.tensor(self.eos, dtype=torch.long, device=self.device),
-            stops=self._stops if self.stop else None,
-        )
+        from anypo.policies.cache import attending
+
+        with attending(self.inner.config):
+            return generate(
+                self._next,
+                prompts,
+                [samples] * len(prompts) if isinstance(samples, int) else samples,
+                generator,
+                filter=self.filter,
+                max_new=max_new,
+                greedy=greedy,
+                eos=torch.tensor(self.eos, dtype=torch.long, device=self.device),
+                stops=self._stops if self.stop else None,
+                slots=self.slots,
+            )
 
     def fits(self, prompt: int, max_new: int) -> bool:
         """Whether a prompt of that many tokens leaves room for max_new further ones."""
@@ -391,17 +400,20 @@ class LanguageModel(nn.Module):
 
     def _next(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits after the last token of each row, and the cache to go on with."""
+        from anypo.policies.cache import opened
+
+        cache = opened(self.inner.config) if cache is None else cache
         more = {"position_ids": positions} if self._reads_positions else {}
         out = self._reader(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
         if self._split:
             return self.inner.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
         return out.logits[:, -1], out.past_key_values
 
-    def _stops(self, ids: Int[Tensor, "live step"]) -> Bool[Tensor, " live"]:
+    def _stops(self, rows: list[list[int]]) -> list[bool]:
         """Whether a row's text now contains a stop string. A character is at most four tokens, so a tail is enough."""
-        tail = ids[:, -4 * max(map(len, self.stop)) :].tolist()
-        texts = self.tokenizer.batch_decode(tail, clean_up_tokenization_spaces=False)
-        return torch.tensor([any(s in text for s in self.stop) for text in texts], device=ids.device)
+        tail = 4 * max(map(len, self.stop))
+        texts = self.tokenizer.batch_decode([row[-tail:] for row in rows], clean_up_tokenization_spaces=False)
+        return [any(s in text for s in self.stop) for text in texts]
 
     # files
 
