@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anypo.errors import UsageError
-from anypo.policies import cache
+from anypo.policies import cache, language
 from anypo.policies.language import LanguageModel
 from anypo.policies.sampling import Filter, draw, uniform
 from anypo.types import Trajectories
@@ -325,6 +325,80 @@ def test_sampled_ids_are_kept_though_the_text_would_encode_otherwise(llama: Path
 
 
 # evaluation
+
+
+def evaluated(policy: LanguageModel, b: Trajectories) -> dict[str, torch.Tensor]:
+    """Functionals and the gradient of a mixture of them with respect to every parameter."""
+    policy.zero_grad(set_to_none=True)
+    want = ["logp", "entropy", "value"]
+    found = policy.evaluate(b, want)
+    g = seeded(5)
+    sum((torch.randn(x.shape, generator=g) * x).sum() for x in found.values()).backward()
+    gradients = {k: p.grad for k, p in policy.named_parameters() if p.grad is not None}
+    return {k: x.detach() for k, x in found.items()} | gradients
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_tiles_shared_prompts_and_checkpointing_change_neither_value_nor_gradient(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    policy = likely_to_end(LanguageModel.load(request.getfixturevalue(name), max_new=24, value=True), 10)
+    policy.double()
+    torch.nn.init.normal_(policy.value_head.weight, generator=seeded(1))
+    prompts = [policy.encode(p) for p in PROMPTS]
+    b = rows(policy, prompts, samples=6)
+    mask = b.mask.clone()
+    mask[3, 1:] = False
+    mask[7] = False
+    b = b.but(mask=mask)
+    reads: list[tuple[int, int]] = []
+    policy.inner.base_model.register_forward_hook(
+        lambda m, args, kwargs, out: reads.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    monkeypatch.setattr(cache, "opened", lambda config: None)
+    plain = evaluated(policy, b)
+    monkeypatch.undo()
+    assert [n for n, _ in reads] == [23], "one pass, and nothing for a row without decisions"
+    for tile in (2048, 30):
+        monkeypatch.setattr(language, "TILE", {True: tile})
+        for checkpointing in (False, True):
+            reads.clear()
+            policy.checkpointing = checkpointing
+            now = evaluated(policy, b)
+            assert (reads[0] == (4, max(map(len, prompts)))) == (not checkpointing), "every prompt once"
+            assert all(n * width <= tile or n == 1 for n, width in reads[1:])
+            assert now.keys() == plain.keys()
+            for key, want in plain.items():
+                torch.testing.assert_close(now[key], want, rtol=1e-8, atol=1e-8)
+
+
+def test_prompts_that_are_short_or_differ_are_not_shared(llama: Path):
+    policy = forget_eos(LanguageModel.load(llama, max_new=24))
+    reads: list[int] = []
+    b = rows(policy, [policy.encode("a")], samples=6)
+    policy.inner.base_model.register_forward_hook(
+        lambda m, args, kwargs, out: reads.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    policy.evaluate(b, ["logp"])
+    policy.evaluate(rows(policy, [policy.encode(PROMPTS[1])]), ["logp"])
+    assert reads[0] == 6
+    assert reads[-1] == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_plain_products_on_a_cpu_are_the_fused_attention(name: str, request: pytest.FixtureRequest):
+    """In bfloat16, where both round; padding on the left attends to nothing."""
+    policy = LanguageModel.load(request.getfixturevalue(name), dtype="bfloat16")
+    ids = torch.randint(5, policy.vocabulary, (3, 11), generator=seeded())
+    mask = torch.arange(11) >= torch.tensor([0, 4, 10])[:, None]
+    for given in (None, mask):
+        want = policy.inner(input_ids=ids, attention_mask=given).logits
+        with cache.attending(policy.inner.config):
+            found = policy.inner(input_ids=ids, attention_mask=given).logits
+        kept = slice(None) if given is None else mask
+        assert not torch.equal(found[kept], want[kept]), "another order of the same sums"
+        torch.testing.assert_close(found[kept].softmax(-1), want[kept].softmax(-1), rtol=0.2, atol=0.05)
+    assert policy.inner.config._attn_implementation == "sdpa"
 
 
 def test_masked_slots_and_rows_neither_count_nor_matter(llama: Path):

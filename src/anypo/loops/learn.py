@@ -331,12 +331,21 @@ def report(run: Run, record: dict[str, Any], watch: Watch) -> None:
 
 
 def autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 autocast of the network where it is wanted and the hardware has it."""
+    """bfloat16 autocast of the network where it is wanted and the hardware is fast at it; the weights stay what they are."""
     device = next(run.policy.parameters()).device.type
-    capable = device == "cuda" and torch.cuda.is_bf16_supported()
-    if run.config.autocast == "on" or (run.config.autocast == "auto" and capable):
+    if run.config.autocast == "on" or (run.config.autocast == "auto" and fast_in_bfloat16(device, run.policy)):
         return torch.autocast(device, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def fast_in_bfloat16(device: str, policy: Any) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices much faster than float32: GPUs, and for language models CPUs with AMX
+    or AVX512-BF16 (smaller networks do not gain there)."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    capable = any(getattr(torch.cpu, name, bool)() for name in names)
+    return device == "cpu" and capable and getattr(policy, "large", False)
 
 
 def due(run: Run, before: int, every: int | None) -> bool:

@@ -1,13 +1,14 @@
-"""Keys and values of the tokens read so far, in preallocated blocks; and attention of a single query on a CPU."""
+"""Keys and values of the tokens read so far, in preallocated blocks; and attention over few tokens on a CPU."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -17,7 +18,10 @@ from transformers.masking_utils import sdpa_mask
 BLOCK = 16
 """Columns by which a full buffer grows."""
 
-SINGLE = "anypo_single_query"
+SHORT = 256
+"""Columns up to which plain products are faster in bfloat16."""
+
+NAME = "anypo_short"
 
 
 class BlockLayer(CacheLayerMixin):
@@ -27,6 +31,8 @@ class BlockLayer(CacheLayerMixin):
     """
 
     is_sliding = False
+    keys: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    values: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self):
         super().__init__()
@@ -108,6 +114,14 @@ def opened(config: Any) -> Blocks | None:
     return Blocks(len(layers)) if {type(x) for x in layers} <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
 
+def branched(cache: DynamicCache, line: Int[Tensor, " row"]) -> DynamicCache:
+    """A cache that goes on from rows `line` of another, which stays as it is; gradients reach that one."""
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    branch.reorder_cache(line)  # pyright: ignore[reportArgumentType]
+    return branch
+
+
 def _laid(x: Tensor, first: int, room: int) -> Tensor:
     """x [row, head, column, width] from column `first` on in zeros with `room` columns."""
     made = x.new_zeros(*x.shape[:2], room, x.shape[3])
@@ -115,7 +129,7 @@ def _laid(x: Tensor, first: int, room: int) -> Tensor:
     return made
 
 
-def single_query(
+def short(
     module: Any,
     query: Float[Tensor, "row head query width"],
     key: Float[Tensor, "row group column width"],
@@ -125,32 +139,37 @@ def single_query(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(scaling q k^T) v, the softmax in float32: two batched products, which on a CPU are several times faster for a
-    single query than the fused kernel. Anything else goes to that kernel."""
+    """softmax(scaling q k^T) v, the softmax in float32: plain products, which on a CPU are several times faster than the fused
+    kernel for a single query, and in bfloat16 for short sequences. Anything else goes to that kernel."""
     rows, heads, queries, width = query.shape
-    masked = attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.shape[1] != 1)
-    if query.device.type != "cpu" or queries != 1 or masked or more.get("position_bias") is not None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
-        )  # pyright: ignore[reportReturnType]
-    grouped = query.to(key.dtype).reshape(rows, key.shape[1], -1, width)
+    half = value.dtype == torch.bfloat16 and key.shape[2] <= SHORT
+    plain = query.device.type == "cpu" and (queries == 1 or half) and more.get("position_bias") is None
+    if attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.shape[1] != 1):
+        plain = False
+    if not plain:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)  # pyright: ignore[reportReturnType]
+    key, shared = key.to(value.dtype), heads // key.shape[1]
+    grouped = query.to(key.dtype).reshape(rows, key.shape[1], shared * queries, width)
     scores = (grouped @ key.mT).float() * (width**-0.5 if scaling is None else scaling)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
-    found = scores.softmax(-1).to(value.dtype) @ value
-    return found.reshape(rows, 1, heads, value.shape[-1]), None
+    scores = scores.view(rows, heads, queries, key.shape[2])
+    if attention_mask is None and queries > 1:
+        attention_mask = torch.ones(queries, key.shape[2], dtype=torch.bool, device=key.device).tril()
+    if attention_mask is not None:  # finite, as padding attends to nothing
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1).to(value.dtype).view(rows, key.shape[1], shared * queries, key.shape[2])
+    return (weights @ value).view(rows, heads, queries, value.shape[-1]).transpose(1, 2), None
 
 
 @contextmanager
 def attending(config: Any) -> Iterator[None]:
-    """Inside, a model that attends by PyTorch's fused kernel does so by `single_query`."""
+    """Inside, a model that attends by PyTorch's fused kernel does so by `short`."""
     before = config._attn_implementation
-    config._attn_implementation = SINGLE if before == "sdpa" else before
+    config._attn_implementation = NAME if before == "sdpa" else before
     try:
         yield
     finally:
         config._attn_implementation = before
 
 
-AttentionInterface.register(SINGLE, single_query)
-AttentionMaskInterface.register(SINGLE, sdpa_mask)
+AttentionInterface.register(NAME, short)
+AttentionMaskInterface.register(NAME, sdpa_mask)
