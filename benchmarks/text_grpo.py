@@ -2,9 +2,10 @@
 
 A Qwen2 of 4.2 million parameters (256 wide, 4 layers, 4 heads, 99 tokens), 16 prompts x 8 samples x at most 48 new tokens, one
 update a batch, no KL, in float32 and in bfloat16. Both sides start from the same weights, prompts and reward, and run one after the
-other, alternating, each in a process of its own. Printed: the median seconds per step of every process, and per precision the ratio
-of the medians over all steps with the smallest and largest ratio of the paired processes. PYTHON is an interpreter that has
-requirements-peers.txt (default: this one).
+other, alternating, each in a process of its own with as many threads. Printed: the median seconds per step of every process, and per
+precision the ratio of the medians over all steps with the smallest and largest ratio of the paired processes; the same for the seconds
+of processor time, which other programs on the machine disturb less. PYTHON is an interpreter that has requirements-peers.txt
+(default: this one).
 """
 
 from __future__ import annotations
@@ -85,11 +86,11 @@ def run_anypo(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     clock, tokens = [], []
 
     def watch(record: dict[str, float]) -> None:
-        clock.append(time.perf_counter())
+        clock.append((time.perf_counter(), time.process_time()))
         tokens.append(record.get("tokens", 0.0))
 
     learn(run, watch)
-    return {"seconds": steps(clock[1:-1]), "tokens": statistics.mean(tokens[1 + WARM : -1]), "torch": torch.__version__}
+    return {**steps(clock[1:-1]), "tokens": statistics.mean(tokens[1 + WARM : -1]), "torch": torch.__version__}
 
 
 def run_trl(folder: Path, options: argparse.Namespace) -> dict[str, object]:
@@ -102,11 +103,11 @@ def run_trl(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     rewards: dict[str, object] = {}
     exec((folder / "digits.py").read_text(), rewards)
     prompts = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
-    clock: list[float] = []
+    clock: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_, **__) -> None:
-            clock.append(time.perf_counter())
+            clock.append((time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory() as out:
         trainer = trl.GRPOTrainer(
@@ -124,12 +125,13 @@ def run_trl(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         trainer.train()
     logged = [r["completions/mean_length"] for r in trainer.state.log_history if "completions/mean_length" in r]
     tokens = statistics.mean(logged[WARM:]) * options.prompts * options.samples
-    return {"seconds": steps(clock), "tokens": tokens, "torch": torch.__version__, "trl": trl.__version__}
+    return {**steps(clock), "tokens": tokens, "torch": torch.__version__, "trl": trl.__version__}
 
 
-def steps(clock: list[float]) -> list[float]:
+def steps(clock: list[tuple[float, float]]) -> dict[str, list[float]]:
     """Differences of the times at which steps ended, the first ones left out."""
-    return [b - a for a, b in itertools.pairwise(clock)][WARM - 1 :]
+    pairs = list(itertools.pairwise(clock))[WARM - 1 :]
+    return {name: [b[k] - a[k] for a, b in pairs] for k, name in enumerate(("seconds", "processor"))}
 
 
 def measure(side: str, python: str, folder: Path, precision: str, options: argparse.Namespace) -> dict[str, object]:
@@ -138,6 +140,7 @@ def measure(side: str, python: str, folder: Path, precision: str, options: argpa
     for name in ("steps", "prompts", "samples", "new"):
         words += [f"--{name}", getattr(options, name)]
     environment = {k: v for k, v in os.environ.items() if side == "anypo" or k != "PYTHONPATH"}
+    environment["OMP_NUM_THREADS"] = str(options.threads)
     command = [python, __file__, *map(str, words)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
@@ -172,24 +175,44 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
         folder = options.folder or Path(made)
         prepare(folder)
         found: dict[str, object] = {"hardware": hardware(), "settings": vars(options) | {"peer": None, "folder": None}}
-        for precision in options.precision.split(","):
-            sides: dict[str, list[dict[str, object]]] = {"anypo": [], "trl": []}
-            for repeat in range(options.repeats):
+        sides: dict[str, list[dict[str, object]]] = {}
+        for repeat in range(options.repeats):
+            for precision in options.precision.split(","):
                 for side, python in (("anypo", sys.executable), ("trl", options.peer)):
                     one = measure(side, python, folder, precision, options)
-                    sides[side].append(one)
-                    median = statistics.median(one["seconds"])
+                    sides.setdefault(f"{side} {precision}", []).append(one)
+                    wall, processor = (statistics.median(one[k]) for k in ("seconds", "processor"))
                     print(
-                        f"{precision:5} {side:6} {repeat}  {median:7.3f} s/step  {one['tokens']:6.0f} tokens",
+                        f"{side:5} {precision} {repeat}  {wall:6.3f} s/step, {processor:6.3f} s of processor time,"
+                        f" {one['tokens']:5.0f} tokens",
                         flush=True,
                     )
-            pairs = zip(sides["trl"], sides["anypo"], strict=True)
-            ratios = sorted(statistics.median(t["seconds"]) / statistics.median(a["seconds"]) for t, a in pairs)
-            medians = {k: statistics.median(s for one in runs for s in one["seconds"]) for k, runs in sides.items()}
-            ratio = medians["trl"] / medians["anypo"]
-            print(f"{precision:5} {ratio:.2f} times as fast as TRL ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
-            found[precision] = {"medians": medians, "ratio": ratio, "ratios": ratios, "runs": sides}
+        found["runs"] = sides
+        for own, peer in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):
+            if f"anypo {own}" in sides and f"trl {peer}" in sides:
+                for clock in ("seconds", "processor"):
+                    one = found[f"{clock}: anypo {own}, trl {peer}"] = ratio(
+                        *([run[clock] for run in sides[side]] for side in (f"trl {peer}", f"anypo {own}"))
+                    )
+                    print(
+                        f"anypo {own} is {one['ratio']:.2f} times as fast as TRL {peer} ({one['least']:.2f} to {one['most']:.2f})"
+                        f" by {clock}",
+                        flush=True,
+                    )
     return found
+
+
+def ratio(slow: list[list[float]], fast: list[list[float]]) -> dict[str, float]:
+    """Ratio of the medians of all steps, and the extremes over the pairs of processes."""
+    pairs = [statistics.median(a) / statistics.median(b) for a, b in zip(slow, fast, strict=True)]
+    medians = [statistics.median(itertools.chain(*runs)) for runs in (slow, fast)]
+    return {
+        "peer": medians[0],
+        "own": medians[1],
+        "ratio": medians[0] / medians[1],
+        "least": min(pairs),
+        "most": max(pairs),
+    }
 
 
 def main() -> None:
@@ -199,6 +222,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32,bf16")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each side")
     parser.add_argument("--steps", type=int, default=8, help="counted steps of a process")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--new", type=int, default=48)
