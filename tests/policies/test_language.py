@@ -343,7 +343,6 @@ def test_tiles_shared_prompts_and_checkpointing_change_neither_value_nor_gradien
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ):
     policy = likely_to_end(LanguageModel.load(request.getfixturevalue(name), max_new=10, value=True), 10)
-    policy.double()
     torch.nn.init.normal_(policy.value_head.weight, generator=seeded(1))
     prompts = [policy.encode(p) for p in PROMPTS]
     b = rows(policy, prompts, samples=6)
