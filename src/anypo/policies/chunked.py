@@ -51,8 +51,9 @@ def functionals(
     tokens = max(1, chunk // vocabulary)
     if len(hidden) <= tokens:
         return dict(zip(names, read(head(hidden), taken), strict=True))
-    if type(head) is torch.nn.Linear and head.bias is None and torch.is_grad_enabled():
-        found = _Linear.apply(read, tokens, hidden, head.weight, taken)
+    linear: Any = head if type(head) is torch.nn.Linear else None  # an adapter computes more than that
+    if linear is not None and linear.bias is None and torch.is_grad_enabled():
+        found = _Linear.apply(read, tokens, hidden, linear.weight, taken)
         return dict(zip(names, cast(tuple[Tensor, ...], found), strict=True))
     pairs = zip(hidden.split(tokens), taken.split(tokens), strict=True)
     pieces = [
