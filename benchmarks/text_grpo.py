@@ -174,7 +174,10 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
         prepare(folder)
-        found: dict[str, object] = {"hardware": hardware(), "settings": vars(options) | {"peer": None, "folder": None}}
+        found: dict[str, object] = {
+            "hardware": hardware(),
+            "settings": {k: v for k, v in vars(options).items() if k not in ("peer", "folder", "json")},
+        }
         sides: dict[str, list[dict[str, object]]] = {}
         for repeat in range(options.repeats):
             for precision in options.precision.split(","):
