@@ -25,6 +25,15 @@ def test_ensembles_end_above_a_single_reward_model_at_the_largest_n(tmp_path: Pa
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
+def test_speed_is_printed_for_every_kind_and_size() -> None:
+    lines = printed("ppo_cartpole.py", "--rounds", "1", "--scale", "0.03")
+    medians = {line.split()[0]: float(line.split()[2]) for line in lines if "median" in line}
+    assert medians.keys() == {"gym", "tensor"}
+    lines = printed("many_environments.py", "--powers", "3", "6")
+    assert [line.split()[0] for line in lines] == ["2^3", "2^6"]
+    assert min(*medians.values(), *(float(line.split()[2]) for line in lines)) > 0
+
+
 @pytest.mark.slow
 def test_pairs_teach_a_rule_and_leave_the_rest_of_the_answer(tmp_path: Path) -> None:
     lines = printed("preferences.py", "--out", str(tmp_path / "p"))

@@ -37,7 +37,7 @@ def train(words: Words) -> None:
 
     Every flag takes a value and is a dotted path of the YAML file:
 
-    - `--task T`: sums (default), jsonl:FILE, pairs:FILE, reasoning-gym:NAME, gym:ENV_ID, bandit (see `anypo tasks`); `--task.OPTION value`
+    - `--task T`: sums (default), jsonl:FILE, pairs:FILE, gym:ENV_ID, tensor:NAME, ... (see `anypo tasks`); `--task.OPTION value`
     - `--policy P`: tiny, hf:NAME_OR_DIR, mlp, table (default: the task's own); `--policy.OPTION value`, such as `--policy.lora.r 8`
     - `--reward FILE.py:FUNCTION`: a reward of a jsonl or pairs task, or exact, numeric, math, regex, model:RUN; may be repeated
     - `--STAGE part` and `--STAGE.setting value`: collect, ...; see `anypo parts`
@@ -462,16 +462,19 @@ def microscope(
     config = configuration(words)
     found = anypo.method(config.method).configure(config.stages)
     reading = look(found)
-    if png is not None:
+    if png is not None and reading.curve:
         picture(reading, config.method, png)
     if as_json:
         typer.echo(json.dumps(asdict(reading), indent=2))
         return
-    table = Table("log ratio", "W (A = +1)", "W (A = -1)")
-    for x, up, down in reading.curve:
-        table.add_row(f"{x:+.2f}", f"{up:.3f}", f"{down:.3f}")
-    out.print(table)
-    typer.echo(f"on-policy gain {reading.gain:.3f} (plain REINFORCE with the same advantages and mean is 1)")
+    if reading.gain is None:
+        typer.echo("weight and gain: none, the policy does not learn from the advantage of its log-probabilities")
+    else:
+        table = Table("log ratio", "W (A = +1)", "W (A = -1)")
+        for x, up, down in reading.curve:
+            table.add_row(f"{x:+.2f}", f"{up:.3f}", f"{down:.3f}")
+        out.print(table)
+        typer.echo(f"on-policy gain {reading.gain:.3f} (plain REINFORCE with the same advantages and mean is 1)")
     if reading.quality is None:
         typer.echo(
             "gradient on enumerable sequences: not measured, the method looks at what a table of logits does not have"

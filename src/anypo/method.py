@@ -277,9 +277,9 @@ class Method:
 
     @cached_property
     def _switches(self) -> list[Knob]:
-        """Coefficients that move: at 0 a part is skipped with all it needs."""
-        found = (getattr(part, "coef", None) for slot in LOSS for part in self.parts(slot))
-        return [knob for knob in found if isinstance(knob, Knob)]
+        """Coefficients that let their parts rest."""
+        found: list[Any] = [getattr(part, "coef", None) for slot in LOSS for part in self.parts(slot)]
+        return [knob for knob in found if getattr(knob, "rests", False)]
 
     @cached_property
     def _live(self) -> dict[tuple[bool, ...], dict[str, View]]:
@@ -308,6 +308,23 @@ class Method:
             "replays": replays,
             "reuse": self.stages["step"].epochs != 1,
         }
+
+    def tail(self, name: str) -> tuple[int, ...]:
+        """Sizes of a field beyond [row, step] in a made-up batch: members of an ensemble, proposed actions (3 experts), action
+        dimensions (2), discrete choices (3)."""
+        view = (self.live | self.views).get(name)
+        if view is None:
+            return ()
+        draw, functional = view.draw, view.functional
+        proposed = () if draw is None else (3,) if draw.how == "each" else () if draw.count is None else (draw.count,)
+        if functional in ("action", "taken", "nearest", "vae"):
+            return (*proposed, 2)
+        if functional == "routing":
+            return (3,)
+        spec = self.networks.get(functional.split("_")[0])
+        if spec is None or spec.of != "action" or functional.endswith("_kl"):
+            return proposed
+        return (*proposed, *((3,) if functional.endswith("_all") else ()), spec.ensemble)
 
     def passes(self) -> list[str]:
         """The forward passes a batch costs, each with what it computes."""
@@ -414,9 +431,9 @@ class Method:
 
 
 def idle(part: Any) -> bool:
-    """Its coefficient is a knob that stands at 0: the part is skipped, and so is all it would need."""
-    coef = getattr(part, "coef", None)
-    return isinstance(coef, Knob) and float(coef) == 0
+    """Its coefficient is a knob that lets it rest, and stands at 0: the part is skipped, and so is all it would need."""
+    coef: Any = getattr(part, "coef", None)
+    return getattr(coef, "rests", False) and float(coef) == 0
 
 
 def unjudged(b: Trajectories) -> Trajectories:
@@ -435,7 +452,7 @@ def ratio_metrics(x: Tensor, b: Trajectories) -> dict[str, Tensor]:
     """Mean and largest importance ratio, and the divergence from the sampling policy estimated by k3."""
     valid = b.valid if x.ndim == 2 else torch.ones_like(x, dtype=torch.bool)
     r = ratio(x)
-    kl = ratio(-x) + x - 1
+    kl = r.reciprocal() + x - 1
     return {
         "ratio": masked_mean(r, valid),
         "ratio_max": torch.cat([torch.where(valid, r, 0.0).flatten(), r.new_zeros(1)]).max(),

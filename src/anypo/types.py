@@ -109,7 +109,7 @@ class Trajectories:
     def valid(self) -> Bool[Tensor, "row step"]:
         """The mask as booleans; every decision counts where no mask is given."""
         if self.mask is not None:
-            return self.mask != 0
+            return self.mask if self.mask.dtype == torch.bool else self.mask != 0
         like = next(t for t in (getattr(self, n) for n in STEP_FIELDS) if t is not None)
         return torch.ones(self.shape, dtype=torch.bool, device=like.device)
 
@@ -131,30 +131,42 @@ class Trajectories:
 
     def rows(self, index: Shaped[Tensor, " index"]) -> Trajectories:
         """The rows at `index` (integers or booleans), in that order."""
-        return self.map(lambda t: t[index])
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
+        return self.map(lambda t: t.index_select(0, index) if t.device == index.device else t[index])
 
     def decisions(self) -> Trajectories:
         """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""
         valid = self.valid
-        row = valid.nonzero()[:, 0]
+        flat = valid.flatten().nonzero()[:, 0]
+        every, row = len(flat) == valid.numel(), flat // max(valid.shape[1], 1)
+        if every and valid.shape[1] == 1:
+            return self
+
+        def each(t: Tensor) -> Tensor:
+            t = t.flatten(0, 1)
+            return (t if every else t.index_select(0, flat)).unsqueeze(1)
+
         changes: dict[str, Any] = {}
         for name in FIELDS:
             tensor = getattr(self, name)
             if isinstance(tensor, Tensor):
-                changes[name] = tensor[valid].unsqueeze(1) if name in STEP_FIELDS else tensor[row]
-        changes["trace"] = {k: t[valid].unsqueeze(1) for k, t in self.trace.items()}
+                changes[name] = each(tensor) if name in STEP_FIELDS else tensor.index_select(0, row)
+        changes["trace"] = {k: each(t) for k, t in self.trace.items()}
         changes["extra"] = {
-            k: t[valid].unsqueeze(1) if t.shape[:2] == valid.shape else t[row] for k, t in self.extra.items()
+            k: each(t) if t.shape[:2] == valid.shape else t.index_select(0, row) for k, t in self.extra.items()
         }
         return replace(self, **changes)
 
     def clean(self) -> Trajectories:
         """Zeros under the mask and at least float32: what parts see, so that masked slots cannot matter."""
         valid = self.valid
+        # where every decision counts nothing is to be zeroed; to know that of a GPU's mask would mean to wait for it
+        whole = valid.device.type == "cpu" and bool(valid.all())
 
         def tidy(t: Tensor) -> Tensor:
             t = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-            if t.shape[:2] != valid.shape or not t.is_floating_point():
+            if whole or t.shape[:2] != valid.shape or not t.is_floating_point():
                 return t
             keep = valid if t.ndim == 2 else valid.reshape(*valid.shape, *[1] * (t.ndim - 2))
             return torch.where(keep, t, torch.zeros((), dtype=t.dtype, device=t.device))

@@ -557,7 +557,23 @@ def test_several_value_heads_are_saved_and_loaded(tmp_path, text):
     assert not torch.equal(policy.value_head.weight[0], policy.value_head.weight[1])
 
 
-@pytest.mark.parametrize("method", [n for n in METHODS if not hasattr(anypo.method(n).stages["trust"], "per_group")])
+SAMPLING = [n for n in METHODS if not anypo.method(n).traits["replays"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "critic", "changes"),
+    [("sac", {"gamma": 0.9}, True), ("dqn", {"next": "double"}, True), ("td3", {"tau": 0.1}, False)],
+)
+def test_changes_of_a_value_function_are_proven_on_a_probe_batch(method, critic, changes):
+    from anypo.loops.checks import notes
+
+    task = "gym:CartPole-v1" if method == "dqn" else "gym:Pendulum-v1"
+    found = " ".join(notes(runs.build(configuration.from_dict({"method": method, "task": task, "critic": critic}))))
+    assert ("changes the gradient by" in found) == changes
+    assert ("changes nothing" in found) != changes
+
+
+@pytest.mark.parametrize("method", [n for n in SAMPLING if not hasattr(anypo.method(n).stages["trust"], "per_group")])
 def test_replacing_a_stage_of_any_method_is_proven_on_a_probe_batch(method):
     from anypo.loops.checks import notes
 

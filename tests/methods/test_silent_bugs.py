@@ -31,7 +31,9 @@ from anypo.parts import (
 )
 from anypo.types import FIELDS
 
-every_method = pytest.mark.parametrize("name", anypo.methods())
+SAMPLING = [n for n in anypo.methods() if not anypo.method(n).traits["replays"]]
+"""Methods on rows that a policy sampled; those on transitions are in the property suite and in test_values."""
+every_method = pytest.mark.parametrize("name", SAMPLING)
 GROUPWISE = (
     AddProgress,
     Baseline,
@@ -59,14 +61,14 @@ def judged_by_group(name: str) -> bool:
     )
 
 
-grouped = pytest.mark.parametrize("name", [n for n in anypo.methods() if judged_by_group(n)])
+grouped = pytest.mark.parametrize("name", [n for n in SAMPLING if judged_by_group(n)])
 fills_advantage = pytest.mark.parametrize(
     "name",
-    [n for n in anypo.methods() if any(not isinstance(p, Combine | KeepExtremes | ReferencePoint) for p in links(n))],
+    [n for n in SAMPLING if any(not isinstance(p, Combine | KeepExtremes | ReferencePoint) for p in links(n))],
 )
-EXTRAS = sorted({field for n in anypo.methods() for field in all_reads(anypo.method(n))} - set(FIELDS))
+EXTRAS = sorted({field for n in SAMPLING for field in all_reads(anypo.method(n))} - set(FIELDS))
 random_batch = partial(strategies.random_batch, extra=EXTRAS)
-learns_value = pytest.mark.parametrize("name", [n for n in anypo.methods() if anypo.method(n).traits["critic"]])
+learns_value = pytest.mark.parametrize("name", [n for n in SAMPLING if anypo.method(n).traits["critic"]])
 
 
 def f64(*values: float) -> Tensor:
@@ -94,9 +96,7 @@ def test_extra_padding_changes_neither_loss_nor_gradient(name: str) -> None:
     assert metrics["denominator"] == metrics_["denominator"] == b.valid.sum()
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in anypo.methods() if not hasattr(anypo.method(n).stages["trust"], "per_group")]
-)
+@pytest.mark.parametrize("name", [n for n in SAMPLING if not hasattr(anypo.method(n).stages["trust"], "per_group")])
 def test_a_truncated_row_without_mask_leaves_numerator_and_denominator_together(name: str) -> None:
     """Clearing a row's mask by hand is the same, for the token mean, as the batch without that row."""
     method = anypo.method(name, reduce="mean")
@@ -153,7 +153,7 @@ def test_a_log_ratio_beyond_what_exp_can_hold_stays_finite(name: str, x: float) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", [n for n in anypo.methods() if "logp_old" in anypo.method(n).reads("ratio")])
+@pytest.mark.parametrize("name", [n for n in SAMPLING if "logp_old" in anypo.method(n).reads("ratio")])
 def test_an_unchanged_policy_has_ratio_exactly_one_and_clips_nothing(name: str, dtype: torch.dtype) -> None:
     method = anypo.method(name)
     b = random_batch(14, 6, 6, dtype=dtype, holes=0.3)
@@ -243,7 +243,7 @@ def test_equal_scores_that_are_no_binary_fractions_give_exactly_zero(name: str) 
 # ---------------------------------------------------------------- the end of an episode
 
 
-@pytest.mark.parametrize("name", [n for n in anypo.methods() if Value in map(type, anypo.method(n).stages["critic"])])
+@pytest.mark.parametrize("name", [n for n in SAMPLING if Value in map(type, anypo.method(n).stages["critic"])])
 def test_a_time_limit_does_not_zero_the_bootstrap_and_a_terminal_state_does(name: str) -> None:
     credit = next(p for p in anypo.method(name).stages["credit"] if getattr(p, "bootstraps", False))
     b = Trajectories(
@@ -274,7 +274,7 @@ def test_discounts_are_raised_to_the_power_of_the_steps_between() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in anypo.methods() if all(isinstance(p, (*GROUPWISE, Gae, NStep, Returns, Whiten)) for p in links(n))],
+    [n for n in SAMPLING if all(isinstance(p, (*GROUPWISE, Gae, NStep, Returns, Whiten)) for p in links(n))],
 )
 def test_credit_of_a_row_does_not_reach_into_the_next_episode(name: str) -> None:
     """Changing rows of one request leaves the others' credit as it was (whitening, which is batch-wide, aside)."""

@@ -19,6 +19,19 @@ from anypo.stages import CHAINS, LEVELS
 FURTHER = (
     "median", "logp_ablated", "logp_noise", "step_mean", "step_mean_old", "step_mean_ref", "guess", "guess_ref", "denoised",
 )  # fmt: skip
+ENSEMBLE = (
+    "q", "q_next", "q_std", "q_next_std", "q_taken", "q_now", "q_drawn", "q_next_now", "q_pi", "q_policy", "q_vae",
+)  # fmt: skip
+TAILS = (
+    dict.fromkeys(ENSEMBLE, (2,))
+    | dict.fromkeys(("q_next_all", "q_choices", "q_all", "q_experts"), (3, 2))
+    | dict.fromkeys(("routing", "logp_experts"), (3,))
+    | dict.fromkeys(("action_policy", "taken", "nearest", "vae", "vae_policy"), (2,))
+    | {f"q_at_{at}": (10, 2) for at in ("uniform", "here", "next")}
+    | {f"logp_of_{at}": (10,) for at in ("uniform", "here", "next")}
+    | dict.fromkeys(("v", "v_next", "v_now", "vae_kl", "terminal", "expert", "logp_next", "logp_policy", "luck"), ())
+)
+"""What parts of value learning read, with the sizes beyond [row, step]."""
 EVERY = [(stage, name) for stage, known in PARTS.items() for name in known]
 every_part = pytest.mark.parametrize(("stage", "name"), EVERY)
 
@@ -52,7 +65,9 @@ def batch(dtype: torch.dtype = torch.float64) -> Trajectories:
         mask=torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool),
         group=torch.tensor([0, 0, 1, 1]),
         truncated=torch.tensor([False, True, False, False]),
-        extra={name: normal(4, 5) for name in FURTHER} | {name: normal(4, 5).abs() + 0.1 for name in POSITIVE},
+        extra={name: normal(4, 5) for name in FURTHER}
+        | {name: normal(4, 5).abs() + 0.1 for name in POSITIVE}
+        | {name: normal(4, 5, *tail) for name, tail in TAILS.items()},
     )
 
 
@@ -160,14 +175,20 @@ def test_parts_of_the_objective_are_finite_and_differentiable_in_any_method(
     if stage == "trust" and "advantage" not in part.reads and part.level != "decision":  # on rows, or groups of them
         method = method.but(ratio=LogRatio("row"), reduce=Each() if hasattr(part, "per_group") else Mean("row"))
     method = method.but(**{stage: [part] if stage in CHAINS else part})
-    leaves = {n: getattr(batch(dtype), n).requires_grad_() for n in ("logp", "value", "entropy")}
-    loss, metrics = method.loss(batch(dtype).but(**leaves))
+    names = {"logp", "value", "entropy", *(n for n in getattr(part, "live", {}) if n in TAILS)}
+    leaves = {n: batch(dtype).get(n).requires_grad_() for n in names}
+    loss, metrics = method.loss(batch(dtype).put(leaves))
     loss.backward()
     assert loss.dtype == dtype
     assert loss.isfinite()
-    leaf = leaves["value" if stage == "ratio" and "logp" not in part.reads else "logp"]
-    assert leaf.grad.isfinite().all()
-    assert leaf.grad.abs().sum() > 0
+    slopes = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+    assert all(slope.isfinite().all() for slope in slopes)
+    assert sum(float(slope.abs().sum()) for slope in slopes) > 0
+    if name == "follow":  # has no objective of its own
+        return
+    own = [n for n in leaves if n in getattr(part, "live", {})]
+    own = own or ["value" if stage == "ratio" and "logp" not in part.reads else "logp"]
+    assert any(leaves[n].grad is not None and leaves[n].grad.abs().sum() > 0 for n in own)
     assert all(m.isfinite() for m in metrics.values())
 
 

@@ -279,6 +279,7 @@ class Starts:
     """Starts in order, each request answered with the outcomes prescribed for it."""
 
     standing = False
+    decisions = batches = 0
 
     def __init__(self) -> None:
         self.asked = 0

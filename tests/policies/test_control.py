@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anypo.errors import RunError, UsageError
-from anypo.policies.control import MLPPolicy
+from anypo.policies.control import SMALL, Categoricals, MLPPolicy, Tanh
 from anypo.policies.normalize import RunningNorm
 from anypo.types import Trajectories
 
@@ -83,6 +83,27 @@ def test_samples_follow_the_stated_probabilities():
     decided = policy.act(obs, generator())
     frequency = torch.bincount(decided.action, minlength=4) / len(obs)
     torch.testing.assert_close(frequency, torch.tensor([0.0, 1.0, 2.0, -1.0]).softmax(0), atol=0.01, rtol=0)
+
+
+def test_samples_are_those_of_torch_multinomial():
+    logits = torch.randn(500, 9, generator=torch.Generator().manual_seed(1))
+    logits[:, 3] = -torch.inf
+    drawn = Categoricals(logits, [5, 4]).sample(torch.Generator().manual_seed(2))
+    g = torch.Generator().manual_seed(2)
+    each = [torch.multinomial(x.softmax(-1), 1, generator=g) for x in logits.split([5, 4], -1)]
+    assert torch.equal(drawn, torch.cat(each, -1))
+    assert not (drawn[:, 0] == 3).any()
+
+
+def test_the_fast_tanh_is_tanh():
+    x = torch.linspace(-30, 30, 2 * SMALL)
+    for dtype, error in ((torch.float32, 2e-7), (torch.float64, 1e-15)):
+        a, b = (x.to(dtype, copy=True).requires_grad_() for _ in range(2))
+        ours, theirs = Tanh()(a), b.tanh()
+        torch.testing.assert_close(ours, theirs, atol=error, rtol=0)
+        ours.square().sum().backward()
+        theirs.square().sum().backward()
+        torch.testing.assert_close(a.grad, b.grad, atol=10 * error, rtol=0)
 
 
 def test_evaluate_returns_only_what_is_wanted_and_reaches_every_parameter():

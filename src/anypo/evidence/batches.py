@@ -74,6 +74,15 @@ def random_batch(
     if (bootstrap := maybe(normal(rows))) is not None:
         arrays["bootstrap"] = bootstrap
         arrays["done"] = maybe(rng.random(rows) < 0.5)
+    found: dict[str, Any] = {k: torch.as_tensor(v) for k, v in arrays.items() if v is not None}
+    made = Trajectories(
+        mask=torch.as_tensor(mask),
+        group=torch.as_tensor(rng.integers(0, rows // 2 + 1, rows) * 7 - 3),  # interleaved, ids with gaps
+        segment=torch.as_tensor(np.sort(rng.integers(0, 3, (rows, steps)), 1)),
+        truncated=None if (cut := maybe(rng.random(rows) < 0.3)) is None else torch.as_tensor(cut),
+        budget=maybe(steps + 3),
+        **{k: t.to(dtype) if t.is_floating_point() else t for k, t in found.items()},
+    )
     tails = dict(extra) if isinstance(extra, Mapping) else dict.fromkeys(extra, ())
     flags = ("terminal", "expert")
     more = {
@@ -82,16 +91,7 @@ def random_batch(
     }
     positive = {name for name in more if name in POSITIVE or name.endswith("_std")}
     more = {name: np.abs(x) + 0.1 if name in positive else x for name, x in more.items()}
-    found: dict[str, Any] = {k: torch.as_tensor(v) for k, v in arrays.items() if v is not None}
-    return Trajectories(
-        mask=torch.as_tensor(mask),
-        group=torch.as_tensor(rng.integers(0, rows // 2 + 1, rows) * 7 - 3),  # interleaved, ids with gaps
-        segment=torch.as_tensor(np.sort(rng.integers(0, 3, (rows, steps)), 1)),
-        truncated=None if (cut := maybe(rng.random(rows) < 0.3)) is None else torch.as_tensor(cut),
-        budget=maybe(steps + 3),
-        extra={name: torch.as_tensor(x).to(dtype) for name, x in more.items()},
-        **{k: t.to(dtype) if t.is_floating_point() else t for k, t in found.items()},
-    )
+    return made.but(extra={name: torch.as_tensor(x).to(dtype) for name, x in more.items()})
 
 
 def all_reads(method: Method) -> set[str]:
@@ -137,24 +137,6 @@ def same_bits(x: Tensor, y: Tensor) -> bool:
     return x.dtype == y.dtype and torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
-def tail_of(method: Method, name: str) -> tuple[int, ...]:
-    """Sizes of a field beyond [row, step]: members of an ensemble, proposed actions (3 experts), action dimensions (2), choices (3)."""
-    view = (method.live | method.views).get(name)
-    if view is None:
-        return ()
-    draw, functional = view.draw, view.functional
-    proposed = () if draw is None else (3,) if draw.how == "each" else () if draw.count is None else (draw.count,)
-    if functional in ("action", "taken", "nearest", "vae"):
-        return (*proposed, 2)
-    if functional == "routing":
-        return (3,)
-    base = functional.split("_")[0]
-    spec = method.networks.get(base)
-    if spec is None or spec.of != "action" or functional.endswith("_kl"):
-        return proposed
-    return (*proposed, *((3,) if functional.endswith("_all") else ()), spec.ensemble)
-
-
 def drawn(method: Method, seed: int, **fixed: Any) -> Trajectories:
     """One random batch that holds whatever the method reads, a function of the seed."""
     rng = np.random.default_rng([seed, 7])
@@ -164,7 +146,7 @@ def drawn(method: Method, seed: int, **fixed: Any) -> Trajectories:
         "holes": float(rng.choice([0.0, 0.3, 0.7])),
         "outcome": str(rng.choice(["score", "scores", "reward"])),
         "spread": float(rng.choice([0.0, 0.3, 2.0])),
-        "extra": {name: tail_of(method, name) for name in sorted(all_reads(method) - set(FIELDS))},
+        "extra": {name: method.tail(name) for name in sorted(all_reads(method) - set(FIELDS))},
     }
     if "reward" in all_reads(method):
         arguments["outcome"] = "reward"

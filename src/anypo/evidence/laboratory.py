@@ -292,7 +292,7 @@ def control(method: Method, seed: int, *, env: str = "CartPole-v1", steps: int =
 
 
 def replayed(
-    method: Method, seed: int, *, batches: int = 120, first: int = 192, ratio: float = 1.0, late: int = 0, **task: Any
+    method: Method, seed: int, *, batches: int = 60, first: int = 192, ratio: float = 1.0, late: int = 0, **task: Any
 ) -> Measures:
     """Value learning on `reach.Reach` (its settings): 2 episodes a batch, networks of 64-64, minibatches of 64.
 
@@ -431,9 +431,13 @@ EXPERIMENTS: dict[str, tuple[Experiment, dict[str, Any], str]] = {
         "behaviour cloning of an expert who uses four points of the plane",
     ),
     "control": (control, {}, "CartPole for 20,000 steps"),
-    "replay": (replayed, {}, "a point reaches for a goal, 2,880 decisions"),
+    "replay": (replayed, {}, "a point reaches for a goal, 1,440 decisions"),
     "offline": (replayed, {"data": "mixed"}, "the same from recorded episodes, four in five of them random"),
-    "two-peaks": (replayed, {"peaks": True, "batches": 400, "first": 64}, "one decision with two equally good answers"),
+    "two-peaks": (
+        replayed,
+        {"peaks": True, "batches": 600, "first": 64, "reward_scale": 20.0},
+        "one decision with two equally good answers",
+    ),
 }
 """Name -> (function, settings it is run with unless a claim says otherwise, what it is about)."""
 

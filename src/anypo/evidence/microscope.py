@@ -23,12 +23,13 @@ SIGNS = (1.0, -1.0)
 @dataclass(frozen=True)
 class Reading:
     """curve: rows (log r, W at A = +1, W at A = -1), W = -dF/dlogp of one decision over its coefficient in the mean.
-    gain: length of dF/dlogp at ratio 1 over that of plain REINFORCE with the same advantages and mean. dead: terms without any
+    gain: length of dF/dlogp at ratio 1 over that of plain REINFORCE with the same advantages and mean. A method whose policy learns
+    from no advantage has neither. dead: terms without any
     gradient; idle: terms switched off by a coefficient of 0. quality: bias and cosine on enumerable sequences, None where the
     method needs more than those offer."""
 
     curve: list[tuple[float, float, float]]
-    gain: float
+    gain: float | None
     dead: list[str]
     idle: list[str]
     quality: dict[str, float] | None
@@ -37,21 +38,30 @@ class Reading:
 def look(method: Method) -> Reading:
     """All measurements of one method."""
     dead, idle = lifeless(method)
-    return Reading(weight_curve(method), gain(method), dead, idle, quality(method))
+    if "logp" not in method.live or "advantage" not in method.reads("trust"):  # learns through values alone
+        return Reading([], None, dead, idle, None)
+    return Reading(
+        weight_curve(method), gain(method), dead, idle, None if method.traits["replays"] else quality(method)
+    )
+
+
+def probe_batch(method: Method, seed: int, rows: int, steps: int, spread: float, holes: float) -> Trajectories:
+    """A random batch with everything the method reads."""
+    extra = {name: method.tail(name) for name in sorted(all_reads(method) - set(FIELDS))}
+    outcome = "reward" if method.traits["replays"] and "reward" in all_reads(method) else "score"
+    return random_batch(seed, rows, steps, spread=spread, holes=holes, optional=False, outcome=outcome, extra=extra)
 
 
 def on_policy(method: Method, rows: int = 8, steps: int = 4) -> Trajectories:
     """A batch of two groups, half of each right, at ratio 1, with advantages of +1 and -1 and everything the method reads."""
-    b = random_batch(
-        0, rows, steps, spread=0.0, holes=0.0, optional=False, extra=sorted(all_reads(method) - set(FIELDS))
-    )
+    b = probe_batch(method, 0, rows, steps, spread=0.0, holes=0.0)
     right = (torch.arange(rows) % 2 == 0).double()
     b = b.but(
         score=right, scores=None, weight=None, group=torch.arange(rows) // (rows // 2), truncated=None, fresh=None
     )
     b = method.prepare(b)
     a = (2 * right - 1).unsqueeze(1).expand(rows, steps).clone()
-    returns = None if b.returns is None else b.value + a if b.value is not None else None
+    returns = None if b.returns is None or b.value is None else b.value + a
     same = {
         f"{name}_{of}": x for name, x in b.extra.items() for of in ("old", "ref", "ema") if f"{name}_{of}" in b.extra
     }
@@ -106,7 +116,8 @@ def lifeless(method: Method) -> tuple[list[str], list[str]]:
     dead: list[str] = []
     idle: list[str] = []
     silent = method.but(terms=[], critic=[])
-    candidates: list[tuple[str, Any]] = [("trust", None)]
+    # a part that is meant to have no objective is not dead
+    candidates: list[tuple[str, Any]] = [] if getattr(method.stages["trust"], "silent", False) else [("trust", None)]
     candidates += [(slot, part) for slot in ("terms", "critic") for part in method.stages[slot]]
     for slot, part in candidates:
         name = f"{slot}: {describe(part if part is not None else method.stages['trust'])}"
@@ -123,8 +134,7 @@ def lifeless(method: Method) -> tuple[list[str], list[str]]:
 
 def has_gradient(method: Method, probe: Method, slot: str, seed: int, spread: float) -> bool:
     """Whether a term, alone beside the main surrogate, changes the gradient on a batch that far from every anchor."""
-    extra = sorted(all_reads(method) - set(FIELDS))
-    b = random_batch(seed, 12, 6, spread=spread, holes=0.1, optional=False, extra=extra)
+    b = probe_batch(method, seed, 12, 6, spread=spread, holes=0.1)
     b = (
         b.but(expert_mask=torch.arange(12) % 3 == 0)
         if any(getattr(p, "rows", "") == "expert" for p in method.stages["terms"])

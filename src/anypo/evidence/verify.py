@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test(method: Method, claim: Claim, seeds: Iterable[int]) -> dict[str, Any]:
         mine, theirs = settings | {"lr": lr / gain(method)}, settings | {"lr": lr / gain(other)}
     values = [
         [
-            run_experiment(claim.experiment, find_fresh(m), seed, s)[claim.measure]
+            measured(claim.experiment, m.card.id, seed, json.dumps(s))[claim.measure]
             for m, s in ((method, mine), (other, theirs))
         ]
         for seed in seeds
@@ -85,9 +86,10 @@ def test(method: Method, claim: Claim, seeds: Iterable[int]) -> dict[str, Any]:
     }
 
 
-def find_fresh(method: Method) -> Method:
-    """The method with knobs as they stand at the start of a run."""
-    return find(method.card.id)
+@cache
+def measured(experiment: str, method: str, seed: int, settings: str) -> dict[str, float]:
+    """What an experiment found; several claims may be against the same method under the same seeds."""
+    return run_experiment(experiment, find(method), seed, json.loads(settings))
 
 
 def examine(name: str, seeds: Sequence[int], quick: bool = False, cases: int = CASES) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def replacements(run: Run) -> list[str]:
             continue
         name = " -> ".join(mine[slot]) or "none"
         without = probe(run.method.but(**{slot: base.stages[slot]}), len(run.task.channels))
-        change = float((probe(run.method, len(run.task.channels)) - without).norm() / without.norm().clamp(min=1e-12))
+        change = apart(probe(run.method, len(run.task.channels)), without)
         if change > 1e-6:
             found.append(f"{slot}: {name} changes the gradient by {100 * change:.3g}%")
         else:
@@ -55,8 +55,23 @@ def replacements(run: Run) -> list[str]:
     return found
 
 
-def probe(method: Method, channels: int) -> Tensor:
-    """dF/d(logp, entropy, value) on a synthetic batch that has every field, ratios well off 1 and gaps in its mask."""
+def apart(some: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """|some - other| / |other| over all views; a view that one of them lacks, or has in another shape, differs wholly."""
+    gap = 0.0
+    for name in some.keys() | other.keys():
+        one, two = some.get(name), other.get(name)
+        if one is not None and two is not None and one.shape == two.shape:
+            parts = [one - two]
+        else:
+            parts = [x for x in (one, two) if x is not None]
+        gap += sum(float(x.square().sum()) for x in parts)
+    size = sum(float(x.square().sum()) for x in other.values())
+    return math.sqrt(gap / max(size, 1e-24))
+
+
+def probe(method: Method, channels: int) -> dict[str, Tensor]:
+    """dF/d(logp, entropy, value, and what else it is differentiated through) on a synthetic batch that has every field, ratios
+    well off 1 and gaps in its mask."""
     rows, steps = 24, 12
     g = torch.Generator().manual_seed(0)
 
@@ -68,6 +83,11 @@ def probe(method: Method, channels: int) -> Tensor:
     mask[:, 0] = True
     leaves = {"logp": logp, "entropy": normal(rows, steps).abs(), "value": normal(rows, steps)}
     scores = (torch.rand(rows, channels, generator=g) < 0.5).double() + 0.1 * normal(rows, channels)
+    others = {
+        name: normal(rows, steps, *tail) if (tail := method.tail(name)) else logp - 0.5 * normal(rows, steps)
+        for name in sorted(method.reads(*method.stages) - set(FIELDS))
+    }
+    reward = normal(rows, steps) if "reward" in method.reads(*PROBED) else None
     batch = Trajectories(
         logp=leaves["logp"],
         entropy=leaves["entropy"],
@@ -84,13 +104,15 @@ def probe(method: Method, channels: int) -> Tensor:
         done=torch.arange(rows) % 2 == 0,
         truncated=torch.arange(rows) % 5 == 0,
         budget=steps,
-        extra={name: logp - 0.5 * normal(rows, steps) for name in sorted(method.reads(*method.stages) - set(FIELDS))},
+        reward=reward,
+        extra=others,
     )
     prepared = method.prepare(batch)
+    leaves |= {name: others[name] for name in method.live if name in others}
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
-    loss, _ = method.loss(prepared.but(**leaves))
+    loss, _ = method.loss(prepared.put(leaves))
     slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return torch.cat([slope.flatten() for slope in slopes])
+    return dict(zip(leaves, slopes, strict=True))
 
 
 def updates_per_batch(run: Run) -> int:

@@ -19,6 +19,7 @@ from anypo.loops.update import (
     evaluate,
     first_nonfinite,
     gradient,
+    loosened,
     minibatches,
     propose,
     standing,
@@ -103,7 +104,7 @@ def together(made: list[dict[str, float]]) -> dict[str, float]:
         for name, value in metrics.items():
             found.setdefault(name, []).append(value)
     means = {name: sum(values) / len(values) for name, values in found.items()}
-    return {**means, **{name: sum(found.get(name, ())) for name in ("skipped", "updates")}}
+    return {**means, **{name: float(sum(found.get(name, ()))) for name in ("skipped", "updates")}}
 
 
 def collect(run: Run, method: Method) -> tuple[Trajectories | None, dict[str, float]]:
@@ -239,6 +240,7 @@ def update(run: Run, method: Method, batch: Trajectories) -> dict[str, float]:
         return {"updates": 0.0}
     skipped = 0
     before = None if run.batch else [p.detach().clone() for p in run.policy.parameters() if p.requires_grad]
+    batch = loosened(batch, method, run.policy.independent, recipe.minibatch)  # once for all epochs
     for _ in range(recipe.epochs or 1):
         for part in minibatches(batch, method, run.policy.independent, recipe.minibatch, run.generator):
             part = with_late_views(run, method, part)

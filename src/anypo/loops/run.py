@@ -64,7 +64,9 @@ class Run:
 
     def anchor(self, name: str) -> dict[str, torch.Tensor]:
         """An anchor's weights; one that nobody read so far begins as the policy is now."""
-        return self.anchors.setdefault(name, snapshot(self.policy))
+        if name not in self.anchors:
+            self.anchors[name] = snapshot(self.policy)
+        return self.anchors[name]
 
     def enter(self) -> Method:
         """The phase the coming batch is in; a phase with a store of its own begins with an empty one."""
@@ -145,6 +147,10 @@ def build(config: Config, folder: Path | None = None) -> Run:
 def stocked(method: Method, task: Any, policy: Any) -> OpenStore:
     """The method's store, with the task's data in it where both know of transitions."""
     store = method.stages["store"].open()
+    if getattr(method.stages["collect"], "offline", False) and not hasattr(task, "transitions"):
+        raise UsageError(
+            f"the method {method.card.id} learns from data, and the task {task.name} has none: --task minari:ID or data:FILE"
+        )
     if method.traits["replays"] and hasattr(task, "transitions"):
         data = task.transitions()
         store.fill(data)  # pyright: ignore[reportAttributeAccessIssue]

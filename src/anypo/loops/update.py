@@ -26,12 +26,12 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
     Rows in which F has no gradient are not sent through the network a second time. Returns the metrics of the loss.
     """
     views = method.live
-    chunks = cut(batch, micro)
-    if len(chunks) == 1:
+    if fits(batch, micro):
         loss, metrics = method.loss(batch.put(look(policy, batch, views)))
         if loss.requires_grad:
             loss.backward()
         return metrics
+    chunks = cut(batch, micro)
     leaves = {name: view.requires_grad_() for name, view in evaluate(policy, batch, views, micro).items()}
     loss, metrics = method.loss(batch.put(leaves))
     slopes = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True))
@@ -132,9 +132,9 @@ def evaluate(
     anchors: Mapping[str, Anchor] | None = None,
 ) -> dict[str, Tensor]:
     """The views of a batch without gradient, in the batch's row order."""
-    chunks = cut(batch, micro)
-    if len(chunks) == 1:
+    if fits(batch, micro):
         return look(policy, batch, views, anchors)
+    chunks = cut(batch, micro)
     pieces = [look(policy, batch.rows(rows), views, anchors) for rows in chunks]
     back = torch.cat(chunks).argsort()
     return {name: torch.cat([piece[name] for piece in pieces])[back] for name in views}
@@ -143,10 +143,16 @@ def evaluate(
 LOGP = {"logp": View()}
 
 
+def fits(batch: Trajectories, micro: int) -> bool:
+    """Whether one forward pass takes the whole batch."""
+    rows, steps = batch.shape
+    return rows * steps <= micro
+
+
 def cut(batch: Trajectories, micro: int) -> list[Tensor]:
     """Row indices of micro-batches of at most `micro` decisions, rows of like length together (one row at least)."""
-    rows, steps = batch.shape
-    if rows * steps <= micro:
+    rows = batch.shape[0]
+    if fits(batch, micro):
         return [torch.arange(rows, device=batch.valid.device)]
     lengths, order = batch.lengths.sort(descending=True, stable=True)
     pieces, start = [], 0
@@ -155,6 +161,11 @@ def cut(batch: Trajectories, micro: int) -> list[Tensor]:
         pieces.append(order[start : start + size])
         start += size
     return pieces
+
+
+def loosened(batch: Trajectories, method: Method, independent: bool, size: int | None) -> Trajectories:
+    """The batch as single decisions, where minibatches of `size` may be cut from those."""
+    return batch.decisions() if size and independent and method.level == "decision" else batch
 
 
 def minibatches(
@@ -169,8 +180,7 @@ def minibatches(
     if not size or level == LEVELS.index("batch"):
         yield batch
         return
-    if level == LEVELS.index("decision") and independent:
-        batch = batch.decisions()
+    batch = loosened(batch, method, independent, size)
     rows = batch.shape[0]
     if level == LEVELS.index("group") and batch.group is not None:
         unit, units = index_groups(batch.group)

@@ -55,6 +55,7 @@ class FromData:
 
     requests: int | None = None
     samples: int | None = None
+    offline = True
 
     def __call__(self, pool: Pool, want: Want) -> Generator[list[Request], Trajectories, Trajectories | None]:
         return None

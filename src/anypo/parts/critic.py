@@ -10,7 +10,6 @@ from torch import Tensor
 
 from anypo.parts._register import register
 from anypo.parts.reduce import Mean
-from anypo.parts.statistics import masked_mean
 from anypo.stages import Level, Number
 from anypo.types import Trajectories
 
@@ -47,8 +46,11 @@ class Value:
 def explained(b: Trajectories) -> Tensor:
     """1 - Var(R - V) / Var(R) over valid decisions: 1 is a perfect critic, 0 a constant one."""
     assert b.value is not None and b.returns is not None
+    valid, count = b.valid, b.valid.sum().clamp(min=1)
 
-    def variance(x: Tensor) -> Tensor:
-        return masked_mean((x - masked_mean(x, b.valid)).square(), b.valid)
+    def mean(x: Tensor) -> Tensor:
+        return torch.where(valid, x, 0.0).sum((1, 2), keepdim=True) / count
 
-    return 1 - variance(b.returns - b.value.detach()) / variance(b.returns).clamp(min=1e-12)
+    both = torch.stack([b.returns - b.value.detach(), b.returns])
+    left, whole = mean((both - mean(both)).square()).flatten()
+    return 1 - left / whole.clamp(min=1e-12)

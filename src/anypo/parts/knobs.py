@@ -163,6 +163,7 @@ class Alternate(Clock):
     """1 at the first of every `period` updates, 0 at the others. As the coefficient of a part it lets the part rest."""
 
     period: int = 2
+    rests: ClassVar[bool] = True
 
     def __float__(self) -> float:
         return float(self.ticks % self.period == 0)

@@ -131,6 +131,7 @@ class Follow:
 
     level: ClassVar[Level] = "decision"
     policy: ClassVar[str] = "greedy"
+    silent: ClassVar[bool] = True
     uses_ratio = False
     reads = ("reward",)
 

@@ -39,10 +39,10 @@ class Mean:
 
     def coefficients(self, b: Trajectories) -> Float[Tensor, "row 1"]:
         """c_i, so that the average is sum_{i,t} c_i m w s."""
+        if self.over == "token":
+            return b.valid.sum().clamp(min=1).to(torch.float64).reciprocal().expand(b.shape[0], 1)
         lengths = b.lengths.unsqueeze(1).to(torch.float64)
         rows = max(len(lengths), 1)
-        if self.over == "token":
-            return torch.ones_like(lengths) / lengths.sum().clamp(min=1)
         if self.over == "row":
             return 1 / (rows * lengths.clamp(min=1))
         if self.over == "group":

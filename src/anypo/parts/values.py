@@ -143,9 +143,9 @@ class GaussianTD:
     Source: DSAC-T, arXiv 2310.05858; the scale m^2 as in Jingliang-Duan/DSAC-v2.
     """
 
-    alpha: Number
-    mean1: Number
-    mean2: Number
+    alpha: Number = 0.0
+    mean1: Number = 1.0
+    mean2: Number = 1.0
     gamma: float = 0.99
     eps: float = 0.1
     tau: float = POLYAK

@@ -35,7 +35,7 @@ class Squashed:
     Source: SAC, arXiv 1812.05905, appendix C. An action given from elsewhere is pulled 1e-6 inside (-1, 1).
     """
 
-    def __init__(self, mean: Float[Tensor, "decision component"], log_std: Float[Tensor, "decision component"]):
+    def __init__(self, mean: Float[Tensor, "*decision component"], log_std: Float[Tensor, "*decision component"]):
         self.mean, self.log_std = mean, log_std
 
     def at(self, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class Squashed:
 class Point:
     """All mass on one action."""
 
-    def __init__(self, action: Float[Tensor, "decision component"]):
+    def __init__(self, action: Float[Tensor, "*decision component"]):
         self.action = action
 
     def mode(self) -> Tensor:
@@ -126,7 +126,7 @@ class Actor(ActorCritic):
         """The actor's own network."""
         raise NotImplementedError
 
-    def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
+    def features(self, obs: Float[Tensor, "*decision dim"]) -> Float[Tensor, "*decision dim"]:
         return obs if self.norm is None else self.norm(obs).to(obs.dtype)
 
     def values(self, features: Tensor) -> None:
@@ -340,7 +340,7 @@ class Greedy(Actor):
 class Choice:
     """The best of some choices, always."""
 
-    def __init__(self, worth: Float[Tensor, "decision choice"]):
+    def __init__(self, worth: Float[Tensor, "*decision choice"]):
         self.worth = worth
 
     def mode(self) -> Tensor:

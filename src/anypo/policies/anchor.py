@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+PLACES: WeakKeyDictionary[nn.Module, list[tuple[str, dict[str, Any], str]]] = WeakKeyDictionary()
+"""Where the moving tensors of a policy hang: walking its modules costs more than a small network's update."""
+
 
 def moving(policy: nn.Module) -> dict[str, Tensor]:
     """Everything training can change: trainable parameters and buffers, by name."""
-    found: dict[str, Tensor] = {n: p for n, p in policy.named_parameters() if p.requires_grad}
-    return found | dict(policy.named_buffers())
+    if policy not in PLACES:
+        kept = {name for name, p in policy.named_parameters() if p.requires_grad} | {
+            n for n, _ in policy.named_buffers()
+        }
+        PLACES[policy] = [
+            (full, held, key)
+            for prefix, module in policy.named_modules()
+            for held in (module._parameters, module._buffers)
+            for key in held
+            if (full := f"{prefix}.{key}" if prefix else key) in kept
+        ]
+    return {name: held[key] for name, held, key in PLACES[policy]}
 
 
 def snapshot(policy: nn.Module) -> dict[str, Tensor]:

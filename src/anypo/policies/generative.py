@@ -139,22 +139,23 @@ class Denoiser(MLPPolicy):
         action_mask: Tensor | None = None,
         random: float = 0.0,
         noise: float = 0.0,
+        valued: bool = True,
     ) -> Decisions:
         """Run the chain for a batch of encoded observations."""
         if random or noise:
             raise UsageError(f"the policy {type(self).__name__} explores by its own noise, not by random actions")
         features, n, shape = self.features(obs), len(obs), (len(obs), self.steps, self.size)
         x = torch.randn(n, self.size, generator=generator)
-        noise = torch.zeros(shape) if greedy else self.jitter(shape, generator)
+        kicks = torch.zeros(shape) if greedy else self.jitter(shape, generator)
         chain, logps = [x], []
         for k in range(self.steps):
             step = torch.full((n,), k)
             with applied(self.actor, self.base) if k < self.held else nullcontext():
                 mean, std = self.transition(features, x, step)
-                x = self.greedy(features, x, step) if greedy else mean + std * noise[:, k]
+                x = self.greedy(features, x, step) if greedy else mean + std * kicks[:, k]
             chain.append(x)
             logps.append(self.density(x, mean, std))
-        values = self.values(features)
+        values = self.values(features) if valued else None
         trace = self.draws(obs, x, generator) | {
             "latent": torch.stack(chain[:-1], 1),
             "next": torch.stack(chain[1:], 1),

@@ -14,6 +14,7 @@ TASKS = {
     "pairs:FILE": "preference data: `prompt`, `chosen`, `rejected` a line, or `prompt`, `completion`, `label`",
     "reasoning-gym:NAME": "any data set of reasoning-gym, its own verifier",
     "gym:ENV_ID": "any Gymnasium environment with Box, Discrete or MultiDiscrete actions",
+    "tensor:NAME": "many copies at once: CartPole-v1, Pendulum-v1, Acrobot-v1, MountainCarContinuous-v0, PointMass, GridWorld",
     "minari:ID": "a Minari data set, with the environment it comes from",
     "data:FILE": "transitions in an .npz or Parquet file, with --task.env ENV_ID",
     "bandit": "a contextual bandit whose best arms are known",
@@ -53,6 +54,11 @@ def make(spec: dict[str, Any], seed: int) -> Any:
 
         _needs(rest, "gym:ENV_ID")
         return _call(Gym, "gym", {"seed": seed, **options}, rest)
+    if kind == "tensor":
+        from anypo.tasks.tensor import Tensors
+
+        _needs(rest, "tensor:NAME")
+        return _call(Tensors, "tensor", {"seed": seed, **options}, rest)
     if kind in ("minari", "data"):
         from anypo.tasks import data
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -178,7 +179,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
             table = pyarrow.parquet.read_table(path)
             data = {name: np.array(table[name].to_pylist()) for name in table.column_names}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadZipFile) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     for name in COLUMNS:
         if name not in data:

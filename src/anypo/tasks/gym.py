@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from anypo.errors import RunError, UsageError, unknown
@@ -27,7 +28,7 @@ TUNED: dict[str, dict[str, Any]] = {
 """Recipe entries known to suit an environment better than the general ones (for methods with a critic)."""
 
 
-REPLAYED = {"Pendulum-v1": 10_000, "CartPole-v1": 40_000, "Hopper-v5": 200_000}
+REPLAYED = {"Pendulum-v1": 10_000, "CartPole-v1": 50_000, "Hopper-v5": 200_000}
 """Environment steps for methods that replay transitions."""
 
 
@@ -101,7 +102,7 @@ class _Log:
 
     trace: list[dict[str, Tensor]] = field(default_factory=list)
     logp: list[Tensor] = field(default_factory=list)
-    value: list[Tensor] = field(default_factory=list)
+    obs: list[Tensor] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     step: list[int] = field(default_factory=list)
@@ -119,11 +120,10 @@ class _Log:
 
     def decide(self, obs: Tensor, mask: Tensor | None, decided: Decisions) -> None:
         """Note one joint step's decisions."""
-        logp, value, trace = decided.rows(obs)
+        logp, _, trace = decided.rows(obs)
         self.trace.append(trace if mask is None else trace | {MASK: mask[:, None]})
         self.logp.append(logp)
-        if value is not None:
-            self.value.append(value)
+        self.obs.append(obs)
 
     def outcome(self, seat: _Seat, reward: float) -> None:
         """Note what one decision led to."""
@@ -234,7 +234,7 @@ class Gym:
         else:
             for seat in self.seats:
                 seat.over = True
-            starts = ((_seed(self.seed, 0, start), limit) for start, n, limit in given for _ in range(n))
+            starts = ((start_seed(self.seed, 0, start), limit) for start, n, limit in given for _ in range(n))
             log = self._play(policy, self.seats, starts, generator, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         return self._batch(policy, log, group), log.metrics()
@@ -244,7 +244,7 @@ class Gym:
         episodes = self.eval_episodes if episodes is None else episodes
         while len(self.eval_seats) < min(episodes, self.eval_episodes):
             self.eval_seats.append(_Seat(self._make()))
-        starts = ((_seed(i, held_out=True), self.limit) for i in range(episodes))
+        starts = ((start_seed(i, held_out=True), self.limit) for i in range(episodes))
         log = self._play(policy, self.eval_seats, starts, generator, greedy=True)
         returns, lengths = np.array(log.finished).T
         return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
@@ -302,7 +302,7 @@ class Gym:
     def _fresh(self) -> Iterator[tuple[int, None]]:
         while True:
             self.episodes += 1
-            yield _seed(self.seed, 1, self.episodes), None
+            yield start_seed(self.seed, 1, self.episodes), None
 
     def _play(
         self,
@@ -333,9 +333,9 @@ class Gym:
             live = [seat for seat in seats if not seat.over]
             if not live:
                 break
-            obs = torch.from_numpy(np.stack([seat.features for seat in live]))
+            obs = torch.from_numpy(np.array([seat.features for seat in live]))
             mask = None if live[0].mask is None else torch.from_numpy(np.stack([seat.mask for seat in live]))
-            decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, **(explore or {}))
+            decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only
                 log.decide(obs, mask, decided)
             for seat, action in zip(live, policy.env_action(decided.action), strict=True):
@@ -364,27 +364,31 @@ class Gym:
 
         reward = torch.tensor(log.reward)
         if self.scale:
-            self.scale.update(reward[:, None])
-            size = (self.scale.mean.square() + self.scale.var + 1e-8).sqrt()
-            reward = reward * ((1 - GAMMA) / size).float()
+            reward = reward * reward_factor(self.scale, reward)
         last = torch.arange(draws) == draws - 1
         done = torch.tensor(log.done)
         final = torch.from_numpy(np.stack(log.last))
-        value = policy.value_of(final)
+        value, bootstrap = policy.value_of(torch.cat(log.obs)), policy.value_of(final)
         return Trajectories(
             logp_old=rows(log.logp),
-            value=rows(log.value) if log.value else None,
+            value=None if value is None else rows([value[:, None].expand(-1, draws)]),
             mask=rows([torch.ones(len(step), draws, dtype=torch.bool)]),
             reward=rows([torch.where(last, reward[:, None], 0.0)]),
             group=group,
             segment=rows([step[:, None].expand(-1, draws)]) if draws > 1 else None,
-            bootstrap=torch.zeros(len(done)) if value is None else value.masked_fill(done, 0.0),
+            bootstrap=torch.zeros(len(done)) if bootstrap is None else bootstrap.masked_fill(done, 0.0),
             done=done,
             trace={name: rows([trace[name] for trace in log.trace]) for name in log.trace[0]},
             extra={"last": final},
         )
 
 
-def _seed(*key: int, held_out: bool = False) -> int:
+def reward_factor(seen: RunningNorm, reward: Float[Tensor, " decision"]) -> Float[Tensor, "1"]:
+    """(1 - gamma) / rms(r) over the rewards seen so far, which these are added to."""
+    seen.update(reward[:, None])
+    return ((1 - GAMMA) / (seen.mean.square() + seen.var + 1e-8).sqrt()).float()
+
+
+def start_seed(*key: int, held_out: bool = False) -> int:
     """A reset seed: even for training, odd for evaluation, so the two never meet."""
     return int(np.random.SeedSequence(key).generate_state(1)[0]) & ~1 | held_out

@@ -19,7 +19,7 @@ a2pr = register(
             claim="Regularising to high-advantage actions alone beats TD3+BC, most clearly on mixed data.",
             claims=(
                 Claim(
-                    "On mixed data of a pendulum it beats TD3+BC.",
+                    "On data four fifths of which are random it beats TD3+BC.",
                     "offline",
                     "return",
                     against="td3-bc",

@@ -20,7 +20,7 @@ ddpg = register(
             claim="Deterministic policy gradients with replay and targets solve continuous control off-policy.",
             claims=(
                 Claim(
-                    "In 3,000 steps on a pendulum it gets further than PPO.",
+                    "In 1,440 decisions it gets a point nearer to its goal than PPO does.",
                     "replay",
                     "return",
                     against="ppo",

@@ -20,7 +20,7 @@ dsac_t = register(
             claim="Matches or beats SAC without tuning and is robust to the scale of rewards.",
             claims=(
                 Claim(
-                    "With rewards a hundred times larger it loses less than SAC on a pendulum.",
+                    "With rewards a hundred times larger it ends nearer to the goal than SAC.",
                     "replay",
                     "return",
                     against="sac",

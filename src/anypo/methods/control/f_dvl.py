@@ -19,7 +19,7 @@ f_dvl = register(
             confidence="reconstructed",
             claims=(
                 Claim(
-                    "On mixed data of a pendulum with wild rewards now and then it does better than XQL.",
+                    "On mixed data with a wild reward now and then it does better than XQL.",
                     "offline",
                     "return",
                     against="xql",

@@ -24,7 +24,7 @@ iql = register(
             claim="Expectile backups on recorded actions do multi-step dynamic programming without asking for others.",
             claims=(
                 Claim(
-                    "On mixed data of a pendulum it beats BC.",
+                    "On data four fifths of which are random it beats BC.",
                     "offline",
                     "return",
                     against="bc",

@@ -18,7 +18,7 @@ prdc = register(
             claim="Regularising to the nearest recorded pair beats constraints on distributions and supports.",
             claims=(
                 Claim(
-                    "On mixed data of a pendulum it beats TD3+BC.",
+                    "On data four fifths of which are random it beats TD3+BC.",
                     "offline",
                     "return",
                     against="td3-bc",

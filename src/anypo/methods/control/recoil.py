@@ -19,10 +19,11 @@ recoil = register(
             confidence="reconstructed",
             claims=(
                 Claim(
-                    "With 20 expert episodes among mixed data of a pendulum it beats BC on all of them.",
+                    "With an expert's episodes marked among random ones it beats BC on all of them, without rewards.",
                     "offline",
                     "return",
                     against="bc",
+                    settings={"marked": True},
                 ),
             ),
         ),

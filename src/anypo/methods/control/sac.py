@@ -27,7 +27,7 @@ sac = register(
             claim="Off-policy maximum entropy learning is sample-efficient and stable without tuning per task.",
             claims=(
                 Claim(
-                    "On a pendulum it is ahead of DDPG after 3,000 steps.",
+                    "In 1,440 decisions it gets a point nearer to its goal than DDPG does.",
                     "replay",
                     "return",
                     against="ddpg",

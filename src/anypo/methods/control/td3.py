@@ -19,7 +19,7 @@ td3 = register(
             claim="Two critics, smoothing and delay remove the overestimation of DDPG.",
             claims=(
                 Claim(
-                    "Its critic overestimates less than DDPG's on a pendulum.",
+                    "Its critic overestimates less than DDPG's where a point reaches for a goal.",
                     "replay",
                     "overestimation",
                     against="ddpg",

@@ -18,7 +18,7 @@ traj_weighting = register(
             claim="The same offline methods exploit mixed data much better and are nearly unchanged elsewhere.",
             claims=(
                 Claim(
-                    "On mixed data of a pendulum it beats TD3+BC.",
+                    "On data four fifths of which are random it beats TD3+BC.",
                     "offline",
                     "return",
                     against="td3-bc",

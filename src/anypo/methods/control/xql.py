@@ -19,7 +19,7 @@ xql = register(
             claim="Extreme-value regression learns the soft optimal value directly from data.",
             claims=(
                 Claim(
-                    "On mixed data of a pendulum it beats BC.",
+                    "On data four fifths of which are random it beats BC.",
                     "offline",
                     "return",
                     against="bc",
