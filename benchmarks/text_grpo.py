@@ -173,7 +173,6 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
     """All processes, alternating, and the ratios."""
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
-        prepare(folder)
         found: dict[str, object] = {
             "hardware": hardware(),
             "settings": {k: v for k, v in vars(options).items() if k not in ("peer", "folder", "json")},
@@ -237,6 +236,7 @@ def main() -> None:
         if options.json:
             options.json.write_text(json.dumps(found, indent=1, default=str) + "\n")
     else:
+        prepare(options.folder)
         run = run_anypo if options.side == "anypo" else run_trl
         print(json.dumps(run(options.folder, options)))
 
