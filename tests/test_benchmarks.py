@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,24 @@ def test_speed_is_printed_for_every_kind_and_size() -> None:
     lines = printed("many_environments.py", "--powers", "3", "6")
     assert [line.split()[0] for line in lines] == ["2^3", "2^6"]
     assert min(*medians.values(), *(float(line.split()[2]) for line in lines)) > 0
+
+
+def test_the_output_layer_takes_less_memory_in_chunks_and_gives_the_same_gradient() -> None:
+    lines = printed("head_memory.py", "--tokens", "1024", "--vocabulary", "131072", "--width", "64")
+    dense, chunked = (line.split() for line in lines[:2])
+    assert (dense[0], chunked[0]) == ("dense", "chunked")
+    assert float(chunked[1]) < float(dense[1])
+    assert float(chunked[-1]) == pytest.approx(float(dense[-1]), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_grpo_step_of_a_language_model_is_measured(tmp_path: Path, precision: str) -> None:
+    sizes = ("--steps", "2", "--prompts", "2", "--samples", "2", "--new", "4")
+    found = json.loads(
+        printed("text_grpo.py", "anypo", "--folder", str(tmp_path), "--precision", precision, *sizes)[-1]
+    )
+    assert len(found["seconds"]) == len(found["processor"]) == 2
+    assert 0 < found["tokens"] <= 2 * 2 * 4
 
 
 @pytest.mark.slow

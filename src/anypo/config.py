@@ -22,7 +22,7 @@ class Config:
     steps: length of the run in the task's unit (batches; environment steps for Gymnasium). None: the task recommends.
     target: stop once the held-out measure reaches it. evaluate_every, checkpoint_every: in batches; None: ten times a run.
     episodes: held-out episodes or prompts per evaluation (None: the task's own number).
-    autocast: bfloat16 autocast of the network: auto (where a GPU has it), on, off. micro: decisions per forward pass.
+    autocast: bfloat16 autocast of the network: auto (on hardware that is fast at it), on, off. micro: decisions per forward pass.
     device: where the policy lives. threads: CPU threads of torch. trackers: metric writers (tensorboard, wandb, trackio).
     """
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import tiny
@@ -15,7 +16,7 @@ import anypo
 from anypo import config as configuration
 from anypo.errors import RunError, UsageError
 from anypo.loops import run as runs
-from anypo.loops.learn import PATIENCE, held_out, learn
+from anypo.loops.learn import PATIENCE, held_out, learn, precision
 from anypo.parts import Linear
 from anypo.policies.anchor import moving, snapshot
 from anypo.policies.language import LanguageModel
@@ -315,4 +316,12 @@ def test_a_policy_evaluated_under_another_temperature_than_it_sampled_is_reporte
 
 
 def test_sampling_and_evaluation_agree_up_to_rounding(tmp_path, text):
-    assert learn(start(tmp_path / "r", **{**text, "steps": 2}))["mismatch"] < 1e-4
+    assert learn(start(tmp_path / "r", **{**text, "steps": 2, "autocast": "off"}))["mismatch"] < 1e-4
+
+
+def test_rounding_to_bfloat16_is_no_mistake_of_the_policy(tmp_path, text):
+    run = start(tmp_path / "r", **{**text, "steps": 1, "autocast": "on"})
+    assert precision(run) == torch.bfloat16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert 1e-6 < learn(run)["mismatch"] < 0.05

@@ -32,6 +32,35 @@ def test_chunks_equal_the_dense_layer_in_value_and_gradient(filter: Filter, toke
         assert dense.isfinite().all(), "taken tokens stay in the support"
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_autocast_chunks_equal_the_dense_layer_up_to_rounding(bias: bool):
+    """With a bias the layer is computed by checkpointing, without one by its own backward pass."""
+    hidden, head, taken, weights = problem(torch.float32)
+    if bias:
+        head.bias = torch.nn.Parameter(torch.ones(17))
+    gradients = []
+    for chunk in (51, 10**9):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = functionals(hidden, head, taken, Filter(), ("logp", "entropy"), 17, chunk=chunk)
+            (weights[0] * found["logp"] + weights[1] * found["entropy"]).sum().backward()
+        assert {x.dtype for x in found.values()} == {torch.float32}
+        gradients.append((hidden.grad, head.weight.grad))
+        hidden.grad = head.weight.grad = None
+    for one, two in zip(*gradients, strict=True):
+        assert (one - two).norm() < 0.02 * two.norm()
+
+
+def test_a_frozen_layer_or_frozen_hidden_states_get_no_gradient():
+    hidden, head, taken, _ = problem()
+    head.requires_grad_(False)
+    functionals(hidden, head, taken, Filter(), ("logp",), 17, chunk=34)["logp"].sum().backward()
+    assert hidden.grad is not None
+    assert head.weight.grad is None
+    head.requires_grad_(True)
+    functionals(hidden.detach(), head, taken, Filter(), ("logp",), 17, chunk=34)["logp"].sum().backward()
+    assert head.weight.grad is not None
+
+
 def test_unfiltered_functionals_are_those_of_torch_distributions():
     hidden, head, taken, _ = problem()
     found = functionals(hidden, head, taken, Filter(), ("logp", "entropy"), 17, chunk=34)

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anypo.errors import UsageError
+from anypo.policies import cache, language
 from anypo.policies.language import LanguageModel
-from anypo.policies.sampling import Filter, draw
+from anypo.policies.sampling import Filter, draw, uniform
 from anypo.types import Trajectories
 
 FILTERS = {
@@ -161,6 +162,64 @@ def test_when_other_rows_end_does_not_change_a_rows_draws(llama: Path):
         assert torch.equal(whole.ids[i, :n], ended.ids[i, :n])
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt2"])
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_rows_that_wait_for_a_slot_are_written_as_if_they_had_not(
+    name: str, slots: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cache, "BLOCK", 5)
+    policy = likely_to_end(LanguageModel.load(request.getfixturevalue(name), max_new=24), 10)
+    prompts = [policy.encode(p) for p in PROMPTS]
+    whole = policy.sample(prompts, seeded(), samples=5)
+    assert whole.lengths.min() < whole.lengths.max()
+    policy.slots = slots
+    few = policy.sample(prompts, seeded(), samples=5)
+    for field in ("ids", "lengths", "stopped"):
+        assert torch.equal(getattr(few, field), getattr(whole, field))
+    torch.testing.assert_close(few.logp, whole.logp, rtol=0, atol=1e-4)
+
+
+def test_no_more_rows_than_slots_are_written_at_a_time_and_a_prompt_is_read_once_for_them(llama: Path):
+    policy = likely_to_end(LanguageModel.load(llama, max_new=24), 10)
+    seen: list[tuple[int, int]] = []
+    policy.inner.base_model.layers[0].register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape[:2])))
+    prompts = [policy.encode(p) for p in PROMPTS]
+    policy.sample(prompts, seeded(), samples=5)
+    assert [rows for rows, width in seen if width > 1] == [4]
+    seen.clear()
+    policy.slots = 6
+    policy.sample(prompts, seeded(), samples=5)
+    assert max(rows for rows, _ in seen) == 6
+    assert sum(width > 1 for _, width in seen) > 1, "slots were taken again"
+
+
+def test_other_columns_and_rows_change_no_state_of_a_cache():
+    """Growing, appending wider rows and dropping columns leave every row's keys at its end."""
+    g = seeded()
+    one, two = (cache.BlockLayer() for _ in range(2))
+    x, y, z = (torch.randn(n, 2, t, 3, generator=g) for n, t in ((2, 4), (3, 7), (5, 1)))
+    one.update(x, -x)
+    two.update(y, -y)
+    one.append(two)
+    assert torch.equal(one.update(z, -z)[0][:2, :, 3:8], torch.cat([x, z[:2]], 2))
+    one.drop(2)
+    one.reorder_cache(torch.tensor([4, 0]))
+    keys, values = (x[:, :, :7] for x in one.update(z[:2], -z[:2]))
+    assert torch.equal(keys, torch.stack([torch.cat([y[2, :, 2:], z[4], z[0]], 1), keys[1]]))
+    assert torch.equal(values, -keys)
+    assert one.get_seq_length() == 7
+
+
+def test_the_numbers_of_a_stream_are_uniform_and_those_of_others_are_independent():
+    u = uniform(torch.arange(200).repeat_interleave(500), torch.arange(500).repeat(200)).reshape(200, 500)
+    assert u.min() >= 0
+    assert u.max() < 1
+    counts = torch.histc(u.float(), 50, 0, 1)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 90, "chi-squared, 49 degrees of freedom"
+    near = torch.corrcoef(torch.stack([u[:-1, :-1].flatten(), u[1:, :-1].flatten(), u[:-1, 1:].flatten()]))
+    assert (near - torch.eye(3)).abs().max() < 0.02
+
+
 def test_sampled_frequencies_are_the_probabilities():
     p = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0]])
     u = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
@@ -266,6 +325,79 @@ def test_sampled_ids_are_kept_though_the_text_would_encode_otherwise(llama: Path
 
 
 # evaluation
+
+
+def evaluated(policy: LanguageModel, b: Trajectories) -> dict[str, torch.Tensor]:
+    """Functionals and the gradient of a mixture of them with respect to every parameter."""
+    policy.zero_grad(set_to_none=True)
+    want = ["logp", "entropy", "value"]
+    found = policy.evaluate(b, want)
+    g = seeded(5)
+    sum((torch.randn(x.shape, generator=g) * x).sum() for x in found.values()).backward()
+    gradients = {k: p.grad for k, p in policy.named_parameters() if p.grad is not None}
+    return {k: x.detach() for k, x in found.items()} | gradients
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_tiles_shared_prompts_and_checkpointing_change_neither_value_nor_gradient(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    policy = likely_to_end(LanguageModel.load(request.getfixturevalue(name), max_new=10, value=True), 10)
+    torch.nn.init.normal_(policy.value_head.weight, generator=seeded(1))
+    prompts = [policy.encode(p) for p in PROMPTS]
+    b = rows(policy, prompts, samples=6)
+    mask = b.mask.clone()
+    mask[3, 1:] = False
+    mask[7] = False
+    b = b.but(mask=mask)
+    reads: list[tuple[int, int]] = []
+    policy.inner.base_model.register_forward_hook(
+        lambda m, args, kwargs, out: reads.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    monkeypatch.setattr(cache, "opened", lambda config: None)
+    plain = evaluated(policy, b)
+    monkeypatch.undo()
+    assert [n for n, _ in reads] == [23], "one pass, and nothing for a row without decisions"
+    for tile in (2048, 30):
+        monkeypatch.setattr(language, "TILE", {True: tile})
+        for checkpointing in (False, True):
+            reads.clear()
+            policy.checkpointing = checkpointing
+            now = evaluated(policy, b)
+            assert (reads[0] == (4, max(map(len, prompts)))) == (not checkpointing), "every prompt once"
+            assert all(n * width <= tile or n == 1 for n, width in reads[1:])
+            assert now.keys() == plain.keys()
+            for key, want in plain.items():
+                assert (now[key] - want).norm() <= 1e-5 * want.norm(), key
+
+
+def test_prompts_that_are_short_or_differ_are_not_shared(llama: Path):
+    policy = forget_eos(LanguageModel.load(llama, max_new=24))
+    reads: list[int] = []
+    b = rows(policy, [policy.encode("a")], samples=6)
+    policy.inner.base_model.register_forward_hook(
+        lambda m, args, kwargs, out: reads.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    policy.evaluate(b, ["logp"])
+    policy.evaluate(rows(policy, [policy.encode(PROMPTS[1])]), ["logp"])
+    assert reads[0] == 6
+    assert reads[-1] == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_plain_products_on_a_cpu_are_the_fused_attention(name: str, request: pytest.FixtureRequest):
+    """In bfloat16, where both round; padding on the left attends to nothing."""
+    policy = LanguageModel.load(request.getfixturevalue(name), dtype="bfloat16")
+    ids = torch.randint(5, policy.vocabulary, (3, 11), generator=seeded())
+    mask = torch.arange(11) >= torch.tensor([0, 4, 10])[:, None]
+    for given in (None, mask):
+        want = policy.inner(input_ids=ids, attention_mask=given).logits
+        with cache.attending(policy.inner.config):
+            found = policy.inner(input_ids=ids, attention_mask=given).logits
+        kept = slice(None) if given is None else mask
+        assert not torch.equal(found[kept], want[kept]), "another order of the same sums"
+        torch.testing.assert_close(found[kept].softmax(-1), want[kept].softmax(-1), rtol=0.2, atol=0.05)
+    assert policy.inner.config._attn_implementation == "sdpa"
 
 
 def test_masked_slots_and_rows_neither_count_nor_matter(llama: Path):

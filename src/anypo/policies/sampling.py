@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -83,7 +83,31 @@ class Sample:
 
 
 Forward = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
-"""(ids, attention mask, positions, cache) -> (logits of the last position [row, vocab], cache)."""
+"""(ids, attention mask, positions, cache) -> (logits of the last position [row, vocab], cache); without a cache it begins one.
+A cache has `reorder_cache(rows)`; one that takes further rows also `append(cache)` and `drop(columns)`."""
+
+CHECK = 4
+"""Tokens between two looks at which rows have ended: a look waits for the device."""
+
+SPARE = 0.125
+"""Share of the slots that is free before the rows left are moved together and others take their place."""
+
+
+@dataclass(slots=True)
+class _Slots:
+    """The rows being written: their number in the batch, tokens written, tokens of the prompt, first column, not ended."""
+
+    row: Int[Tensor, " slot"]
+    step: Int[Tensor, " slot"]
+    prompt: Int[Tensor, " slot"]
+    start: Int[Tensor, " slot"]
+    live: Bool[Tensor, " slot"]
+
+    def __getitem__(self, index: Int[Tensor, " some"]) -> _Slots:
+        return _Slots(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def __add__(self, other: _Slots) -> _Slots:
+        return _Slots(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
 
 @torch.no_grad()
@@ -97,65 +121,111 @@ def generate(
     max_new: int,
     greedy: bool,
     eos: Int[Tensor, " eos"],
-    stops: Callable[[Int[Tensor, "live tail"]], Bool[Tensor, " live"]] | None = None,
+    stops: Callable[[list[list[int]]], list[bool]] | None = None,
+    slots: int | None = None,
 ) -> Sample:
-    """Sample completions token by token; `stops` says which rows a stop string has just ended.
+    """Sample completions token by token, at most `slots` (None: all) at a time; `stops` says which rows end with a stop string.
 
-    Every prompt is read once, then its cache is repeated for its samples. Rows that have ended leave the cache whenever
-    they are half of it. The draws of a row depend on its place in the batch, not on when other rows end.
+    A prompt is read once for all its samples that begin together. Rows that have ended leave their slots to rows that wait.
+    All rows write the same column of the cache, each having begun at one of its own. The draws of a row depend on its place
+    in the batch, not on when it is written or when others end.
     """
     device = eos.device
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts], device=device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits, cache = forward(ids, mask, positions, None)
-
-    origin = torch.repeat_interleave(torch.tensor(list(samples), device=device))
+    origin = [i for i, count in enumerate(samples) for _ in range(count)]
     n = len(origin)
-    if n != len(prompts) or min(samples) != 1:
-        cache.reorder_cache(origin)
-        logits = logits[origin]
-    mask = torch.cat([mask[origin], mask.new_ones(n, max_new)], 1)
-    position = positions[origin, -1]
-
+    at_once = min(slots or n, n)
+    seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device).to(device)
     tokens = torch.zeros(n, max_new, dtype=torch.long, device=device)
-    logp = torch.zeros(n, max_new, device=device, dtype=torch.promote_types(logits.dtype, torch.float32))
+    logp = torch.zeros(n, max_new, dtype=torch.float64, device=device)
     lengths = torch.full((n,), max_new, device=device)
     stopped = torch.zeros(n, dtype=torch.bool, device=device)
-    rows = torch.arange(n, device=device)  # the rows that still have a place in the cache
-    live = torch.ones_like(stopped)  # which of them are still being written
 
-    for t in range(max_new):
+    def enter(rows: range) -> tuple[_Slots, Tensor, Any, int]:
+        """The slots of new rows, the logits after their prompts, the cache of these and its columns."""
+        which = sorted({origin[i] for i in rows})
+        some = [prompts[i] for i in which]
+        width = max(map(len, some))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in some], device=device)
+        size = torch.tensor([len(p) for p in some], device=device)
+        positions = torch.arange(width, device=device) - (width - size)[:, None]
+        logits, cache = forward(ids, positions >= 0, positions.clamp(min=0), None)
+        if len(rows) != len(which):
+            line = torch.tensor([which.index(origin[i]) for i in rows], device=device)
+            cache.reorder_cache(line)
+            logits, size = logits[line], size[line]
+        row = torch.arange(rows.start, rows.stop, device=device)
+        return _Slots(row, torch.zeros_like(row), size, width - size, row >= 0), logits, cache, width
+
+    waiting, ends, t = range(at_once, n), {max_new}, 0
+    now, logits, cache, columns = enter(range(at_once))
+    while True:
         distribution = filter(logits)
         if greedy:
             token = distribution.argmax(-1)
         else:
-            u = torch.rand(n, dtype=torch.float64, device=generator.device, generator=generator).to(device)
-            token = draw(distribution.exp(), u[rows])
-        taken = distribution.gather(1, token[:, None])[:, 0]
-        tokens[rows, t] = torch.where(live, token, 0)
-        logp[rows, t] = torch.where(live, taken, 0.0)
+            token = draw(distribution.exp(), uniform(seeds[now.row], now.step))
+        taken = distribution.gather(1, token[:, None])[:, 0].to(logp.dtype)
+        place = (now.row, now.step.clamp(max=max_new - 1))  # rows that have ended go on until the next look
+        tokens[place] = torch.where(now.live, token, tokens[place])
+        logp[place] = torch.where(now.live, taken, logp[place])
+        now.step = now.step + 1
+        t += 1
 
         ended = torch.isin(token, eos)
         if stops is not None:
-            ended |= stops(tokens[rows, : t + 1])
-        ended &= live
-        lengths[rows] = torch.where(ended, t + 1, lengths[rows])
-        stopped[rows] |= ended
-        live &= ~ended
-        left = int(live.sum())  # the one wait for the device in a step
-        if left == 0 or t + 1 == max_new:
+            done = zip(tokens[now.row].tolist(), now.step.tolist(), strict=True)
+            ended |= torch.tensor(stops([row[:k] for row, k in done]), device=device)
+        ended &= now.live
+        lengths[now.row] = torch.where(ended, now.step, lengths[now.row])
+        stopped[now.row] |= ended
+        now.live = now.live & ~ended & (now.step < max_new)
+
+        if t % CHECK == 0 or t in ends:
+            stay = now.live.nonzero()[:, 0]  # this waits for the device
+            if len(stay) <= (1 - SPARE) * len(now.row):
+                now, token = now[stay], token[stay]
+                cache.reorder_cache(stay)
+                if hasattr(cache, "drop") and len(stay) and (unused := int(now.start.min())) >= columns // 2:
+                    cache.drop(unused)
+                    now.start, columns = now.start - unused, columns - unused
+        if len(now.row):
+            columns += 1
+            mask = torch.arange(columns, device=device) >= now.start[:, None]
+            position = (now.prompt + now.step.clamp(max=max_new - 1) - 1)[:, None]
+            logits, cache = forward(token[:, None], mask, position, cache)
+        elif not waiting:
             break
-        if 2 * left <= len(rows):
-            stay = live.nonzero()[:, 0]
-            rows, live, token, mask, position = rows[stay], live[stay], token[stay], mask[stay], position[stay]
-            cache.reorder_cache(stay)
-        position = position + 1
-        logits, cache = forward(token[:, None], mask[:, : width + t + 1], position[:, None], cache)
+        free = at_once - len(now.row)
+        if waiting and (free == at_once or (free >= SPARE * at_once and hasattr(cache, "append"))):
+            more, first, other, width = enter(waiting[:free])
+            waiting = waiting[free:]
+            ends.add(t + max_new)
+            if free == at_once:
+                now, logits, cache, columns = more, first, other, width
+            else:
+                cache.append(other)
+                now.start, more.start = now.start + max(0, width - columns), more.start + max(0, columns - width)
+                now, logits, columns = now + more, torch.cat([logits, first]), max(columns, width)
 
     longest = int(lengths.max())
-    return Sample(tokens[:, :longest], lengths, logp[:, :longest], stopped)
+    return Sample(
+        tokens[:, :longest], lengths, logp[:, :longest].to(torch.promote_types(logits.dtype, torch.float32)), stopped
+    )
+
+
+def uniform(seed: Int[Tensor, " row"], step: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """Number `step` of the stream `seed`, uniform in [0, 1): the hash of a counter, so streams are read at any place.
+
+    Source: splitmix64 (Steele, Lea & Flood 2014); int64 products wrap around, which is what it takes.
+    """
+
+    def shifted(x: Tensor, bits: int) -> Tensor:
+        return (x >> bits) & (2 ** (64 - bits) - 1)
+
+    z = seed + (step + 1) * -0x61C8864680B583EB
+    z = (z ^ shifted(z, 30)) * -0x40A7B892E31B1A47
+    z = (z ^ shifted(z, 27)) * -0x6B2FB644ECCEEE15
+    return shifted(z ^ shifted(z, 31), 11).double() * 2.0**-53
 
 
 def padded(ids: Sequence[Sequence[int]], device: Any) -> tuple[Int[Tensor, "row step"], Int[Tensor, " row"]]:
