@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from anypo.errors import RunError, UsageError
 from anypo.policies.curvature import Moments, products
 from anypo.policies.normalize import RunningNorm
+from anypo.policies.perceptron import multilayer
 from anypo.stages import Network
 from anypo.types import Trajectories
 
@@ -511,51 +511,3 @@ def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
     """What -1 and 1 stand for: the bounds of a Box, and themselves where one is missing."""
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     return np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
-
-
-class _TanhBySigmoid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = (2 * x).sigmoid_().mul_(2).sub_(1)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(slopes[0], y)
-
-
-class Tanh(nn.Module):
-    """tanh x = 2 sigmoid(2 x) - 1, to within 2e-7 in float32: on CPUs several times as fast as torch's own, which is half of what
-    a small network costs; not for a few rows, where calls are what costs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.tanh() if x.numel() < SMALL else cast(Tensor, _TanhBySigmoid.apply(x))
-
-
-SMALL = 4096
-
-
-class Perceptron(nn.Sequential):
-    """Layers one after the other, without the bookkeeping of `nn.Module.__call__`, which a small network feels."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        for layer in self._modules.values():
-            assert layer is not None
-            input = layer.forward(input)
-        return input
-
-
-def multilayer(
-    widths: Sequence[int], gain: float, generator: torch.Generator, activation: type[nn.Module] = Tanh
-) -> Perceptron:
-    """Linear layers with an activation between them; drawn from `generator`, the last one with the given gain."""
-    layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        linear = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
-        last = i == len(widths) - 2
-        nn.init.orthogonal_(linear.weight, gain if last else math.sqrt(2), generator=generator)
-        nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, activation()]
-    return Perceptron(*layers)
