@@ -17,6 +17,15 @@ from torch import Tensor
 from anypo.errors import UsageError
 
 
+EVERY = torch.ones((), dtype=torch.bool)
+"""What a mask without a gap is a view of (`clean` sees to that), on CPUs: who knows it counts and averages with one call."""
+
+
+def whole(mask: Shaped[Tensor, "..."]) -> bool:
+    """Whether the mask is known to have no gap. Asking costs nothing: the mask is not read."""
+    return mask.device == EVERY.device and mask.data_ptr() == EVERY.data_ptr()
+
+
 @dataclass(slots=True)
 class Request:
     """What to sample: one start, how many rows, and under which conditions. The rows of one request form a *group*.
@@ -133,7 +142,25 @@ class Trajectories:
         """The rows at `index` (integers or booleans), in that order."""
         if index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
-        return self.map(lambda t: t.index_select(0, index) if t.device == index.device else t[index])
+
+        def chosen(t: Tensor) -> Tensor:
+            if whole(t):
+                return EVERY.expand(len(index), *t.shape[1:])
+            return t.index_select(0, index) if t.device == index.device else t[index]
+
+        return self.map(chosen)
+
+    def slices(self, count: int) -> list[Trajectories]:
+        """The rows in `count` consecutive pieces, equal within one: views of these."""
+        pieces = dict(zip(FIELDS, (_split(getattr(self, name), count) for name in FIELDS), strict=True))
+        more = {name: {k: _split(t, count) for k, t in getattr(self, name).items()} for name in ("trace", "extra")}
+        return [
+            Trajectories(
+                **{name: found[i] for name, found in pieces.items()},
+                **{name: {k: found[i] for k, found in inner.items()} for name, inner in more.items()},
+            )
+            for i in range(count)
+        ]
 
     def decisions(self) -> Trajectories:
         """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""
@@ -141,7 +168,7 @@ class Trajectories:
         flat = valid.flatten().nonzero()[:, 0]
         every, row = len(flat) == valid.numel(), flat // max(valid.shape[1], 1)
         if every and valid.shape[1] == 1:
-            return self
+            return self.but(mask=EVERY.expand(valid.shape)) if valid.device == EVERY.device else self
 
         def each(t: Tensor) -> Tensor:
             t = t.flatten(0, 1)
@@ -152,6 +179,8 @@ class Trajectories:
             tensor = getattr(self, name)
             if isinstance(tensor, Tensor):
                 changes[name] = each(tensor) if name in STEP_FIELDS else tensor.index_select(0, row)
+        if self.mask is not None and valid.device == EVERY.device:
+            changes["mask"] = EVERY.expand(len(flat), 1)
         changes["trace"] = {k: each(t) for k, t in self.trace.items()}
         changes["extra"] = {
             k: each(t) if t.shape[:2] == valid.shape else t.index_select(0, row) for k, t in self.extra.items()
@@ -162,11 +191,12 @@ class Trajectories:
         """Zeros under the mask and at least float32: what parts see, so that masked slots cannot matter."""
         valid = self.valid
         # where every decision counts nothing is to be zeroed; to know that of a GPU's mask would mean to wait for it
-        whole = valid.device.type == "cpu" and bool(valid.all())
+        every = whole(valid) or (valid.device == EVERY.device and valid.numel() > 0 and bool(valid.all()))
+        valid = EVERY.expand(valid.shape) if every else valid
 
         def tidy(t: Tensor) -> Tensor:
             t = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-            if whole or t.shape[:2] != valid.shape or not t.is_floating_point():
+            if every or t.shape[:2] != valid.shape or not t.is_floating_point():
                 return t
             keep = valid if t.ndim == 2 else valid.reshape(*valid.shape, *[1] * (t.ndim - 2))
             return torch.where(keep, t, torch.zeros((), dtype=t.dtype, device=t.device))
@@ -294,6 +324,10 @@ class Comparisons:
             weight=column(weight),
             extra=extra,
         )
+
+
+def _split(t: Any, count: int) -> Sequence[Any]:
+    return t.tensor_split(count) if isinstance(t, Tensor) else [t] * count
 
 
 def _widen(t: Tensor, width: int) -> Tensor:

@@ -334,7 +334,7 @@ def report(run: Run, record: dict[str, Any], watch: Watch) -> None:
 
 def autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 autocast of the network where it is wanted and the hardware has it."""
-    device = next(run.policy.parameters()).device.type
+    device = run.device.type
     capable = device == "cuda" and torch.cuda.is_bf16_supported()
     if run.config.autocast == "on" or (run.config.autocast == "auto" and capable):
         return torch.autocast(device, torch.bfloat16)

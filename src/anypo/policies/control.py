@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from anypo.errors import RunError, UsageError
 from anypo.policies.curvature import Moments, products
-from anypo.policies.normalize import RunningNorm
+from anypo.policies.normalize import RunningNorm, scaled
 from anypo.policies.perceptron import multilayer
 from anypo.stages import Network
-from anypo.types import Trajectories
+from anypo.types import Trajectories, whole
 
 MASK = "action_mask"
 """The key of an observation dict, of `info` and of the trace that says which discrete actions are allowed."""
@@ -216,6 +217,14 @@ class ActorCritic(nn.Module):
         """The weights of the actor's last layer, and whether they stand as [width, choice]."""
         raise NotImplementedError
 
+    def facing(self, obs: Tensor, mask: Bool[Tensor, "batch choice"] | None) -> Any:
+        """The distribution of actions for encoded observations."""
+        return self.distribution(self.features(obs), mask)
+
+    def resting(self) -> AbstractContextManager[None]:
+        """Inside, nothing the policy has learned moves, so that `act` may keep what depends on that alone."""
+        return nullcontext()
+
     @torch.no_grad()
     def act(
         self,
@@ -232,12 +241,10 @@ class ActorCritic(nn.Module):
 
         valued: with the states' values. `value_of` gives them for all steps of a rollout at once, which costs less.
         """
-        features = self.features(obs)
-        distribution = self.distribution(features, action_mask)
+        distribution = self.facing(obs, action_mask)
         action = distribution.mode() if greedy else distribution.sample(generator)
         logp = distribution.logp(action)
-        values = self.values(features) if valued else None
-        value = None if values is None else values[:, 0]
+        value = self.value_of(obs) if valued else None
         action = self.explored(action, generator, random, noise)
         return Decisions(action.squeeze(-1) if self.scalar else action, logp, value)
 
@@ -272,7 +279,7 @@ class ActorCritic(nn.Module):
         if missing := set(want) - self.functionals:
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = chosen(b)
-        every = bool(valid.all())
+        every = whole(valid) or bool(valid.all())
 
         def kept(x: Tensor) -> Tensor:
             return x.flatten(0, 1) if every else x[valid]
@@ -451,22 +458,48 @@ class MLPPolicy(ActorCritic):
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
         self.numeric = bool(self.encode.boxed.all())
+        self.settled: Callable[[Tensor], Tensor] | None = None
 
     def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
-        if self.norm is not None:
-            obs = self.norm(obs) if self.numeric else torch.where(self.boxed, self.norm(obs), obs)
-        return obs.to(next(self.actor.parameters()).dtype)
+        return self.normalized(obs, None if self.norm is None else (self.norm.mean, self.norm.scale))
+
+    def normalized(self, obs: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Float[Tensor, "decision dim"]:
+        """Observations as the networks read them, given the centre and scale of their numbers."""
+        if statistics is not None:
+            found = scaled(obs, *statistics)
+            obs = found if self.numeric else torch.where(self.boxed, found, obs)
+        return obs.to(self.actor.dtype)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        net, norm = self.actor.settled(), self.norm
+        statistics = None if norm is None else (norm.mean, norm.scale)
+        self.settled = lambda obs: net(self.normalized(obs, statistics))
+        try:
+            yield
+        finally:
+            self.settled = None
+
+    def facing(self, obs: Tensor, mask: Bool[Tensor, "batch choice"] | None) -> Any:
+        if self.settled is None:
+            return super().facing(obs, mask)
+        return self.spread_of(self.settled(obs), mask)
 
     def distribution(
         self, features: Float[Tensor, "decision dim"], mask: Bool[Tensor, "decision choice"] | None
     ) -> Categoricals | Gaussian:
-        out = self.actor(features)
+        return self.spread_of(self.actor.forward(features), mask)
+
+    def spread_of(
+        self, out: Float[Tensor, "decision output"], mask: Bool[Tensor, "decision choice"] | None
+    ) -> Categoricals | Gaussian:
+        """The distribution that the actor's outputs stand for."""
         if self.log_std is not None:
             return Gaussian(out, self.log_std)
         return Categoricals(out, self.sizes, mask)
 
     def values(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision head"] | None:
-        return None if self.critic is None else self.critic(features)
+        return None if self.critic is None else self.critic.forward(features)
 
     def hidden(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision width"]:
         return self.actor[:-1](features)

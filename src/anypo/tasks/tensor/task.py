@@ -36,7 +36,7 @@ class _Window:
     def __init__(self, envs: int, steps: int):
         self.envs, self.steps = envs, steps
         self.fields: dict[str, Tensor] = {}
-        self._columns: dict[str, tuple[Tensor, ...]] = {}
+        self._columns: dict[tuple[str, int], tuple[Tensor, ...]] = {}
 
     def write(self, which: slice | Tensor, step: int, decided: Decisions, obs: Tensor, **found: Tensor) -> None:
         """Note what some of the environments did at a step, and what came of it."""
@@ -45,8 +45,14 @@ class _Window:
         for name, x in found.items():
             if name not in self.fields:
                 self.fields[name] = x.new_zeros(self.envs, self.steps, *x.shape[1:])
-                self._columns[name] = self.fields[name].unbind(1)
-            self._columns[name][step][which] = x
+            key = name, which.start if isinstance(which, slice) else -1
+            if key not in self._columns:
+                own = self.fields[name][which] if isinstance(which, slice) else self.fields[name]
+                self._columns[key] = own.unbind(1)
+            if isinstance(which, slice):
+                self._columns[key][step].copy_(x)
+            else:
+                self._columns[key][step][which] = x
 
 
 class Tensors:
@@ -219,8 +225,10 @@ class Tensors:
         """`horizon` steps of every environment, chunk by chunk, cut into one row per piece of an episode."""
         window, before = _Window(self.envs, horizon), self.state[-1].long()
         seen: list[tuple[Tensor, Tensor]] = []
-        for first in range(0, self.envs, self.chunk):
-            seen += self._walk(policy, window, slice(first, min(first + self.chunk, self.envs)), generator, explore)
+        with policy.resting():
+            for first in range(0, self.envs, self.chunk):
+                own = slice(first, min(first + self.chunk, self.envs))
+                seen += self._walk(policy, window, own, generator, explore)
         # flat, one environment after the other, a piece is a run that ends with its episode or with the window
         over = window.fields.pop("over")
         closing = over.clone()
