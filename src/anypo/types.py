@@ -16,7 +16,6 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 
-
 EVERY = torch.ones((), dtype=torch.bool)
 """What a mask without a gap is a view of (`clean` sees to that), on CPUs: who knows it counts and averages with one call."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from anypo.policies.perceptron import ROWS, SMALL, multilayer, tanh_
+from anypo.policies.perceptron import LARGEST, ROWS, SMALL, multilayer, tanh_
 
 
 def test_the_fast_tanh_is_tanh():
@@ -13,7 +13,7 @@ def test_the_fast_tanh_is_tanh():
         torch.testing.assert_close(tanh_(x.to(dtype, copy=True)), x.to(dtype).tanh(), atol=error, rtol=0)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 40, 2 * ROWS])
+@pytest.mark.parametrize("rows", [0, 1, 40, 2 * ROWS, LARGEST + ROWS + 3])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize("widths", [(3, 5), (4, 64, 64, 2), (40, 32, 24, 33)], ids=str)
 def test_the_written_out_gradient_is_that_of_the_layers(rows, activation, widths):
@@ -54,3 +54,14 @@ def test_other_types_shapes_and_autocast_take_the_layers_as_they_are():
     with torch.autocast("cpu", torch.bfloat16):
         assert net(x[0]).dtype == torch.bfloat16
     assert net.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_settled_layers_are_the_same_function(activation):
+    net = multilayer((4, 64, 64, 2), 1.0, torch.Generator().manual_seed(3), activation)
+    for p in net.parameters():
+        p.data += 0.1
+    for rows in (1, 64, ROWS):
+        x = 3 * torch.randn(rows, 4)
+        with torch.no_grad():
+            torch.testing.assert_close(net.settled()(x), net(x), atol=1e-5, rtol=1e-5)

@@ -122,4 +122,8 @@ class RecentredClip:
 def share(flag: Tensor, b: Trajectories) -> Tensor:
     """Share of decisions (or rows) for which a flag holds."""
     flag = flag.detach().to(torch.float32)
-    return flag.mean() if flag.ndim == 1 or (whole(b.valid) and flag.shape == b.valid.shape) else (flag * b.valid).sum() / b.valid.sum().clamp(min=1)
+    return (
+        flag.mean()
+        if flag.ndim == 1 or (whole(b.valid) and flag.shape == b.valid.shape)
+        else (flag * b.valid).sum() / b.valid.sum().clamp(min=1)
+    )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -217,10 +217,6 @@ class ActorCritic(nn.Module):
         """The weights of the actor's last layer, and whether they stand as [width, choice]."""
         raise NotImplementedError
 
-    def facing(self, obs: Tensor, mask: Bool[Tensor, "batch choice"] | None) -> Any:
-        """The distribution of actions for encoded observations."""
-        return self.distribution(self.features(obs), mask)
-
     def resting(self) -> AbstractContextManager[None]:
         """Inside, nothing the policy has learned moves, so that `act` may keep what depends on that alone."""
         return nullcontext()
@@ -241,10 +237,12 @@ class ActorCritic(nn.Module):
 
         valued: with the states' values. `value_of` gives them for all steps of a rollout at once, which costs less.
         """
-        distribution = self.facing(obs, action_mask)
+        features = self.features(obs)
+        distribution = self.distribution(features, action_mask)
         action = distribution.mode() if greedy else distribution.sample(generator)
         logp = distribution.logp(action)
-        value = self.value_of(obs) if valued else None
+        values = self.values(features) if valued else None
+        value = None if values is None else values[:, 0]
         action = self.explored(action, generator, random, noise)
         return Decisions(action.squeeze(-1) if self.scalar else action, logp, value)
 
@@ -401,6 +399,13 @@ def chosen(b: Trajectories) -> Bool[Tensor, "row step"]:
     return b.valid if b.mask is not None else torch.ones(b.trace["obs"].shape[:2], dtype=torch.bool)
 
 
+class Settled(NamedTuple):
+    """What an actor that rests keeps: its network as one function, and the statistics of its input."""
+
+    actor: Callable[[Tensor], Tensor]
+    statistics: tuple[Tensor, ...]
+
+
 class MLPPolicy(ActorCritic):
     """Separate tanh networks for actor and critic, with running observation normalization.
 
@@ -458,42 +463,27 @@ class MLPPolicy(ActorCritic):
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
         self.numeric = bool(self.encode.boxed.all())
-        self.settled: Callable[[Tensor], Tensor] | None = None
+        self.settled: Settled | None = None
 
     def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
-        return self.normalized(obs, None if self.norm is None else (self.norm.mean, self.norm.scale))
-
-    def normalized(self, obs: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Float[Tensor, "decision dim"]:
-        """Observations as the networks read them, given the centre and scale of their numbers."""
-        if statistics is not None:
-            found = scaled(obs, *statistics)
+        if self.norm is not None:
+            found = self.norm.forward(obs) if self.settled is None else scaled(obs, *self.settled.statistics)
             obs = found if self.numeric else torch.where(self.boxed, found, obs)
         return obs.to(self.actor.dtype)
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        net, norm = self.actor.settled(), self.norm
-        statistics = None if norm is None else (norm.mean, norm.scale)
-        self.settled = lambda obs: net(self.normalized(obs, statistics))
+        statistics = () if self.norm is None else (self.norm.mean, self.norm.scale)
+        self.settled = Settled(self.actor.settled(), statistics)
         try:
             yield
         finally:
             self.settled = None
 
-    def facing(self, obs: Tensor, mask: Bool[Tensor, "batch choice"] | None) -> Any:
-        if self.settled is None:
-            return super().facing(obs, mask)
-        return self.spread_of(self.settled(obs), mask)
-
     def distribution(
         self, features: Float[Tensor, "decision dim"], mask: Bool[Tensor, "decision choice"] | None
     ) -> Categoricals | Gaussian:
-        return self.spread_of(self.actor.forward(features), mask)
-
-    def spread_of(
-        self, out: Float[Tensor, "decision output"], mask: Bool[Tensor, "decision choice"] | None
-    ) -> Categoricals | Gaussian:
-        """The distribution that the actor's outputs stand for."""
+        out = (self.actor.forward if self.settled is None else self.settled.actor)(features)
         if self.log_std is not None:
             return Gaussian(out, self.log_std)
         return Categoricals(out, self.sizes, mask)

@@ -15,6 +15,8 @@ SMALL = 2048
 """Numbers from which tanh by the sigmoid's vector code, four calls instead of one, is the faster one."""
 ROWS = 512
 """Rows from which oneDNN's products, which use all of a CPU's vector width but cost more to call, are the faster ones."""
+LARGEST = 4096
+"""Rows beyond which there are several products: their intermediate results stay in the cache."""
 NARROW = 16
 """Inputs or outputs below which a product is too thin for them at any number of rows."""
 FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -37,6 +39,16 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Tensor], Tensor], Callab
 def _product(x: Rows, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Rows:
     """then(x weight' + bias) by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, then, [], "")
+
+
+def _pieces(x: Rows) -> Sequence[Tensor]:
+    """The rows in pieces whose numbers are powers of two, and what is left: oneDNN has to prepare itself for every number of rows
+    it has not seen, which takes longer than a small product, so it should see few."""
+    left, sizes = len(x), []
+    while left >= ROWS:
+        sizes.append(min(LARGEST, 1 << (left.bit_length() - 1)))
+        left -= sizes[-1]
+    return (x,) if len(sizes) + bool(left) < 2 else x.split([*sizes, left] if left else sizes)
 
 
 def _layers(x: Rows, weights: Sequence[Tensor], kinds: Sequence[type[nn.Module]]) -> list[Rows]:
@@ -109,9 +121,10 @@ class Perceptron(nn.Sequential):
         weights = [p for layer in layers[::2] for p in layer._parameters.values()]
         kinds = tuple(map(type, layers[1::2]))
         if torch.is_grad_enabled():
-            return _Layers.apply(kinds, input, *weights)  # pyright: ignore[reportReturnType]
-        return _layers(input, weights, kinds)[-1]
-
+            found: list[Any] = [_Layers.apply(kinds, piece, *weights) for piece in _pieces(input)]
+        else:
+            found = [_layers(piece, weights, kinds)[-1] for piece in _pieces(input)]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def settled(self) -> Callable[[Rows], Rows]:
         """The same function, for as long as no weight moves: what rollouts ask step by step, with few calls for few rows.
@@ -131,7 +144,7 @@ class Perceptron(nn.Sequential):
 
         def forward(x: Rows) -> Rows:
             if len(x) >= ROWS:
-                return _layers(x, weights, kinds)[-1]
+                return self.forward(x)
             for weight, bias in steps[:-1]:
                 x = torch.addmm(bias, x, weight).sigmoid_()
             weight, bias = steps[-1]

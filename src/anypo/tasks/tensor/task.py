@@ -36,23 +36,25 @@ class _Window:
     def __init__(self, envs: int, steps: int):
         self.envs, self.steps = envs, steps
         self.fields: dict[str, Tensor] = {}
-        self._columns: dict[tuple[str, int], tuple[Tensor, ...]] = {}
+        self._columns: dict[tuple[str, int | None], tuple[Tensor, ...]] = {}
 
     def write(self, which: slice | Tensor, step: int, decided: Decisions, obs: Tensor, **found: Tensor) -> None:
         """Note what some of the environments did at a step, and what came of it."""
         found["logp"], _, trace = decided.rows(obs)
         found |= {f"trace.{name}": x for name, x in trace.items()}
         for name, x in found.items():
-            if name not in self.fields:
-                self.fields[name] = x.new_zeros(self.envs, self.steps, *x.shape[1:])
-            key = name, which.start if isinstance(which, slice) else -1
-            if key not in self._columns:
-                own = self.fields[name][which] if isinstance(which, slice) else self.fields[name]
-                self._columns[key] = own.unbind(1)
             if isinstance(which, slice):
-                self._columns[key][step].copy_(x)
+                self._column(name, x, which)[step].copy_(x)
             else:
-                self._columns[key][step][which] = x
+                self._column(name, x, slice(None))[step][which] = x
+
+    def _column(self, name: str, like: Tensor, own: slice) -> tuple[Tensor, ...]:
+        """A field's steps, for some environments that lie together."""
+        if name not in self.fields:
+            self.fields[name] = like.new_zeros(self.envs, self.steps, *like.shape[1:])
+        if (name, own.start) not in self._columns:
+            self._columns[name, own.start] = self.fields[name][own].unbind(1)
+        return self._columns[name, own.start]
 
 
 class Tensors:
