@@ -17,7 +17,8 @@ from torch import Tensor
 from anypo.errors import UsageError
 
 EVERY = torch.ones((), dtype=torch.bool)
-"""What a mask without a gap is a view of (`clean` sees to that), on CPUs: who knows it counts and averages with one call."""
+"""What a mask without a gap is a view of (`clean` sees to that), on CPUs: who knows it counts and averages with one call. Masks
+are replaced, never written into."""
 
 
 def whole(mask: Shaped[Tensor, "..."]) -> bool:
@@ -151,15 +152,16 @@ class Trajectories:
 
     def slices(self, count: int) -> list[Trajectories]:
         """The rows in `count` consecutive pieces, equal within one: views of these."""
-        pieces = dict(zip(FIELDS, (_split(getattr(self, name), count) for name in FIELDS), strict=True))
-        more = {name: {k: _split(t, count) for k, t in getattr(self, name).items()} for name in ("trace", "extra")}
-        return [
-            Trajectories(
-                **{name: found[i] for name, found in pieces.items()},
-                **{name: {k: found[i] for k, found in inner.items()} for name, inner in more.items()},
-            )
-            for i in range(count)
-        ]
+        found: list[dict[str, Any]] = [{"budget": self.budget} for _ in range(count)]
+        for name in FIELDS:
+            if isinstance(tensor := getattr(self, name), Tensor):
+                for piece, part in zip(found, tensor.tensor_split(count), strict=True):
+                    piece[name] = part
+        for name in ("trace", "extra"):
+            split = {key: tensor.tensor_split(count) for key, tensor in getattr(self, name).items()}
+            for i, piece in enumerate(found):
+                piece[name] = {key: parts[i] for key, parts in split.items()}
+        return [Trajectories(**piece) for piece in found]
 
     def decisions(self) -> Trajectories:
         """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""
@@ -323,10 +325,6 @@ class Comparisons:
             weight=column(weight),
             extra=extra,
         )
-
-
-def _split(t: Any, count: int) -> Sequence[Any]:
-    return t.tensor_split(count) if isinstance(t, Tensor) else [t] * count
 
 
 def _widen(t: Tensor, width: int) -> Tensor:

@@ -295,3 +295,20 @@ def test_merged_statistics_equal_those_of_all_samples(sizes, seed):
         np.testing.assert_allclose(norm.mean, data.mean(0), rtol=1e-12)
         np.testing.assert_allclose(norm.var, data.var(0), rtol=1e-6, atol=1e-9)
         assert norm(torch.from_numpy(data)).abs().max() <= 10
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_a_resting_policy_decides_the_same_and_wakes_up_with_its_weights(kind):
+    policy = MLPPolicy(BOX, ACTIONS[kind], seed=4)
+    policy.observe(sampled(policy, seed=5))
+    obs = torch.randn(40, 3, generator=generator(6))
+    awake = policy.act(obs, generator(7))
+    with policy.resting():
+        resting = policy.act(obs, generator(7))
+    torch.testing.assert_close(resting.action, awake.action, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(resting.logp, awake.logp, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        policy.actor[-1].bias += 1.0
+    later = policy.act(obs, generator(7))
+    with policy.resting():
+        torch.testing.assert_close(policy.act(obs, generator(7)).logp, later.logp, atol=1e-5, rtol=1e-5)

@@ -87,11 +87,11 @@ class _Layers(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *slopes: Rows) -> tuple[Any, ...]:
+    def backward(ctx: Any, *slopes: Rows) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         slope, saved, kinds, wanted = slopes[0].contiguous(), ctx.saved_tensors, ctx.kinds, ctx.needs_input_grad
         depth = (len(wanted) - 2) // 2
         weights, seen = saved[1 : 1 + depth], (saved[0], *saved[1 + depth :])
-        found: list[Tensor | None] = [None] * 2 * depth
+        found: list[Any] = [None] * 2 * depth
         for k in reversed(range(depth)):
             if k < len(kinds):
                 slope = ACTIVATIONS[kinds[k]][2](slope, seen[k + 1])
