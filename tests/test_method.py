@@ -309,3 +309,20 @@ def test_metrics_carry_no_gradient_and_describe_the_ratio() -> None:
     assert float(metrics["ratio"]) == pytest.approx(float(torch.tensor(0.1, dtype=torch.float64).exp()))
     assert float(metrics["kl_old"]) == pytest.approx(float(torch.tensor(-0.1, dtype=torch.float64).exp()) - 1 + 0.1)
     assert float(metrics["kl_ref"]) == 0
+
+
+def test_metrics_and_gradient_do_not_depend_on_how_a_mask_without_a_gap_is_averaged():
+    generator = torch.Generator().manual_seed(0)
+    names = ("logp", "logp_old", "advantage", "value", "value_old", "returns", "entropy", "weight")
+    fields = {name: 0.5 * torch.randn(6, 4, generator=generator) for name in names}
+    full = Trajectories(**fields, mask=torch.ones(6, 4, dtype=torch.bool))
+    gap = torch.arange(5).expand(6, 5) < 4
+    padded = Trajectories(**{k: torch.cat([x, torch.full((6, 1), 7.0)], 1) for k, x in fields.items()}, mask=gap)
+    for name in ("ppo", "a2c", "grpo"):
+        found = []
+        for b in (full, padded):
+            leaves = {k: b.get(k).clone().requires_grad_() for k in ("logp", "value", "entropy")}
+            loss, metrics = anypo.method(name, terms=[Entropy(0.1)]).loss(b.put(leaves))
+            slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            found.append((metrics, [slope[:, :4] for slope in slopes]))
+        torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)

@@ -7,7 +7,7 @@ import torch
 
 from anypo import Request, Trajectories
 from anypo.errors import UsageError
-from anypo.types import FIELDS, STEP_FIELDS
+from anypo.types import FIELDS, STEP_FIELDS, whole
 
 
 def batch() -> Trajectories:
@@ -141,3 +141,39 @@ def test_containers_have_no_room_for_misspelt_fields() -> None:
         batch().advantages = torch.zeros(2, 3)
     with pytest.raises(AttributeError):
         Request(0).horizons = 3
+
+
+def test_a_mask_without_a_gap_is_known_as_such_through_rows_slices_and_decisions():
+    full = Trajectories(logp=torch.randn(5, 3), mask=torch.ones(5, 3, dtype=torch.bool))
+    gap = full.but(mask=torch.arange(3).expand(5, 3) < 2)
+    assert not whole(full.mask)
+    clean = full.clean()
+    assert whole(clean.mask)
+    assert whole(clean.rows(torch.tensor([3, 1])).mask)
+    assert all(whole(piece.mask) for piece in clean.slices(2))
+    for b in (full, gap, gap.clean()):
+        single = b.decisions()
+        assert whole(single.mask)
+        assert bool(single.mask.all())
+    for b in (
+        gap,
+        gap.clean(),
+        gap.clean().rows(torch.tensor([0])),
+        full.rows(torch.tensor([], dtype=torch.long)).clean(),
+    ):
+        assert not whole(b.mask)
+
+
+def test_slices_are_the_rows_in_equal_pieces():
+    b = Trajectories(
+        logp=torch.randn(7, 2),
+        group=torch.arange(7),
+        trace={"obs": torch.randn(7, 2, 3)},
+        extra={"hint": torch.rand(7)},
+    ).but(budget=9)
+    pieces = b.slices(3)
+    assert [piece.shape[0] for piece in pieces] == [3, 2, 2]
+    assert all(piece.budget == 9 for piece in pieces)
+    again = Trajectories.cat(pieces)
+    for name, tensor in b.to_dict().items():
+        assert name == "budget" or torch.equal(again.to_dict()[name], tensor)

@@ -17,7 +17,7 @@ from anypo.errors import MissingField, UsageError, unknown
 from anypo.parts._register import as_list, build, describe
 from anypo.parts.statistics import masked_mean, ratio
 from anypo.stages import ANCHORS, CHAINS, LEVELS, SLOTS, Knob, Level, Network, Refresh, View
-from anypo.types import Comparisons, Trajectories
+from anypo.types import Comparisons, Trajectories, whole
 
 
 @dataclass(frozen=True)
@@ -453,9 +453,13 @@ def ratio_metrics(x: Tensor, b: Trajectories) -> dict[str, Tensor]:
     valid = b.valid if x.ndim == 2 else torch.ones_like(x, dtype=torch.bool)
     r = ratio(x)
     kl = r.reciprocal() + x - 1
+    if whole(valid):
+        largest = r.max()
+    else:
+        largest = torch.cat([torch.where(valid, r, 0.0).flatten(), r.new_zeros(1)]).max()
     return {
         "ratio": masked_mean(r, valid),
-        "ratio_max": torch.cat([torch.where(valid, r, 0.0).flatten(), r.new_zeros(1)]).max(),
+        "ratio_max": largest,
         "kl_old": masked_mean(kl, valid),
     }
 

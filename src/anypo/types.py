@@ -16,6 +16,15 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 
+EVERY = torch.ones((), dtype=torch.bool)
+"""What a mask without a gap is a view of (`clean` sees to that), on CPUs: who knows it counts and averages with one call. Masks
+are replaced, never written into."""
+
+
+def whole(mask: Shaped[Tensor, "..."]) -> bool:
+    """Whether the mask is known to have no gap. Asking costs nothing: the mask is not read."""
+    return mask.device == EVERY.device and mask.data_ptr() == EVERY.data_ptr()
+
 
 @dataclass(slots=True)
 class Request:
@@ -133,7 +142,26 @@ class Trajectories:
         """The rows at `index` (integers or booleans), in that order."""
         if index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
-        return self.map(lambda t: t.index_select(0, index) if t.device == index.device else t[index])
+
+        def chosen(t: Tensor) -> Tensor:
+            if whole(t):
+                return EVERY.expand(len(index), *t.shape[1:])
+            return t.index_select(0, index) if t.device == index.device else t[index]
+
+        return self.map(chosen)
+
+    def slices(self, count: int) -> list[Trajectories]:
+        """The rows in `count` consecutive pieces, equal within one: views of these."""
+        found: list[dict[str, Any]] = [{"budget": self.budget} for _ in range(count)]
+        for name in FIELDS:
+            if isinstance(tensor := getattr(self, name), Tensor):
+                for piece, part in zip(found, tensor.tensor_split(count), strict=True):
+                    piece[name] = part
+        for name in ("trace", "extra"):
+            split = {key: tensor.tensor_split(count) for key, tensor in getattr(self, name).items()}
+            for i, piece in enumerate(found):
+                piece[name] = {key: parts[i] for key, parts in split.items()}
+        return [Trajectories(**piece) for piece in found]
 
     def decisions(self) -> Trajectories:
         """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""
@@ -141,7 +169,7 @@ class Trajectories:
         flat = valid.flatten().nonzero()[:, 0]
         every, row = len(flat) == valid.numel(), flat // max(valid.shape[1], 1)
         if every and valid.shape[1] == 1:
-            return self
+            return self.but(mask=EVERY.expand(valid.shape)) if valid.device == EVERY.device else self
 
         def each(t: Tensor) -> Tensor:
             t = t.flatten(0, 1)
@@ -152,6 +180,8 @@ class Trajectories:
             tensor = getattr(self, name)
             if isinstance(tensor, Tensor):
                 changes[name] = each(tensor) if name in STEP_FIELDS else tensor.index_select(0, row)
+        if self.mask is not None and valid.device == EVERY.device:
+            changes["mask"] = EVERY.expand(len(flat), 1)
         changes["trace"] = {k: each(t) for k, t in self.trace.items()}
         changes["extra"] = {
             k: each(t) if t.shape[:2] == valid.shape else t.index_select(0, row) for k, t in self.extra.items()
@@ -162,9 +192,10 @@ class Trajectories:
         """Zeros under the mask and at least float32: what parts see, so that masked slots cannot matter."""
         valid = self.valid
         # where every decision counts nothing is to be zeroed; to know that of a GPU's mask would mean to wait for it
-        whole = valid.device.type == "cpu" and bool(valid.all())
+        every = whole(valid) or (valid.device == EVERY.device and valid.numel() > 0 and bool(valid.all()))
+        valid = EVERY.expand(valid.shape) if every else valid
 
-        keep = None if whole else valid
+        keep = None if every else valid
         changes: dict[str, Any] = {}
         for name in FIELDS:
             tensor = getattr(self, name)

@@ -109,3 +109,24 @@ def test_stores_opened_from_one_recipe_do_not_share_rows() -> None:
     one.add(Trajectories(logp=torch.zeros(1, 1)))
     with pytest.raises(RunError):
         other.draw(torch.Generator())
+
+
+def test_the_fused_adam_is_torchs_and_goes_on_from_its_state():
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(3, 4, generator=generator), torch.randn(4, generator=generator)]
+    ours, theirs = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    descent = Adam(lr=0.01, grad_norm=None, weight_decay=0.1).bind([{"params": ours}])
+    plain = torch.optim.AdamW(theirs, 0.01, weight_decay=0.1, fused=False)
+    for step in range(6):
+        slopes = [torch.randn(x.shape, generator=generator) for x in start]
+        slopes = [None if step == 2 and k == 1 else g for k, g in enumerate(slopes)]
+        for group in (ours, theirs):
+            for p, g in zip(group, slopes, strict=True):
+                p.grad = None if g is None else g.clone()
+        descent.optimizer.step()
+        plain.step()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        again = Adam(lr=0.01, grad_norm=None, weight_decay=0.1).bind([{"params": ours}])
+        again.load_state_dict(descent.state_dict())
+        descent = again

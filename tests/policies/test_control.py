@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anypo.errors import RunError, UsageError
-from anypo.policies.control import SMALL, Categoricals, MLPPolicy, Tanh
+from anypo.policies.control import Categoricals, MLPPolicy
 from anypo.policies.normalize import RunningNorm
 from anypo.types import Trajectories
 
@@ -93,17 +93,6 @@ def test_samples_are_those_of_torch_multinomial():
     each = [torch.multinomial(x.softmax(-1), 1, generator=g) for x in logits.split([5, 4], -1)]
     assert torch.equal(drawn, torch.cat(each, -1))
     assert not (drawn[:, 0] == 3).any()
-
-
-def test_the_fast_tanh_is_tanh():
-    x = torch.linspace(-30, 30, 2 * SMALL)
-    for dtype, error in ((torch.float32, 2e-7), (torch.float64, 1e-15)):
-        a, b = (x.to(dtype, copy=True).requires_grad_() for _ in range(2))
-        ours, theirs = Tanh()(a), b.tanh()
-        torch.testing.assert_close(ours, theirs, atol=error, rtol=0)
-        ours.square().sum().backward()
-        theirs.square().sum().backward()
-        torch.testing.assert_close(a.grad, b.grad, atol=10 * error, rtol=0)
 
 
 def test_evaluate_returns_only_what_is_wanted_and_reaches_every_parameter():
@@ -306,3 +295,20 @@ def test_merged_statistics_equal_those_of_all_samples(sizes, seed):
         np.testing.assert_allclose(norm.mean, data.mean(0), rtol=1e-12)
         np.testing.assert_allclose(norm.var, data.var(0), rtol=1e-6, atol=1e-9)
         assert norm(torch.from_numpy(data)).abs().max() <= 10
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_a_resting_policy_decides_the_same_and_wakes_up_with_its_weights(kind):
+    policy = MLPPolicy(BOX, ACTIONS[kind], seed=4)
+    policy.observe(sampled(policy, seed=5))
+    obs = torch.randn(40, 3, generator=generator(6))
+    awake = policy.act(obs, generator(7))
+    with policy.resting():
+        resting = policy.act(obs, generator(7))
+    torch.testing.assert_close(resting.action, awake.action, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(resting.logp, awake.logp, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        policy.actor[-1].bias += 1.0
+    later = policy.act(obs, generator(7))
+    with policy.resting():
+        torch.testing.assert_close(policy.act(obs, generator(7)).logp, later.logp, atol=1e-5, rtol=1e-5)

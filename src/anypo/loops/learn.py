@@ -344,7 +344,7 @@ def precision(run: Run) -> torch.dtype:
 
 def autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 autocast of the network where it is wanted and the hardware is fast at it; the weights stay what they are."""
-    device = next(run.policy.parameters()).device.type
+    device = run.device.type
     if run.config.autocast == "on" or (run.config.autocast == "auto" and fast_in_bfloat16(device, run.policy)):
         return torch.autocast(device, torch.bfloat16)
     return contextlib.nullcontext()

@@ -52,6 +52,11 @@ class Run:
     done reaches steps, or earlier at its target."""
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return next(self.policy.parameters()).device
+
+    @cached_property
     def following(self) -> dict[str, Refresh]:
         """The anchors that follow every so many parameter updates."""
         return {name: rule for name, rule in self.rules.items() if rule.per == "update"}

@@ -187,9 +187,12 @@ def minibatches(
     else:
         unit, units = torch.arange(rows), rows
     pieces = max(1, round(rows / size))
-    order = torch.randperm(units, generator=generator)
-    for piece in order.tensor_split(min(pieces, max(units, 1))):
-        yield batch.rows(torch.isin(unit, piece).nonzero()[:, 0] if units != rows else piece)
+    order, pieces = torch.randperm(units, generator=generator), min(pieces, max(units, 1))
+    if units == rows:  # the whole pass is put in order at once: a minibatch is then a slice, which copies nothing
+        yield from batch.rows(order).slices(pieces)
+        return
+    for piece in order.tensor_split(pieces):
+        yield batch.rows(torch.isin(unit, piece).nonzero()[:, 0])
 
 
 def first_nonfinite(batch: Trajectories, metrics: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from anypo.parts._register import register
 from anypo.parts.reduce import Mean
 from anypo.stages import Level, Number
-from anypo.types import Trajectories
+from anypo.types import Trajectories, whole
 
 
 @register("critic")
@@ -46,11 +46,14 @@ class Value:
 def explained(b: Trajectories) -> Tensor:
     """1 - Var(R - V) / Var(R) over valid decisions: 1 is a perfect critic, 0 a constant one."""
     assert b.value is not None and b.returns is not None
+    both = torch.stack([b.returns - b.value.detach(), b.returns])
+    if whole(b.valid):
+        left, total = both.var((1, 2), correction=0).unbind()
+        return 1 - left / total.clamp(min=1e-12)
     valid, count = b.valid, b.valid.sum().clamp(min=1)
 
     def mean(x: Tensor) -> Tensor:
         return torch.where(valid, x, 0.0).sum((1, 2), keepdim=True) / count
 
-    both = torch.stack([b.returns - b.value.detach(), b.returns])
-    left, whole = mean((both - mean(both)).square()).flatten()
-    return 1 - left / whole.clamp(min=1e-12)
+    left, total = mean((both - mean(both)).square()).flatten()
+    return 1 - left / total.clamp(min=1e-12)

@@ -13,7 +13,7 @@ from torch import Tensor
 from anypo.parts._register import register
 from anypo.parts.statistics import last_valid
 from anypo.stages import Level, View
-from anypo.types import Trajectories
+from anypo.types import Trajectories, whole
 
 
 @register("ratio")
@@ -61,7 +61,8 @@ def log_ratio(b: Trajectories, anchor: str = "old") -> Float[Tensor, "row step"]
     """log pi - log pi_anchor on valid decisions, 0 elsewhere."""
     logp, other = b.logp, b.get(f"logp_{anchor}")
     assert logp is not None
-    return torch.where(b.valid, logp - other, 0.0)
+    x = logp - other
+    return x if whole(b.valid) else torch.where(b.valid, x, 0.0)
 
 
 @register("ratio")

@@ -12,7 +12,7 @@ from torch import Tensor
 from anypo.parts._register import register
 from anypo.parts.statistics import group_sum, index_groups
 from anypo.stages import Level
-from anypo.types import Trajectories
+from anypo.types import Trajectories, whole
 
 
 @register("reduce")
@@ -37,6 +37,10 @@ class Mean:
     def reads(self) -> tuple[str, ...]:
         return ("group",) if self.over == "group" else ()
 
+    def even(self, b: Trajectories) -> bool:
+        """Whether every decision is known to have the same share."""
+        return self.over == "token" and whole(b.valid)
+
     def coefficients(self, b: Trajectories) -> Float[Tensor, "row 1"]:
         """c_i, so that the average is sum_{i,t} c_i m w s."""
         if self.over == "token":
@@ -57,6 +61,8 @@ class Mean:
     def __call__(self, s: Tensor, b: Trajectories) -> Float[Tensor, ""]:
         s = s if s.ndim == 2 else s.unsqueeze(1)
         s = s if b.weight is None else s * b.weight
+        if self.even(b):
+            return s.mean()
         return torch.where(b.valid, s * self.coefficients(b).to(s.dtype), 0.0).sum()
 
 
@@ -70,6 +76,9 @@ class Decoupled(Mean):
 
     alpha: float = 1e-3
     level: ClassVar[Level] = "row"  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def even(self, b: Trajectories) -> bool:
+        return False
 
     def coefficients(self, b: Trajectories) -> Float[Tensor, "row step"]:
         valid = b.valid

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anypo.errors import MissingField
-from anypo.types import Trajectories
+from anypo.types import Trajectories, whole
 
 
 def ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -20,6 +20,8 @@ def ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     The slope beyond the limit is that at the limit, not 0: a penalty that has become huge still pulls the right way.
     """
     limit = math.log(torch.finfo(x.dtype).max) / 2.2
+    if not x.requires_grad:
+        return x.clamp(-limit, limit).exp()
     return (x + (x.clamp(-limit, limit) - x).detach()).exp()
 
 
@@ -73,6 +75,8 @@ def group_median(x: Float[Tensor, " row"], group: Int[Tensor, " row"]) -> Float[
 
 def masked_mean(x: Float[Tensor, "*any"], mask: Bool[Tensor, "*any"]) -> Float[Tensor, ""]:
     """Mean over the valid decisions (or rows); 0 where there are none."""
+    if whole(mask) and x.shape == mask.shape and x.is_floating_point():
+        return x.mean()
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 

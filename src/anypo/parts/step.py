@@ -44,6 +44,36 @@ class Gradient:
         return Descent(self, self.optimizer(groups, float(self.lr)))
 
 
+class FusedAdamW(torch.optim.AdamW):
+    """AdamW that on a CPU calls the fused kernel itself: for a small network, what torch does around it takes most of a step."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        groups = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
+        if not all(g["fused"] and p.device.type == "cpu" and p in self.state for g, params in groups for p in params):
+            return super().step(closure)
+        for group, params in groups:
+            states = [self.state[p] for p in params]
+            first, second, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                params,
+                [p.grad for p in params],
+                first,
+                second,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+        return None
+
+
 @register("step")
 @dataclass(frozen=True)
 class Adam(Gradient):
@@ -56,7 +86,7 @@ class Adam(Gradient):
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
         groups = list(groups)
         fused = all(p.is_floating_point() for g in groups for p in g["params"])
-        return torch.optim.AdamW(groups, lr, self.betas, self.eps, self.weight_decay, fused=fused)
+        return FusedAdamW(groups, lr, self.betas, self.eps, self.weight_decay, fused=fused)
 
 
 @register("step")
@@ -75,6 +105,13 @@ class RMSProp(Gradient):
 @dataclass(frozen=True)
 class Sgd(Gradient):
     """Plain gradient descent."""
+
+
+def total_norm(tensors: list[torch.Tensor]) -> float:
+    """Euclidean norm of all of them together."""
+    if len({t.device for t in tensors}) != 1:
+        return float(torch.nn.utils.get_total_norm(tensors))
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))
 
 
 @dataclass
@@ -105,21 +142,22 @@ class Descent:
     def update(self, *closures: Callable[[], dict[str, Any]]) -> dict[str, float]:
         """Gradients by the closures, then one step; a gradient that is not finite moves nothing (`skipped` = 1)."""
         parameters = self.parameters
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in parameters:
+            p.grad = None
         metrics = self.gradients(closures)
-        lr = self.lr()
-        bound = math.inf if self.recipe.grad_norm is None else self.recipe.grad_norm
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        finite = bool(norm.isfinite())
+        lr, bound = self.lr(), self.recipe.grad_norm
+        slopes = [p.grad for p in parameters if p.grad is not None]
+        norm = total_norm(slopes)
+        finite = math.isfinite(norm)
         if finite:
-            if bound < math.inf:
-                torch.nn.utils.clip_grads_with_norm_(parameters, bound, norm)
+            if bound is not None and norm + 1e-6 > bound:
+                torch._foreach_mul_(slopes, bound / (norm + 1e-6))
             own = self.recipe.policy_lr
             for group in self.optimizer.param_groups:
                 group["lr"] = float(own) if own is not None and group.get("name") == "policy" else lr
             self.optimizer.step()
             self.updates += 1
-        return {**metrics, "grad_norm": float(norm), "lr": lr, "skipped": float(not finite)}
+        return {**metrics, "grad_norm": norm, "lr": lr, "skipped": float(not finite)}
 
     def gradients(self, closures: Sequence[Callable[[], dict[str, Any]]]) -> dict[str, float]:
         """Leave the gradient on the parameters; returns the metrics of the loss."""

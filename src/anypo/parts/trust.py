@@ -11,7 +11,7 @@ from torch import Tensor
 from anypo.parts._register import register
 from anypo.parts.statistics import ratio
 from anypo.stages import Level, Number, View
-from anypo.types import Trajectories
+from anypo.types import Trajectories, whole
 
 
 def advantage_at(x: Tensor, b: Trajectories) -> Tensor:
@@ -64,9 +64,9 @@ class Clip:
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         r, a = ratio(x), advantage_at(x, b)
-        clipped = r.clamp(1 - float(self.low), 1 + float(self.high)) * a
-        s = torch.minimum(r * a, clipped)
-        cut = clipped < r * a
+        free, clipped = r * a, r.clamp(1 - float(self.low), 1 + float(self.high)) * a
+        s = torch.minimum(free, clipped)
+        cut = clipped < free
         if self.dual is not None:
             floor = float(self.dual) * a
             cut = cut | ((a < 0) & (s < floor))
@@ -122,4 +122,8 @@ class RecentredClip:
 def share(flag: Tensor, b: Trajectories) -> Tensor:
     """Share of decisions (or rows) for which a flag holds."""
     flag = flag.detach().to(torch.float32)
-    return flag.mean() if flag.ndim == 1 else (flag * b.valid).sum() / b.valid.sum().clamp(min=1)
+    return (
+        flag.mean()
+        if flag.ndim == 1 or (whole(b.valid) and flag.shape == b.valid.shape)
+        else (flag * b.valid).sum() / b.valid.sum().clamp(min=1)
+    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from anypo.errors import RunError, UsageError
 from anypo.policies.curvature import Moments, products
-from anypo.policies.normalize import RunningNorm
+from anypo.policies.normalize import RunningNorm, scaled
+from anypo.policies.perceptron import multilayer
 from anypo.stages import Network
-from anypo.types import Trajectories
+from anypo.types import Trajectories, whole
 
 MASK = "action_mask"
 """The key of an observation dict, of `info` and of the trace that says which discrete actions are allowed."""
@@ -216,6 +217,10 @@ class ActorCritic(nn.Module):
         """The weights of the actor's last layer, and whether they stand as [width, choice]."""
         raise NotImplementedError
 
+    def resting(self) -> AbstractContextManager[None]:
+        """Inside, nothing the policy has learned moves, so that `act` may keep what depends on that alone."""
+        return nullcontext()
+
     @torch.no_grad()
     def act(
         self,
@@ -272,7 +277,7 @@ class ActorCritic(nn.Module):
         if missing := set(want) - self.functionals:
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = chosen(b)
-        every = bool(valid.all())
+        every = whole(valid) or bool(valid.all())
 
         def kept(x: Tensor) -> Tensor:
             return x.flatten(0, 1) if every else x[valid]
@@ -394,6 +399,13 @@ def chosen(b: Trajectories) -> Bool[Tensor, "row step"]:
     return b.valid if b.mask is not None else torch.ones(b.trace["obs"].shape[:2], dtype=torch.bool)
 
 
+class Settled(NamedTuple):
+    """What an actor that rests keeps: its network as one function, and the statistics of its input."""
+
+    actor: Callable[[Tensor], Tensor]
+    statistics: tuple[Tensor, ...]
+
+
 class MLPPolicy(ActorCritic):
     """Separate tanh networks for actor and critic, with running observation normalization.
 
@@ -451,22 +463,33 @@ class MLPPolicy(ActorCritic):
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
         self.numeric = bool(self.encode.boxed.all())
+        self.settled: Settled | None = None
 
     def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
         if self.norm is not None:
-            obs = self.norm(obs) if self.numeric else torch.where(self.boxed, self.norm(obs), obs)
-        return obs.to(next(self.actor.parameters()).dtype)
+            found = self.norm.forward(obs) if self.settled is None else scaled(obs, *self.settled.statistics)
+            obs = found if self.numeric else torch.where(self.boxed, found, obs)
+        return obs.to(self.actor.dtype)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        statistics = () if self.norm is None else (self.norm.mean, self.norm.scale)
+        self.settled = Settled(self.actor.settled(), statistics)
+        try:
+            yield
+        finally:
+            self.settled = None
 
     def distribution(
         self, features: Float[Tensor, "decision dim"], mask: Bool[Tensor, "decision choice"] | None
     ) -> Categoricals | Gaussian:
-        out = self.actor(features)
+        out = (self.actor.forward if self.settled is None else self.settled.actor)(features)
         if self.log_std is not None:
             return Gaussian(out, self.log_std)
         return Categoricals(out, self.sizes, mask)
 
     def values(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision head"] | None:
-        return None if self.critic is None else self.critic(features)
+        return None if self.critic is None else self.critic.forward(features)
 
     def hidden(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision width"]:
         return self.actor[:-1](features)
@@ -511,51 +534,3 @@ def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
     """What -1 and 1 stand for: the bounds of a Box, and themselves where one is missing."""
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     return np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
-
-
-class _TanhBySigmoid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = (2 * x).sigmoid_().mul_(2).sub_(1)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(slopes[0], y)
-
-
-class Tanh(nn.Module):
-    """tanh x = 2 sigmoid(2 x) - 1, to within 2e-7 in float32: on CPUs several times as fast as torch's own, which is half of what
-    a small network costs; not for a few rows, where calls are what costs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.tanh() if x.numel() < SMALL else cast(Tensor, _TanhBySigmoid.apply(x))
-
-
-SMALL = 4096
-
-
-class Perceptron(nn.Sequential):
-    """Layers one after the other, without the bookkeeping of `nn.Module.__call__`, which a small network feels."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        for layer in self._modules.values():
-            assert layer is not None
-            input = layer.forward(input)
-        return input
-
-
-def multilayer(
-    widths: Sequence[int], gain: float, generator: torch.Generator, activation: type[nn.Module] = Tanh
-) -> Perceptron:
-    """Linear layers with an activation between them; drawn from `generator`, the last one with the given gain."""
-    layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        linear = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
-        last = i == len(widths) - 2
-        nn.init.orthogonal_(linear.weight, gain if last else math.sqrt(2), generator=generator)
-        nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, activation()]
-    return Perceptron(*layers)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from anypo.errors import UsageError
 from anypo.policies.anchor import applied, snapshot
-from anypo.policies.control import Decisions, MLPPolicy, chosen, multilayer
+from anypo.policies.control import Decisions, MLPPolicy, chosen
+from anypo.policies.perceptron import multilayer
 from anypo.types import Trajectories
 
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0, 16.0)

@@ -27,10 +27,10 @@ class RunningNorm(nn.Module):
     @property
     def scale(self) -> Float[Tensor, " dim"]:
         """1 / standard deviation."""
-        return (self.var + 1e-8).rsqrt()
+        return (self.var + 1e-8).rsqrt_()
 
     def forward(self, x: Shaped[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        return ((x - self.mean) * self.scale).clamp(-10, 10)
+        return scaled(x, self.mean, self.scale)
 
     @torch.no_grad()
     def update(self, x: Shaped[Tensor, "sample dim"]) -> None:
@@ -45,3 +45,8 @@ class RunningNorm(nn.Module):
         self.mean += delta * (n / total)
         self.var.copy_(squares / total)
         self.count.copy_(total)
+
+
+def scaled(x: Shaped[Tensor, "*batch dim"], mean: Tensor, scale: Tensor) -> Float[Tensor, "*batch dim"]:
+    """clip((x - mean) scale, -10, 10)"""
+    return (x - mean).mul_(scale).clamp_(-10, 10)

@@ -227,7 +227,8 @@ class Gym:
             horizon = requests[0].horizon
             if horizon is None:
                 raise UsageError(f"{self.name}: requests that go on where the environments stand need a horizon")
-            log = self._play(policy, self.seats, self._fresh(), generator, steps=horizon, explore=explore)
+            with policy.resting():
+                log = self._play(policy, self.seats, self._fresh(), generator, steps=horizon, explore=explore)
             group = torch.arange(len(log.lengths))
         elif len(given) < len(requests):
             raise UsageError(f"{self.name}: one rollout cannot mix given starts with starts that are None")
@@ -235,7 +236,8 @@ class Gym:
             for seat in self.seats:
                 seat.over = True
             starts = ((start_seed(self.seed, 0, start), limit) for start, n, limit in given for _ in range(n))
-            log = self._play(policy, self.seats, starts, generator, explore=explore)
+            with policy.resting():
+                log = self._play(policy, self.seats, starts, generator, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         return self._batch(policy, log, group), log.metrics()
 

@@ -36,17 +36,25 @@ class _Window:
     def __init__(self, envs: int, steps: int):
         self.envs, self.steps = envs, steps
         self.fields: dict[str, Tensor] = {}
-        self._columns: dict[str, tuple[Tensor, ...]] = {}
+        self._columns: dict[tuple[str, int | None], tuple[Tensor, ...]] = {}
 
     def write(self, which: slice | Tensor, step: int, decided: Decisions, obs: Tensor, **found: Tensor) -> None:
         """Note what some of the environments did at a step, and what came of it."""
         found["logp"], _, trace = decided.rows(obs)
         found |= {f"trace.{name}": x for name, x in trace.items()}
         for name, x in found.items():
-            if name not in self.fields:
-                self.fields[name] = x.new_zeros(self.envs, self.steps, *x.shape[1:])
-                self._columns[name] = self.fields[name].unbind(1)
-            self._columns[name][step][which] = x
+            if isinstance(which, slice):
+                self._column(name, x, which)[step].copy_(x)
+            else:
+                self._column(name, x, slice(None))[step][which] = x
+
+    def _column(self, name: str, like: Tensor, own: slice) -> tuple[Tensor, ...]:
+        """A field's steps, for some environments that lie together."""
+        if name not in self.fields:
+            self.fields[name] = like.new_zeros(self.envs, self.steps, *like.shape[1:])
+        if (name, own.start) not in self._columns:
+            self._columns[name, own.start] = self.fields[name][own].unbind(1)
+        return self._columns[name, own.start]
 
 
 class Tensors:
@@ -219,8 +227,10 @@ class Tensors:
         """`horizon` steps of every environment, chunk by chunk, cut into one row per piece of an episode."""
         window, before = _Window(self.envs, horizon), self.state[-1].long()
         seen: list[tuple[Tensor, Tensor]] = []
-        for first in range(0, self.envs, self.chunk):
-            seen += self._walk(policy, window, slice(first, min(first + self.chunk, self.envs)), generator, explore)
+        with policy.resting():
+            for first in range(0, self.envs, self.chunk):
+                own = slice(first, min(first + self.chunk, self.envs))
+                seen += self._walk(policy, window, own, generator, explore)
         # flat, one environment after the other, a piece is a run that ends with its episode or with the window
         over = window.fields.pop("over")
         closing = over.clone()
