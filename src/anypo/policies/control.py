@@ -317,7 +317,7 @@ class ActorCritic(nn.Module):
             return {n: x for n, x in ((name, made), (f"{name}_kl", kl)) if n in want}
         sizes: list[int] = getattr(self, "sizes", [])
         if spec.of == "state" or sizes:
-            out = net(features, frozen)
+            out = net(features, frozen=frozen)
             if spec.of == "state":
                 return {name: out[:, 0, 0] if spec.ensemble == 1 else out[..., 0]}
             every = out.transpose(1, 2)
@@ -327,7 +327,7 @@ class ActorCritic(nn.Module):
         if action.ndim > features.ndim:
             features = features.unsqueeze(1).expand(*action.shape[:-1], features.shape[-1])
         lead = action.shape[:-1]
-        out = net(torch.cat([features, action], -1).reshape(-1, features.shape[-1] + action.shape[-1]), frozen)
+        out = net(features.flatten(0, -2), action.flatten(0, -2), frozen)
         found = {name: out[..., 0].reshape(*lead, spec.ensemble)}
         if spec.spread:
             found[f"{name}_std"] = nn.functional.softplus(out[..., 1]).reshape(*lead, spec.ensemble)
