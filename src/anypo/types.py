@@ -162,7 +162,7 @@ class Trajectories:
         """Zeros under the mask and at least float32: what parts see, so that masked slots cannot matter."""
         valid = self.valid
         # where every decision counts nothing is to be zeroed; to know that of a GPU's mask would mean to wait for it
-        whole = valid.device.type == "cpu" and bool(valid.all())
+        whole = self.mask is None or (valid.device.type == "cpu" and bool(valid.all()))
 
         def tidy(t: Tensor) -> Tensor:
             t = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

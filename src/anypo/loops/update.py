@@ -25,12 +25,12 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
 
     Rows in which F has no gradient are not sent through the network a second time. Returns the metrics of the loss.
     """
-    views = method.live
     if fits(batch, micro):
-        loss, metrics = method.loss(batch.put(look(policy, batch, views)))
+        loss, metrics = objective(method, policy, batch)
         if loss.requires_grad:
             loss.backward()
         return metrics
+    views = method.live
     chunks = cut(batch, micro)
     leaves = {name: view.requires_grad_() for name, view in evaluate(policy, batch, views, micro).items()}
     loss, metrics = method.loss(batch.put(leaves))
@@ -44,6 +44,11 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
             seen = look(policy, batch.rows(rows), views)
             sum(((slope[rows] * seen[name]).sum() for name, slope in slopes.items()), torch.zeros(())).backward()
     return metrics
+
+
+def objective(method: Method, policy: Policy, batch: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+    """The method's loss on `batch` in one forward pass, and its metrics."""
+    return method.loss(batch.put(look(policy, batch, method.live)))
 
 
 def look(

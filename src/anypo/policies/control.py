@@ -272,7 +272,7 @@ class ActorCritic(nn.Module):
         if missing := set(want) - self.functionals:
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = chosen(b)
-        every = bool(valid.all())
+        every = b.mask is None or bool(valid.all())
 
         def kept(x: Tensor) -> Tensor:
             return x.flatten(0, 1) if every else x[valid]
