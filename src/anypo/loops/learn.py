@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -358,10 +359,22 @@ def report(run: Run, record: dict[str, Any], watch: Watch) -> None:
 def autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 autocast of the network where it is wanted and the hardware has it."""
     device = next(run.policy.parameters()).device.type
-    capable = device == "cuda" and torch.cuda.is_bf16_supported()
-    if run.config.autocast == "on" or (run.config.autocast == "auto" and capable):
+    if run.config.autocast == "on" or (run.config.autocast == "auto" and fast_in_bfloat16(device, run.policy)):
         return torch.autocast(device, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def fast_in_bfloat16(device: str, policy: Any) -> bool:
+    """Whether the hardware multiplies bfloat16 several times as fast as float32: GPUs that can, and CPUs with AMX or
+    AVX512-bf16 where the policy's products are large."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and getattr(policy, "large", False) and cpu_has_bfloat16()
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def due(run: Run, before: int, every: int | None) -> bool:

@@ -47,11 +47,9 @@ class Recording:
 
 def recording(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
     """The recording for minibatches like this one, made where it is missing; None where an update cannot be recorded."""
-    if not recordable(run, method, batch):
-        return None
     key = (method.switched, tuple((name, tensor.shape) for name, tensor in batch.to_dict().items()))
     if key not in run.recordings:
-        run.recordings[key] = record(run, method, batch, loss)
+        run.recordings[key] = record(run, method, batch, loss) if recordable(run, method, batch) else None
     return run.recordings[key]
 
 
@@ -64,7 +62,8 @@ def recordable(run: Run, method: Method, batch: Trajectories) -> bool:
 
 
 def record(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
-    """Make an update with stand-ins for all inputs and note its operations; None where it has to know a number on its way."""
+    """Make an update with stand-ins for all inputs and note its operations; None where it has to know a number on its way, or reads
+    tensors that are no inputs."""
     knobs = list({id(knob): knob for _, knob in method.knobs() if not getattr(knob, "rests", False)}.values())
     live = moving(run.policy)
     learned, told, rows = [name for name, p in live.items() if p.requires_grad], [], batch.to_dict()
@@ -84,7 +83,7 @@ def record(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recordi
 
     try:
         play = make_fx(operations, tracing_mode="fake")(*inputs(run, knobs, batch))
-    except (RuntimeError, TypeError):  # the plain update says what is wrong, where something is
+    except (RuntimeError, TypeError, AssertionError):  # the plain update says what is wrong, where something is
         return None
     play.graph.eliminate_dead_code()
     play.recompile()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -110,6 +111,7 @@ def propose(policy: Any, batch: Trajectories, draw: Draw) -> tuple[Tensor, Tenso
         return policy.propose(batch, draw, batch.trace.get(noise_key(draw)))
 
 
+@cache
 def noise_key(draw: Draw) -> str:
     """Name under which the random numbers of a draw stand in the trace."""
     return f"noise of {draw}"

@@ -105,7 +105,8 @@ class Descent:
     def update(self, *closures: Callable[[], dict[str, Any]]) -> dict[str, float]:
         """Gradients by the closures, then one step; a gradient that is not finite moves nothing (`skipped` = 1)."""
         parameters = self.parameters
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in parameters:
+            p.grad = None
         metrics = self.gradients(closures)
         lr = self.lr()
         bound = math.inf if self.recipe.grad_norm is None else self.recipe.grad_norm

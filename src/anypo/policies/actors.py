@@ -30,6 +30,10 @@ LOG_STD = (-20.0, 2.0)
 """Bounds of the log standard deviation of squashed Gaussians (SAC, arXiv 1801.01290)."""
 
 
+LARGE = 128
+"""Hidden width from which on bfloat16 products are faster where the hardware has them."""
+
+
 class Squashed:
     """a = tanh(u), u ~ N(mean, std^2): log pi(a) = sum_k [log N(u_k) - 2 (log 2 - u_k - softplus(-2 u_k))].
 
@@ -44,7 +48,8 @@ class Squashed:
         return cast(tuple[Tensor, Tensor], _SquashedSample.apply(self.mean, self.log_std, noise))
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        return self.at(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))[0]
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return (self.mean + self.log_std.exp() * noise).tanh()
 
     def mode(self) -> Tensor:
         return self.mean.tanh()
@@ -134,6 +139,7 @@ class Actor(ActorCritic):
             raise UsageError(f"the policy {kind} cannot act in the action space {action_space}")
         self.action_space, self.scalar = action_space, discrete
         self.sizes = [int(action_space.n)] if discrete else []
+        self.large = min(hidden, default=0) >= LARGE
         self.encode = Flat(observation_space)
         dim = len(self.encode.boxed)
         self.width = 1 if discrete else spaces.flatdim(action_space)

@@ -56,6 +56,7 @@ class Ensemble(nn.Module):
 
         weights, biases = fixed(self.weights), fixed(self.biases)
         with exact(x.device.type) as half:
+            half = half and len(x) >= FEW
             if self.norm:
                 whole = x if more is None else torch.cat([x, more], -1)
                 out = normed(whole, weights, biases, fixed(self.gains), fixed(self.shifts), half)
@@ -64,6 +65,10 @@ class Ensemble(nn.Module):
             else:
                 out = propagated(x, more, weights, biases, half)[0]
         return out.transpose(0, 1)
+
+
+FEW = 16
+"""Samples below which rounding the weights costs more than it saves."""
 
 
 @contextmanager
