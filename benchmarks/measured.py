@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,38 @@ def keep(name: str, figures: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
+
+
+def clocks() -> tuple[float, float]:
+    """Wall-clock time, and processor time of all threads."""
+    return time.perf_counter(), time.process_time()
+
+
+def beside(found: dict[str, list[list[float]]], peer: str, label: str) -> dict[str, Any]:
+    """Rates (wall, processor) of several rounds by kind: their spread, and the ratio of the medians beside the peer's."""
+    result: dict[str, Any] = {}
+    for at, clock in enumerate(("wall", "processor")):
+        rates = {kind: [pair[at] for pair in pairs] for kind, pairs in found.items()}
+        figures = result[f"per_second_{clock}"] = {kind: spread(values) for kind, values in rates.items()}
+        for kind, figure in figures.items():
+            print(f"{label} {kind} median {figure['median']:.1f} / s {clock} ({figure['min']:.1f} to {figure['max']:.1f})")
+        for kind in rates.keys() - {peer} if peer in rates else ():
+            pairs = [a / b for a, b in zip(rates[kind], rates[peer], strict=True)]
+            ratio = figures[kind]["median"] / figures[peer]["median"]
+            result[f"{kind}_over_{peer}_{clock}"] = {"of_medians": ratio, "min": min(pairs), "max": max(pairs)}
+            print(f"{label} {kind} / {peer}, {clock}: {ratio:.2f} (single rounds {min(pairs):.2f} to {max(pairs):.2f})")
+    return result
+
+
+def peak_gflops(size: int = 1024, seconds: float = 1.0) -> dict[str, float]:
+    """What this machine does in one large product, in 10^9 operations a second of wall-clock time."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(size, size).to(dtype)
+        best, end = float("inf"), time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            a @ a
+            best = min(best, time.perf_counter() - start)
+        found[str(dtype).removeprefix("torch.")] = round(2 * size**3 / best / 1e9, 1)
+    return found

@@ -23,6 +23,7 @@ class Config:
     target: stop once the held-out measure reaches it. evaluate_every, checkpoint_every: in batches; None: ten times a run.
     episodes: held-out episodes or prompts per evaluation (None: the task's own number).
     autocast: bfloat16 autocast of the network: auto (on hardware that is fast at it), on, off. micro: decisions per forward pass.
+    compile: machine code for the updates of value learning, made in about a minute where there is a C++ compiler: on, off.
     device: where the policy lives. threads: CPU threads of torch. trackers: metric writers (tensorboard, wandb, trackio).
     """
 
@@ -38,6 +39,7 @@ class Config:
     checkpoint_every: int | None = None
     episodes: int | None = None
     autocast: str = "auto"
+    compile: str = "off"
     micro: int = 16384
     device: str = "auto"
     threads: int | None = None
@@ -86,10 +88,13 @@ def from_dict(values: dict[str, Any]) -> Config:
     if made.target is not None and (isinstance(made.target, bool) or not isinstance(made.target, (int, float))):
         raise UsageError(f"target is {made.target!r}; it takes a number")
     made.out = None if made.out is None else str(made.out)
-    if isinstance(made.autocast, bool):  # YAML reads on and off as true and false
-        made.autocast = "on" if made.autocast else "off"
-    if made.autocast not in ("auto", "on", "off"):
-        raise unknown("autocast", str(made.autocast), ("auto", "on", "off"))
+    for key, choices in (("autocast", ("auto", "on", "off")), ("compile", ("on", "off"))):
+        value = getattr(made, key)
+        if isinstance(value, bool):  # YAML reads on and off as true and false
+            value = "on" if value else "off"
+            setattr(made, key, value)
+        if value not in choices:
+            raise unknown(key, str(value), choices)
     return made
 
 

@@ -266,11 +266,16 @@ class Method:
     @property
     def live(self) -> dict[str, View]:
         """Batch fields that the loss is differentiated through."""
-        key = tuple(float(knob) != 0 for knob in self._switches)
+        key = self.switched
         if key not in self._live:
             names = {*self.heads} | (self.reads(*LOSS) & {"logp", "entropy"})
             self._live[key] = {name: View(name) for name in sorted(names)} | self._declared_live()
         return self._live[key]
+
+    @property
+    def switched(self) -> tuple[bool, ...]:
+        """Which of the parts that may rest are at work."""
+        return tuple(float(knob) != 0 for knob in self._switches)
 
     def _declared_live(self) -> dict[str, View]:
         return self.declared("live", [p for slot in SLOTS for p in self.parts(slot) if not idle(p)])

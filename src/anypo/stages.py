@@ -244,8 +244,24 @@ class Knob(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-Number = float | Knob
-"""Any float of any part: a plain number or a knob. Parts read it with `float(...)`."""
+@dataclass(frozen=True)
+class Placeholder:
+    """Stands for a knob while an update is recorded (`loops/record.py`): a tensor the knob's value is put in before every
+    replay. To read it as a host float would write the value of that moment into the recording, so that fails."""
+
+    value: Tensor
+
+    def __float__(self) -> float:
+        raise TypeError("a knob that is read as a float cannot be recorded")
+
+
+Number = float | Knob | Placeholder
+"""Any float of any part: a plain number or a knob. Parts read it with `float(...)`, or with `number`."""
+
+
+def number(x: Number) -> float | Tensor:
+    """The value of a plain number or a knob, for arithmetic with tensors."""
+    return x.value if isinstance(x, Placeholder) else float(x)
 
 
 @runtime_checkable

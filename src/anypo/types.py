@@ -23,7 +23,12 @@ are replaced, never written into."""
 
 def whole(mask: Shaped[Tensor, "..."]) -> bool:
     """Whether the mask is known to have no gap. Asking costs nothing: the mask is not read."""
-    return mask.device == EVERY.device and mask.data_ptr() == EVERY.data_ptr()
+    return type(mask) is Tensor and mask.device == EVERY.device and mask.data_ptr() == EVERY.data_ptr()
+
+
+def gapless(mask: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """A mask without a gap, known as such where it can be: not on GPUs, nor while operations are recorded."""
+    return EVERY.expand(mask.shape) if type(mask) is Tensor and mask.device == EVERY.device else mask
 
 
 @dataclass(slots=True)
@@ -192,8 +197,12 @@ class Trajectories:
         """Zeros under the mask and at least float32: what parts see, so that masked slots cannot matter."""
         valid = self.valid
         # where every decision counts nothing is to be zeroed; to know that of a GPU's mask would mean to wait for it
-        every = whole(valid) or (valid.device == EVERY.device and valid.numel() > 0 and bool(valid.all()))
-        valid = EVERY.expand(valid.shape) if every else valid
+        every = (
+            self.mask is None
+            or whole(valid)
+            or (valid.device == EVERY.device and valid.numel() > 0 and bool(valid.all()))
+        )
+        valid = gapless(valid) if every else valid
 
         keep = None if every else valid
         changes: dict[str, Any] = {}

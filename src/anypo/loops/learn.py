@@ -7,11 +7,13 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 
 from anypo.errors import RunError, UsageError
+from anypo.loops.record import recording
 from anypo.loops.run import Run, append, dump, write_checkpoint
 from anypo.loops.update import (
     LOGP,
@@ -21,6 +23,7 @@ from anypo.loops.update import (
     gradient,
     loosened,
     minibatches,
+    objective,
     propose,
     standing,
     with_noise,
@@ -68,11 +71,18 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
                 batch = run.store.draw(run.generator)
                 if draw == 0 and batch.logp_old is not None:
                     metrics["mismatch"] = mismatch(run, batch)
-                batch = method.prepare(with_views(run, method, batch))
-                if draw == 0:
+                batch = with_noise(run.policy, batch, method.views | method.live, run.generator)
+                if (
+                    draw == 0
+                ):  # what is told of a batch, and what renews anchors, comes between its views and its update
+                    batch = method.prepare(viewed(run, method, batch))
                     metrics |= describe(method, batch)
                     refresh(run)
-                made.append(update(run, method, batch))
+                    made.append(update(run, method, batch))
+                elif replay := recording(run, method, batch, drawn_loss):
+                    made.append(update(run, method, batch, replay))
+                else:
+                    made.append(update(run, method, method.prepare(viewed(run, method, batch))))
             metrics |= together(made)
         if batch is not None and made:
             run.policy.observe(batch)
@@ -148,12 +158,23 @@ def demonstrate(run: Run, requests: list[Request]) -> Trajectories:
     return run.task.demonstrate(run.policy, requests)
 
 
+def drawn_loss(run: Run, method: Method, rows: Trajectories) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and metrics of rows from the store that are used once, in one pass."""
+    rows = method.prepare(viewed(run, method, rows))
+    with autocast(run):
+        return objective(method, run.policy, rows)
+
+
 def with_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
+    """The rows with random numbers for what is proposed, and their views."""
+    return viewed(run, method, with_noise(run.policy, rows, method.views | method.live, run.generator))
+
+
+def viewed(run: Run, method: Method, rows: Trajectories) -> Trajectories:
     """The rows with what the method's parts declare to need beside what sampling kept. Equal views run once."""
     wanted = dict(method.views)
     for name in [n for n, view in wanted.items() if view == View(n) and rows.get(n) is not None]:
         del wanted[name]  # sampling kept it
-    rows = with_noise(run.policy, rows, method.views | method.live, run.generator)
     found: dict[str, torch.Tensor] = {}
     for ablate in dict.fromkeys(view.ablate for view in wanted.values()):
         views = {name: view for name, view in wanted.items() if view.ablate == ablate}
@@ -234,11 +255,14 @@ def refresh(run: Run) -> None:
             run.anchors[name] = refreshed(run.anchors[name], run.policy, rule.decay)
 
 
-def update(run: Run, method: Method, batch: Trajectories) -> dict[str, float]:
-    """All epochs and minibatches of one batch; returns the mean of every metric over the updates made."""
+def update(
+    run: Run, method: Method, batch: Trajectories, replay: Callable[[Trajectories], dict[str, float]] | None = None
+) -> dict[str, float]:
+    """All epochs and minibatches of one batch; returns the mean of every metric over the updates made. replay: gives the
+    gradient of the whole batch instead."""
     recipe = method.stages["step"]
     totals: dict[str, list[float]] = {}
-    if not bool(batch.valid.any()):
+    if batch.mask is not None and not bool(batch.valid.any()):
         return {"updates": 0.0}
     skipped = 0
     before = None if run.batch else [p.detach().clone() for p in run.policy.parameters() if p.requires_grad]
@@ -251,6 +275,8 @@ def update(run: Run, method: Method, batch: Trajectories) -> dict[str, float]:
 
             def closure(piece: Trajectories) -> Callable[[], dict[str, Any]]:
                 def run_piece() -> dict[str, Any]:
+                    if replay:
+                        return replay(piece)
                     with autocast(run):
                         return gradient(method, run.policy, piece, run.config.micro)
 
@@ -351,13 +377,17 @@ def autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
 
 
 def fast_in_bfloat16(device: str, policy: Any) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices much faster than float32: GPUs, and for language models CPUs with AMX
-    or AVX512-BF16 (smaller networks do not gain there)."""
+    """Whether the hardware multiplies bfloat16 several times as fast as float32: GPUs that can, and CPUs with AMX or
+    AVX512-bf16 where the policy's products are large."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported()
+    return device == "cpu" and getattr(policy, "large", False) and cpu_has_bfloat16()
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    capable = any(getattr(torch.cpu, name, bool)() for name in names)
-    return device == "cpu" and capable and getattr(policy, "large", False)
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def due(run: Run, before: int, every: int | None) -> bool:

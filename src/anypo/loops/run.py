@@ -45,6 +45,8 @@ class Run:
     folder: Path | None
     steps: int
     anchors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    recordings: dict[Any, Any] = field(default_factory=dict)
+    """Updates that are replayed, by the shapes of their minibatches (`loops/record.py`)."""
     batch: int = 0
     done: int = 0
     finished: bool = False

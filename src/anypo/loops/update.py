@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,12 +26,12 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
 
     Rows in which F has no gradient are not sent through the network a second time. Returns the metrics of the loss.
     """
-    views = method.live
     if fits(batch, micro):
-        loss, metrics = method.loss(batch.put(look(policy, batch, views)))
+        loss, metrics = objective(method, policy, batch)
         if loss.requires_grad:
             loss.backward()
         return metrics
+    views = method.live
     chunks = cut(batch, micro)
     leaves = {name: view.requires_grad_() for name, view in evaluate(policy, batch, views, micro).items()}
     loss, metrics = method.loss(batch.put(leaves))
@@ -44,6 +45,11 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
             seen = look(policy, batch.rows(rows), views)
             sum(((slope[rows] * seen[name]).sum() for name, slope in slopes.items()), torch.zeros(())).backward()
     return metrics
+
+
+def objective(method: Method, policy: Policy, batch: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+    """The method's loss on `batch` in one forward pass, and its metrics."""
+    return method.loss(batch.put(look(policy, batch, method.live)))
 
 
 def look(
@@ -105,6 +111,7 @@ def propose(policy: Any, batch: Trajectories, draw: Draw) -> tuple[Tensor, Tenso
         return policy.propose(batch, draw, batch.trace.get(noise_key(draw)))
 
 
+@cache
 def noise_key(draw: Draw) -> str:
     """Name under which the random numbers of a draw stand in the trace."""
     return f"noise of {draw}"

@@ -12,7 +12,7 @@ from anypo.parts._register import register
 from anypo.parts.reduce import Mean
 from anypo.parts.statistics import masked_mean
 from anypo.parts.values import field
-from anypo.stages import Draw, Level, Number, Reduce, View
+from anypo.stages import Draw, Level, Number, Reduce, View, number
 from anypo.types import Trajectories
 
 
@@ -53,11 +53,11 @@ class Pathwise:
         q = q.min(-1).values if self.of == "min" else q.mean(-1) if self.of == "mean" else q[..., 0]
         s = q
         if self.scale is not None:
-            s = float(self.scale) / masked_mean(q.detach().abs(), b.valid).clamp(min=1e-8) * q
+            s = number(self.scale) / masked_mean(q.detach().abs(), b.valid).clamp(min=1e-8) * q
         told = {"q_policy": masked_mean(q.detach(), b.valid)}
         if self.soft:
             logp = field(b, "logp_policy")
-            s = s - float(self.alpha) * logp
+            s = s - number(self.alpha) * logp
             told["logp_policy"] = masked_mean(logp.detach(), b.valid)
         return float(self.coef) * s, told
 
@@ -92,7 +92,7 @@ class BestExpert:
         best = q.argmax(-1, keepdim=True)
         win = torch.zeros_like(gate).scatter(-1, best, 1.0)
         logp = logp.gather(-1, best).squeeze(-1)
-        s = q.gather(-1, best).squeeze(-1) - float(self.alpha) * logp - (gate - win).square().mean(-1)
+        s = q.gather(-1, best).squeeze(-1) - number(self.alpha) * logp - (gate - win).square().mean(-1)
         busiest = torch.where(b.valid.unsqueeze(-1), gate, 0.0).sum((0, 1)) / b.valid.sum().clamp(min=1)
         return s, {"logp_policy": masked_mean(logp.detach(), b.valid), "busiest_expert": busiest.max().detach()}
 
@@ -165,7 +165,7 @@ class Advantage:
             gap = field(b, "q_now").min(-1).values - field(b, "q_drawn").min(-1).values
         else:
             gap = field(b, "q_taken").min(-1).values - field(b, "v_now")
-        return b.but(advantage=float(self.beta) * gap)
+        return b.but(advantage=number(self.beta) * gap)
 
 
 @register("terms")

@@ -49,7 +49,7 @@ class FusedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        groups = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
+        groups = [(g, params) for g in self.param_groups if (params := [p for p in g["params"] if p.grad is not None])]
         if not all(g["fused"] and p.device.type == "cpu" and p in self.state for g, params in groups for p in params):
             return super().step(closure)
         for group, params in groups:

@@ -152,6 +152,8 @@ class OpenTransitions:
             drawn.append(taken(self.data, self._of_data(from_data, generator)))
         if from_data < batch:
             drawn.append(taken(self.kept, torch.randint(self.size, (batch - from_data,), generator=generator)))
+        if len(drawn) == 1:
+            return minibatch(drawn[0])
         return minibatch({n: torch.cat([d[n] for d in drawn]) for n in drawn[0].keys() & drawn[-1].keys()})
 
     def _of_data(self, count: int, generator: torch.Generator) -> Shaped[Tensor, " drawn"]:
@@ -194,7 +196,7 @@ class OpenTransitions:
 
 
 def taken(table: Table, index: Shaped[Tensor, " drawn"]) -> Table:
-    return {name: column[index] for name, column in table.items()}
+    return {name: column.index_select(0, index) for name, column in table.items()}
 
 
 def minibatch(table: Table) -> Trajectories:

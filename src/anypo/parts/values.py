@@ -17,7 +17,7 @@ from torch import Tensor
 from anypo.parts._register import register
 from anypo.parts.reduce import Mean
 from anypo.parts.statistics import masked_mean
-from anypo.stages import Draw, Level, Network, Number, Refresh, View
+from anypo.stages import Draw, Level, Network, Number, Refresh, View, number
 from anypo.types import Trajectories
 
 POLYAK = 0.005
@@ -124,7 +124,7 @@ class TD:
             best = field(b, "q_choices").mean(-1).argmax(-1, keepdim=True)
             return every.gather(-1, best).squeeze(-1)
         worst = member_subset(field(b, "q_next"), self.subset, self.clock).min(-1).values
-        return worst - float(self.alpha) * field(b, "logp_next") if self.soft else worst
+        return worst - number(self.alpha) * field(b, "logp_next") if self.soft else worst
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         y, q = backup(b, self.after(b), self.gamma), field(b, "q")
@@ -172,7 +172,7 @@ class GaussianTD:
         q_next, std_next = field(b, "q_next"), field(b, "q_next_std")
         worst = q_next.argmin(-1, keepdim=True)
         mean, std = q_next.gather(-1, worst).squeeze(-1), std_next.gather(-1, worst).squeeze(-1)
-        bonus = float(self.alpha) * field(b, "logp_next")
+        bonus = number(self.alpha) * field(b, "logp_next")
         lucky = mean + field(b, "luck").clamp(-3, 3) * std
         y_z = backup(b, lucky - bonus, self.gamma)
         return (backup(b, mean - bonus, self.gamma) if self.substitute else y_z), y_z
@@ -180,7 +180,7 @@ class GaussianTD:
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         y_q, y_z = self.targets(b)
         q, std = field(b, "q"), field(b, "q_std")
-        m = q.new_tensor([float(self.mean1), float(self.mean2)])
+        m = torch.stack([torch.as_tensor(number(mean), dtype=q.dtype) for mean in (self.mean1, self.mean2)])
         now, width = q.detach(), std.detach()
         near = now + torch.minimum(torch.maximum(y_z.unsqueeze(-1) - now, -3 * m), 3 * m)
         slope_q = (now - y_q.unsqueeze(-1)) / (width.square() + self.eps)
@@ -318,7 +318,7 @@ class Conservative:
             )
         gap = self.temperature * (every / self.temperature).logsumexp(2) - q
         loss = Mean("token")(gap.sum(-1), b)
-        return float(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.valid)}
+        return number(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.valid)}
 
 
 @register("critic")

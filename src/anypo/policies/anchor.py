@@ -55,13 +55,13 @@ def blend(anchor: dict[str, Tensor], policy: nn.Module, decay: float) -> None:
 
 @contextmanager
 def applied(policy: nn.Module, anchor: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, the policy computes with the anchor's weights; storage is swapped, nothing is copied."""
+    """Inside, the policy computes with the anchor's weights: they hang where its own did, nothing is copied."""
     live = moving(policy)
-    kept = {name: tensor.data for name, tensor in live.items()}
-    for name, tensor in live.items():
-        tensor.data = anchor[name]
+    places = PLACES[policy]
+    for name, held, key in places:
+        held[key] = anchor[name]
     try:
         yield
     finally:
-        for name, tensor in live.items():
-            tensor.data = kept[name]
+        for name, held, key in places:
+            held[key] = live[name]

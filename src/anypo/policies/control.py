@@ -277,7 +277,7 @@ class ActorCritic(nn.Module):
         if missing := set(want) - self.functionals:
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = chosen(b)
-        every = whole(valid) or bool(valid.all())
+        every = b.mask is None or whole(valid) or bool(valid.all())
 
         def kept(x: Tensor) -> Tensor:
             return x.flatten(0, 1) if every else x[valid]
@@ -322,7 +322,7 @@ class ActorCritic(nn.Module):
             return {n: x for n, x in ((name, made), (f"{name}_kl", kl)) if n in want}
         sizes: list[int] = getattr(self, "sizes", [])
         if spec.of == "state" or sizes:
-            out = net(features, frozen)
+            out = net(features, frozen=frozen)
             if spec.of == "state":
                 return {name: out[:, 0, 0] if spec.ensemble == 1 else out[..., 0]}
             every = out.transpose(1, 2)
@@ -332,7 +332,7 @@ class ActorCritic(nn.Module):
         if action.ndim > features.ndim:
             features = features.unsqueeze(1).expand(*action.shape[:-1], features.shape[-1])
         lead = action.shape[:-1]
-        out = net(torch.cat([features, action], -1).reshape(-1, features.shape[-1] + action.shape[-1]), frozen)
+        out = net(features.flatten(0, -2), action.flatten(0, -2), frozen)
         found = {name: out[..., 0].reshape(*lead, spec.ensemble)}
         if spec.spread:
             found[f"{name}_std"] = nn.functional.softplus(out[..., 1]).reshape(*lead, spec.ensemble)

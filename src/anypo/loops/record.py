@@ -1,0 +1,122 @@
+"""Updates that are recorded once and replayed. Value learning makes thousands of equal small updates, and what Python and
+autograd add to each costs more than its arithmetic. A recording is the list of tensor operations of one update, from its views
+to its gradient; weights, anchors, knobs and the minibatch are its inputs. Replayed, it makes the same numbers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from anypo.errors import UsageError
+from anypo.loops.run import Run
+from anypo.loops.update import fits
+from anypo.method import Method
+from anypo.policies.anchor import applied, moving
+from anypo.stages import CHAINS, Knob, Placeholder
+from anypo.types import Trajectories
+
+Loss = Callable[[Run, Method, Trajectories], tuple[Tensor, dict[str, Tensor]]]
+"""A run's loss and metrics on rows that were drawn, with their random numbers."""
+
+
+@dataclass
+class Recording:
+    """Called with a minibatch, it leaves the gradient on the parameters and returns the loss's metrics."""
+
+    run: Run
+    knobs: list[Knob]
+    play: Callable[..., list[Tensor]]
+    learned: list[str]
+    metrics: list[str]
+
+    def __call__(self, batch: Trajectories) -> dict[str, float]:
+        with torch.no_grad():
+            *slopes, numbers = self.play(*inputs(self.run, self.knobs, batch))
+        live = moving(self.run.policy)
+        for name, slope in zip(self.learned, slopes, strict=True):
+            live[name].grad = slope
+        return dict(zip(self.metrics, numbers.tolist(), strict=True))
+
+
+def recording(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
+    """The recording for minibatches like this one, made where it is missing; None where an update cannot be recorded."""
+    key = (method.switched, tuple((name, tensor.shape) for name, tensor in batch.to_dict().items()))
+    if key not in run.recordings:
+        run.recordings[key] = record(run, method, batch, loss) if recordable(run, method, batch) else None
+    return run.recordings[key]
+
+
+def recordable(run: Run, method: Method, batch: Trajectories) -> bool:
+    """Whether every minibatch is one step of the whole of it, and every decision counts."""
+    recipe = method.stages["step"]
+    whole = (recipe.epochs or 1) == 1 and (not recipe.minibatch or method.level == "batch") and run.stepper.pieces == 1
+    plain = not (method.later or method.late_views or any(view.ablate for view in method.views.values()))
+    return method.traits["replays"] and whole and plain and batch.mask is None and fits(batch, run.config.micro)
+
+
+def record(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
+    """Make an update with stand-ins for all inputs and note its operations; None where it has to know a number on its way, or reads
+    tensors that are no inputs."""
+    knobs = list({id(knob): knob for _, knob in method.knobs() if not getattr(knob, "rests", False)}.values())
+    live = moving(run.policy)
+    learned, told, rows = [name for name, p in live.items() if p.requires_grad], [], batch.to_dict()
+
+    def operations(*given: Tensor) -> list[Tensor]:
+        left = iter(given)
+        weights = {name: next(left).detach().requires_grad_(name in learned) for name in live}
+        anchors = {of: {name: next(left) for name in live} for of in run.anchors}
+        stood = standing_in(method, {id(knob): next(left) for knob in knobs})
+        drawn = Trajectories.from_dict({name: next(left) for name in rows})
+        with torch.enable_grad(), applied(run.policy, weights):
+            total, metrics = loss(replace(run, anchors=anchors), stood, drawn)
+            slopes = torch.autograd.grad(total, [weights[name] for name in learned], allow_unused=True)
+        moved = {name: slope.contiguous() for name, slope in zip(learned, slopes, strict=True) if slope is not None}
+        learned[:], told[:] = moved, metrics
+        return [*moved.values(), torch.stack([torch.as_tensor(m).detach().double() for m in metrics.values()])]
+
+    try:
+        play = make_fx(operations, tracing_mode="fake")(*inputs(run, knobs, batch))
+    except (RuntimeError, TypeError, AssertionError):  # the plain update says what is wrong, where something is
+        return None
+    play.graph.eliminate_dead_code()
+    play.recompile()
+    return Recording(run, knobs, compiled(play) if run.config.compile == "on" else play, learned, told)
+
+
+def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
+    """What an update depends on, in the recording's order."""
+    live = moving(run.policy)
+    return [
+        *(tensor.detach() for tensor in live.values()),
+        *(anchor[name] for anchor in run.anchors.values() for name in live),
+        *(torch.tensor(float(knob)) for knob in knobs),
+        *batch.to_dict().values(),
+    ]
+
+
+def standing_in(method: Method, values: dict[int, Tensor]) -> Method:
+    """The method with these tensors in the places of its knobs."""
+
+    def stood(part: Any) -> Any:
+        found = {f.name: values[id(knob)] for f in fields(part) if id(knob := getattr(part, f.name)) in values}
+        return replace(part, **{name: Placeholder(value) for name, value in found.items()}) if found else part
+
+    changed = {
+        slot: tuple(map(stood, held)) if slot in CHAINS else None if held is None else stood(held)
+        for slot, held in method.stages.items()
+    }
+    return Method(method.card, **changed)
+
+
+def compiled(play: Any) -> Callable[..., list[Tensor]]:
+    """The recording as machine code: elementwise operations are merged, and nothing goes through Python."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UsageError("--compile on needs a C++ compiler (g++, or the one CXX names), and there is none")
+    return torch.compile(play, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
