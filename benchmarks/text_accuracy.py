@@ -44,8 +44,9 @@ class Watch:
         self.since = time.perf_counter(), time.process_time()
 
     def step(self, number: int) -> None:
-        self.seconds += time.perf_counter() - self.since[0]
-        self.processor += time.process_time() - self.since[1]
+        if number:
+            self.seconds += time.perf_counter() - self.since[0]
+            self.processor += time.process_time() - self.since[1]
         if number % self.options.every == 0:
             found = accuracy(self.model(), self.tokenizer, self.problems)
             self.curve.append({"step": number, "seconds": self.seconds, "processor": self.processor, "accuracy": found})
