@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +56,18 @@ def test_a_grpo_step_of_a_language_model_is_measured(tmp_path: Path, precision: 
     )
     assert len(found["seconds"]) == len(found["processor"]) == 2
     assert 0 < found["tokens"] <= 2 * 2 * 4
+
+
+def test_the_time_to_an_accuracy_is_none_where_the_limit_comes_first(tmp_path: Path) -> None:
+    tiny.language_model(tmp_path / "model", "qwen2")
+    (tmp_path / "heldout.json").write_text(json.dumps([{"prompt": "12+34=", "answer": "46"}]))
+    sizes = ("--rows", "16", "--lr", "1e-4", "--every", "1", "--threads", "1")
+    found = json.loads(
+        printed("text_accuracy.py", "anypo", "--folder", str(tmp_path), "--limit", "0", "--target", "2", *sizes)[-1]
+    )
+    assert [point["step"] for point in found["curve"]] == [0, 1]
+    assert found["seconds"] is None
+    assert found["curve"][1]["seconds"] > found["curve"][0]["seconds"] == 0
 
 
 @pytest.mark.slow

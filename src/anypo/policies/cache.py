@@ -149,14 +149,18 @@ def short(
     if not plain:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)  # pyright: ignore[reportReturnType]
     key, shared = key.to(value.dtype), heads // key.shape[1]
-    grouped = query.to(key.dtype).reshape(rows, key.shape[1], shared * queries, width)
-    scores = (grouped @ key.mT).float() * (width**-0.5 if scaling is None else scaling)
-    scores = scores.view(rows, heads, queries, key.shape[2])
+    grouped = (query * (width**-0.5 if scaling is None else scaling)).to(key.dtype)
+    grouped = grouped.reshape(rows, key.shape[1], shared * queries, width)
+    scores = (grouped @ key.mT).view(rows, heads, queries, key.shape[2])
     if attention_mask is None and queries > 1:
         attention_mask = torch.ones(queries, key.shape[2], dtype=torch.bool, device=key.device).tril()
     if attention_mask is not None:  # finite, as padding attends to nothing
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1).to(value.dtype).view(rows, key.shape[1], shared * queries, key.shape[2])
+    weights = (
+        scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        .to(value.dtype)
+        .view(rows, key.shape[1], shared * queries, key.shape[2])
+    )
     return (weights @ value).view(rows, heads, queries, value.shape[-1]).transpose(1, 2), None
 
 

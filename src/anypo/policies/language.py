@@ -6,7 +6,8 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from anypo.parts.ratio import last_value
 from anypo.policies.chunked import OFFERED, functionals
 from anypo.policies.control import names_of
 from anypo.policies.curvature import Moments, products
+from anypo.policies.norms import normalizing, norms
 from anypo.policies.sampling import Filter, Sample, generate, padded
 from anypo.types import Trajectories
 
@@ -88,6 +90,7 @@ class LanguageModel(nn.Module):
         self.value_head = _value_heads(width, len(self.heads), self.inner.dtype) if self.heads else None
         self.train(False)
         self._split = self._splits()
+        self._norms = norms(self.inner)
         self._reads_positions = "position_ids" in inspect.signature(self._reader.forward).parameters
 
     @classmethod
@@ -238,9 +241,7 @@ class LanguageModel(nn.Module):
         for i, prompt in enumerate(prompts):
             if not self.fits(len(prompt), max_new):
                 raise UsageError(f"prompt {i} {self.room(len(prompt), max_new)}")
-        from anypo.policies.cache import attending
-
-        with attending(self.inner.config):
+        with self._fast():
             return generate(
                 self._next,
                 prompts,
@@ -301,11 +302,11 @@ class LanguageModel(nn.Module):
         Rows of like length are read together, each tile without the padding of longer ones. Prompts that several rows share
         are read once where that saves a quarter of the tokens.
         """
-        from anypo.policies.cache import attending, opened
+        from anypo.policies.cache import opened
 
         prompt, start = b.trace["prompt"], b.trace["prompt_length"]
         until = (valid * torch.arange(1, valid.shape[1] + 1, device=valid.device)).amax(1)
-        with attending(self.inner.config):
+        with self._fast():
             distinct, line = torch.unique(torch.cat([start[:, None], prompt], 1), dim=0, return_inverse=True)
             saved = int(start.sum() - distinct[:, 0].sum())
             plain = layer is not None or (self.checkpointing and torch.is_grad_enabled())
@@ -316,6 +317,14 @@ class LanguageModel(nn.Module):
                 pieces = [self._read(b, valid, rows, layer, values) for rows in self._tiles(start + until, until > 0)]
         row, step, states, last = zip(*pieces, strict=True)
         return torch.cat(row), torch.cat(step), torch.cat(states), torch.cat(last)
+
+    @contextmanager
+    def _fast(self) -> Iterator[None]:
+        """Inside, the model attends and normalizes by operations that are faster."""
+        from anypo.policies.cache import attending
+
+        with attending(self.inner.config), normalizing(self._norms):
+            yield
 
     def _tiles(self, length: Int[Tensor, " row"], used: Bool[Tensor, " row"]) -> list[Int[Tensor, " some"]]:
         """The used rows (one if there is none) by length, as many together as have TILE tokens."""
@@ -333,8 +342,13 @@ class LanguageModel(nn.Module):
     def _reads(self, inputs: dict[str, Any]) -> Any:
         """The reader's output; with checkpointing only its inputs and output are kept for the backward pass."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._reader, use_reentrant=False, preserve_rng_state=False, **inputs)
+            return checkpoint(self._read_again, use_reentrant=False, preserve_rng_state=False, **inputs)
         return self._reader(**inputs)
+
+    def _read_again(self, **inputs: Any) -> Any:
+        """The reader's output, by the same operations also during the backward pass."""
+        with self._fast():
+            return self._reader(**inputs)
 
     def _read(
         self,
