@@ -70,7 +70,9 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
                 if draw == 0 and batch.logp_old is not None:
                     metrics["mismatch"] = mismatch(run, batch)
                 batch = with_noise(run.policy, batch, method.views | method.live, run.generator)
-                if draw == 0:  # what is told of a batch, and what renews anchors, comes between its views and its update
+                if (
+                    draw == 0
+                ):  # what is told of a batch, and what renews anchors, comes between its views and its update
                     batch = method.prepare(viewed(run, method, batch))
                     metrics |= describe(method, batch)
                     refresh(run)
