@@ -64,7 +64,9 @@ def beside(found: dict[str, list[list[float]]], peer: str, label: str) -> dict[s
         rates = {kind: [pair[at] for pair in pairs] for kind, pairs in found.items()}
         figures = result[f"per_second_{clock}"] = {kind: spread(values) for kind, values in rates.items()}
         for kind, figure in figures.items():
-            print(f"{label} {kind} median {figure['median']:.1f} / s {clock} ({figure['min']:.1f} to {figure['max']:.1f})")
+            print(
+                f"{label} {kind} median {figure['median']:.1f} / s {clock} ({figure['min']:.1f} to {figure['max']:.1f})"
+            )
         for kind in rates.keys() - {peer} if peer in rates else ():
             pairs = [a / b for a, b in zip(rates[kind], rates[peer], strict=True)]
             ratio = figures[kind]["median"] / figures[peer]["median"]

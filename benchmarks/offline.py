@@ -42,11 +42,11 @@ def data() -> dict[str, np.ndarray]:
 
 def ours(kind: str, method: str, updates: int) -> tuple[float, float]:
     """The learning loop, between two batches of 100 updates; the first ones, which record and compile, come before."""
+    from measured import clocks
+
     from anypo.config import from_dict
     from anypo.loops.learn import learn
     from anypo.loops.run import build
-
-    from measured import clocks
 
     never = {"evaluate_every": 10**9, "checkpoint_every": 10**9, "episodes": 1}
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,6 @@ def ours(kind: str, method: str, updates: int) -> tuple[float, float]:
 def theirs(method: str, updates: int) -> tuple[float, float]:
     import d3rlpy
     from d3rlpy.logging import NoopAdapterFactory
-
     from measured import clocks
 
     table = data()
@@ -88,7 +87,9 @@ def only(peer: str | None, kind: str, threads: int, *arguments: str) -> list[flo
     return [float(word) for word in out.split()[-2:]]
 
 
-def main(peer: str | None, methods: list[str], kinds: list[str], rounds: int, updates: int, threads: int, save: bool) -> None:
+def main(
+    peer: str | None, methods: list[str], kinds: list[str], rounds: int, updates: int, threads: int, save: bool
+) -> None:
     from measured import beside, keep, peak_gflops
 
     kinds = [*kinds, *(["d3rlpy"] if peer else [])]
@@ -99,7 +100,10 @@ def main(peer: str | None, methods: list[str], kinds: list[str], rounds: int, up
             for kind in kinds:
                 found[kind].append(only(peer, kind, threads, "--methods", method, "--updates", str(updates)))
                 wall, processor = found[kind][-1]
-                print(f"{method} round {number + 1} {kind:8} {wall:7.1f} / s wall {processor:7.1f} / s processor", flush=True)
+                print(
+                    f"{method} round {number + 1} {kind:8} {wall:7.1f} / s wall {processor:7.1f} / s processor",
+                    flush=True,
+                )
         result[method] = beside(found, "d3rlpy", method)
     if save:
         keep("offline", result)
@@ -109,7 +113,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="python that has d3rlpy")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--kinds", nargs="+", choices=[k for k in KINDS if k != "d3rlpy"], default=["plain", "auto", "compiled"])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=[k for k in KINDS if k != "d3rlpy"], default=["plain", "auto", "compiled"]
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=300, help="that are timed, in hundreds")
     parser.add_argument("--threads", type=int, default=1)
@@ -121,6 +127,8 @@ if __name__ == "__main__":
     torch.set_num_threads(chosen.threads)
     if chosen.only:
         method = chosen.methods[0]
-        print(*(theirs(method, chosen.updates) if chosen.only == "d3rlpy" else ours(chosen.only, method, chosen.updates)))
+        print(
+            *(theirs(method, chosen.updates) if chosen.only == "d3rlpy" else ours(chosen.only, method, chosen.updates))
+        )
     else:
         main(chosen.peer, chosen.methods, chosen.kinds, chosen.rounds, chosen.updates, chosen.threads, chosen.save)

@@ -17,7 +17,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -37,14 +36,16 @@ def run_of(kind: str, env: str, steps: int, seed: int):
     from anypo.loops.run import build
 
     never = {"evaluate_every": 10**9, "checkpoint_every": 10**9, "episodes": EPISODES}
-    return build(from_dict({"method": "sac", "task": f"gym:{env}", "steps": steps, "seed": seed, **never, **KINDS[kind]}))
+    return build(
+        from_dict({"method": "sac", "task": f"gym:{env}", "steps": steps, "seed": seed, **never, **KINDS[kind]})
+    )
 
 
 def ours(kind: str, env: str, steps: int) -> tuple[float, float]:
     """The learning loop, between two batches: the first updates, which record and compile, come before."""
-    from anypo.loops.learn import learn
-
     from measured import clocks
+
+    from anypo.loops.learn import learn
 
     warm = FIRST + 200
     ticks: dict[int, tuple[float, float]] = {}
@@ -111,7 +112,10 @@ def returns(peer: str | None, env: str, kinds: list[str], steps: int, threads: i
     for kind in kinds:
         arguments = ["--env", env, "--returns", str(steps), "--seed"]
         found[kind] = [only(peer, kind, threads, *arguments, str(seed))[-1] for seed in seeds]
-        print(f"{env} {steps} steps {kind:8} median return {statistics.median(found[kind]):8.1f} {found[kind]}", flush=True)
+        print(
+            f"{env} {steps} steps {kind:8} median return {statistics.median(found[kind]):8.1f} {found[kind]}",
+            flush=True,
+        )
     return {"steps": steps, "returns": found}
 
 
@@ -119,7 +123,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="python that has stable-baselines3")
     parser.add_argument("--env", nargs="+", default=["Pendulum-v1", "Hopper-v5"])
-    parser.add_argument("--kinds", nargs="+", choices=[k for k in KINDS if k != "sb3"], default=["plain", "auto", "compiled"])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=[k for k in KINDS if k != "sb3"], default=["plain", "auto", "compiled"]
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1500, help="environment steps that are timed, in fifties")
     parser.add_argument("--returns", type=int, help="compare returns after so many steps instead")
@@ -134,7 +140,13 @@ if __name__ == "__main__":
     if chosen.only and chosen.returns:
         print(greedy_return(chosen.only, chosen.env[0], chosen.returns, chosen.seed))
     elif chosen.only:
-        print(*(theirs(chosen.env[0], chosen.steps) if chosen.only == "sb3" else ours(chosen.only, chosen.env[0], chosen.steps)))
+        print(
+            *(
+                theirs(chosen.env[0], chosen.steps)
+                if chosen.only == "sb3"
+                else ours(chosen.only, chosen.env[0], chosen.steps)
+            )
+        )
     else:
         kinds = [*chosen.kinds, *(["sb3"] if chosen.peer else [])]
         made = {

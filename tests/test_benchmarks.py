@@ -81,3 +81,13 @@ def test_pairs_teach_a_rule_and_leave_the_rest_of_the_answer(tmp_path: Path) -> 
     assert found["accuracy"][0] < 0.6
     assert found["accuracy"][1] > 0.9
     assert found["backwards"][1] > 0.8
+
+
+@pytest.mark.parametrize(
+    "script", [["sac.py", "--env", "Pendulum-v1", "--steps", "50"], ["offline.py", "--methods", "iql", "--updates", "100"]]
+)
+def test_updates_of_value_learning_are_timed(script: list[str]) -> None:
+    lines = printed(*script, "--kinds", "plain", "--rounds", "1")
+    medians = [float(line.split()[3]) for line in lines if "median" in line]
+    assert len(medians) == 2
+    assert min(medians) > 0

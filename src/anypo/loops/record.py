@@ -108,7 +108,7 @@ def standing_in(method: Method, values: dict[int, Tensor]) -> Method:
         found = {f.name: values[id(knob)] for f in fields(part) if id(knob := getattr(part, f.name)) in values}
         return replace(part, **{name: Placeholder(value) for name, value in found.items()}) if found else part
 
-    changed = {
+    changed: dict[str, Any] = {
         slot: tuple(map(stood, held)) if slot in CHAINS else None if held is None else stood(held)
         for slot, held in method.stages.items()
     }

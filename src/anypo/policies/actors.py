@@ -78,7 +78,7 @@ class _SquashedSample(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         action, spread = ctx.saved_tensors
         of_action, of_logp = slopes[0], slopes[1].unsqueeze(-1)
         through = of_action * (1 - action.square()) + 2 * of_logp * action

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, cast
@@ -51,8 +51,8 @@ class Ensemble(nn.Module):
 
         def fixed(parameters: nn.ParameterList) -> list[Tensor]:
             # by the dictionary: to index a ParameterList takes as long as a small product
-            found = parameters._parameters.values()
-            return [p.detach() if frozen else p for p in found]  # pyright: ignore[reportOptionalMemberAccess]
+            found = cast(Iterable[Tensor], parameters._parameters.values())
+            return [p.detach() if frozen else p for p in found]
 
         weights, biases = fixed(self.weights), fixed(self.biases)
         with exact(x.device.type) as half:
@@ -159,7 +159,7 @@ class Layers(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         count = (len(ctx.saved_tensors) + 1) // 3
         read, used, hidden = (ctx.saved_tensors[k * count : (k + 1) * count] for k in range(3))
         _, left, right, *needed = ctx.needs_input_grad

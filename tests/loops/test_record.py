@@ -1,0 +1,102 @@
+"""Recorded updates make the numbers of plain ones, whatever has moved since they were recorded."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import anypo
+from anypo import config as configuration
+from anypo.loops.learn import drawn_loss, learn, update, viewed, with_noise
+from anypo.loops.record import recording
+from anypo.loops.run import build
+
+REPLAYING = [n for n in anypo.methods() if anypo.method(n).traits["replays"]]
+PLAIN = {"prdc", "rlpd"}
+"""Methods whose updates read numbers on their way: nearest neighbours, a subset that changes."""
+
+
+def data_file(path, method):
+    draw = np.random.default_rng(0)
+    size, actions = (
+        ((200, 4), draw.integers(0, 2, 200)) if method == "dqn" else ((200, 3), draw.uniform(-2, 2, (200, 1)))
+    )
+    columns = {"observations": draw.normal(size=size), "actions": actions, "rewards": draw.normal(size=200)}
+    np.savez(path, **columns, terminals=np.arange(200) % 50 == 49, expert=np.arange(200) < 100)
+    return path
+
+
+def run_on(tmp_path, method, **values):
+    """A run on data, after an update."""
+    env = "CartPole-v1" if method == "dqn" else "Pendulum-v1"
+    task = {"name": f"data:{data_file(tmp_path / 'd.npz', method)}", "env": env}
+    small = {"policy": {"hidden": [16, 16]}, "store": {"batch": 32}, "threads": 1}
+    run = build(configuration.from_dict({"method": method, "task": task, "steps": 400, **small, **values}))
+    run.batch = 1
+    plain_update(run)
+    return run
+
+
+def drawn(run):
+    return with_noise(run.policy, run.store.draw(run.generator), run.method.views | run.method.live, run.generator)
+
+
+def plain_update(run):
+    return update(run, run.method, run.method.prepare(viewed(run, run.method, drawn(run))))
+
+
+def gradients(run):
+    found = {name: p.grad for name, p in run.policy.named_parameters()}
+    for p in run.policy.parameters():
+        p.grad = None
+    return found
+
+
+@pytest.mark.parametrize("method", REPLAYING)
+def test_a_recorded_update_has_the_loss_metrics_and_gradient_of_the_plain_one(method, tmp_path):
+    run = run_on(tmp_path, method)
+    made = recording(run, run.method, drawn(run), drawn_loss)
+    assert (made is None) == (method in PLAIN)
+    for _ in range(3) if made else ():
+        batch = drawn(run)
+        replay = recording(run, run.method, batch, drawn_loss)  # of the parts that are at work now
+        assert replay is not None
+        gradients(run)
+        metrics, slopes = replay(batch), gradients(run)
+        loss, expected = drawn_loss(run, run.method, batch)
+        loss.backward()
+        wanted = gradients(run)
+        assert metrics.keys() == expected.keys()
+        for name, value in expected.items():
+            assert metrics[name] == pytest.approx(float(value), rel=1e-5, abs=1e-6)
+        for name, slope in wanted.items():
+            assert (slope is None) == (slopes[name] is None)
+            if slope is not None:
+                torch.testing.assert_close(slopes[name], slope, rtol=1e-5, atol=1e-7)
+                assert slopes[name].is_contiguous()
+        plain_update(run)  # weights, anchors and knobs move
+
+
+def test_learning_replays_and_records_once(tmp_path):
+    run = run_on(tmp_path, "iql")
+    run.batch = 0
+    learn(run)
+    assert len(run.recordings) == 1
+    assert next(iter(run.recordings.values())) is not None
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.slow
+def test_machine_code_makes_the_same_numbers(tmp_path):
+    run = run_on(tmp_path, "sac", compile="on")
+    batch = drawn(run)
+    replay = recording(run, run.method, batch, drawn_loss)
+    assert replay is not None
+    gradients(run)
+    metrics, slopes = replay(batch), gradients(run)
+    loss, expected = drawn_loss(run, run.method, batch)
+    loss.backward()
+    for name, slope in gradients(run).items():
+        torch.testing.assert_close(slopes[name], slope, rtol=1e-5, atol=1e-6)
+    assert metrics["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
