@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,13 +148,7 @@ class Trajectories:
         """The rows at `index` (integers or booleans), in that order."""
         if index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
-
-        def chosen(t: Tensor) -> Tensor:
-            if whole(t):
-                return EVERY.expand(len(index), *t.shape[1:])
-            return t.index_select(0, index) if t.device == index.device else t[index]
-
-        return self.map(chosen)
+        return self.map(partial(_chosen, index=index))
 
     def slices(self, count: int) -> list[Trajectories]:
         """The rows in `count` consecutive pieces, equal within one: views of these."""
@@ -328,6 +323,12 @@ class Comparisons:
             weight=column(weight),
             extra=extra,
         )
+
+
+def _chosen(t: Tensor, index: Tensor) -> Tensor:
+    if whole(t):
+        return EVERY.expand(len(index), *t.shape[1:])
+    return t.index_select(0, index) if t.device == index.device else t[index]
 
 
 def _tidy(t: Tensor, keep: Tensor | None) -> Tensor:

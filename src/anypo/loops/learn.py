@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -255,6 +255,12 @@ def refresh(run: Run) -> None:
             run.anchors[name] = refreshed(run.anchors[name], run.policy, rule.decay)
 
 
+def slope_of(run: Run, method: Method, piece: Trajectories) -> dict[str, Any]:
+    """Back-propagate the loss on a minibatch; gives its metrics."""
+    with autocast(run):
+        return gradient(method, run.policy, piece, run.config.micro)
+
+
 def update(
     run: Run, method: Method, batch: Trajectories, replay: Callable[[Trajectories], dict[str, float]] | None = None
 ) -> dict[str, float]:
@@ -272,17 +278,8 @@ def update(
             part = with_late_views(run, method, part)
             size = math.ceil(part.shape[0] / run.stepper.pieces) if run.stepper.pieces > 1 else None
             pieces = minibatches(part, method, False, size, run.generator)
-
-            def closure(piece: Trajectories) -> Callable[[], dict[str, Any]]:
-                def run_piece() -> dict[str, Any]:
-                    if replay:
-                        return replay(piece)
-                    with autocast(run):
-                        return gradient(method, run.policy, piece, run.config.micro)
-
-                return run_piece
-
-            metrics = run.stepper.update(*map(closure, pieces))
+            slope = replay or partial(slope_of, run, method)
+            metrics = run.stepper.update(*(partial(slope, piece) for piece in pieces))
             method.update("update", metrics, run.stepper.progress, part)
             follow(run)
             if metrics["skipped"]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -278,10 +279,7 @@ class ActorCritic(nn.Module):
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = chosen(b)
         every = b.mask is None or whole(valid) or bool(valid.all())
-
-        def kept(x: Tensor) -> Tensor:
-            return x.flatten(0, 1) if every else x[valid]
-
+        kept = partial(flat, valid=None if every else valid)
         features = self.features(kept(b.trace["obs"]))
         found = {}
         if self.distributed & set(want):
@@ -385,6 +383,11 @@ class ActorCritic(nn.Module):
 def names_of(value: bool | Sequence[str]) -> tuple[str, ...]:
     """Names of the value heads: one called `value` for True."""
     return (("value",) if value else ()) if isinstance(value, bool) else tuple(value)
+
+
+def flat(x: Shaped[Tensor, "row step ..."], valid: Bool[Tensor, "row step"] | None) -> Shaped[Tensor, "decision ..."]:
+    """The decisions that count (None: all), one after the other."""
+    return x.flatten(0, 1) if valid is None else x[valid]
 
 
 def placed(x: Float[Tensor, "decision ..."], valid: Bool[Tensor, "row step"]) -> Float[Tensor, "row step ..."]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, cast
@@ -49,17 +49,12 @@ class Ensemble(nn.Module):
         differences matter, are not.
         """
 
-        def fixed(parameters: nn.ParameterList) -> list[Tensor]:
-            # by the dictionary: to index a ParameterList takes as long as a small product
-            found = cast(Iterable[Tensor], parameters._parameters.values())
-            return [p.detach() if frozen else p for p in found]
-
-        weights, biases = fixed(self.weights), fixed(self.biases)
+        weights, biases = fixed(self.weights, frozen), fixed(self.biases, frozen)
         with exact(x.device.type) as half:
             half = half and len(x) >= FEW
             if self.norm:
                 whole = x if more is None else torch.cat([x, more], -1)
-                out = normed(whole, weights, biases, fixed(self.gains), fixed(self.shifts), half)
+                out = normed(whole, weights, biases, fixed(self.gains, frozen), fixed(self.shifts, frozen), half)
             elif torch.is_grad_enabled():
                 out = cast(Tensor, Layers.apply(half, x, more, *weights, *biases))
             else:
@@ -69,6 +64,12 @@ class Ensemble(nn.Module):
 
 FEW = 16
 """Samples below which rounding the weights costs more than it saves."""
+
+
+def fixed(parameters: nn.ParameterList, frozen: bool) -> list[Tensor]:
+    """The parameters, or frozen ones, by the dictionary: to index a ParameterList takes as long as a small product."""
+    found = cast(list[Tensor], list(parameters._parameters.values()))
+    return [p.detach() for p in found] if frozen else found
 
 
 @contextmanager
