@@ -320,10 +320,10 @@ class LanguageModel(nn.Module):
 
     @contextmanager
     def _fast(self) -> Iterator[None]:
-        """Inside, the model attends and normalizes by operations that are faster."""
+        """Inside, the model attends and, where gradients are taken, normalizes by operations that are faster."""
         from anypo.policies.cache import attending
 
-        with attending(self.inner.config), normalizing(self._norms):
+        with attending(self.inner.config), normalizing(self._norms if torch.is_grad_enabled() else ()):
             yield
 
     def _tiles(self, length: Int[Tensor, " row"], used: Bool[Tensor, " row"]) -> list[Int[Tensor, " some"]]:

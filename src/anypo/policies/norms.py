@@ -46,7 +46,7 @@ class RootMeanSquare(torch.autograd.Function):
 
 def normalized(module: Any, x: Float[Tensor, "*some width"]) -> Float[Tensor, "*some width"]:
     """What `module` gives for x."""
-    if x.dtype == module.weight.dtype == torch.float32 and torch.is_grad_enabled():
+    if x.dtype == module.weight.dtype == torch.float32:
         return RootMeanSquare.apply(x, module.weight, _eps(module))  # pyright: ignore[reportReturnType]
     return type(module).forward(module, x)
 

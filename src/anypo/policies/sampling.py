@@ -135,7 +135,6 @@ def generate(
     n = len(origin)
     at_once = min(slots or n, n)
     seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device).to(device)
-    luck = uniform(seeds[:, None], torch.arange(max_new, device=device))
     tokens = torch.zeros(n, max_new, dtype=torch.long, device=device)
     logp = torch.zeros(n, max_new, dtype=torch.float64, device=device)
     lengths = torch.full((n,), max_new, device=device)
@@ -161,12 +160,12 @@ def generate(
     now, logits, cache, columns = enter(range(at_once))
     while True:
         distribution = filter(logits)
-        place = (now.row, now.step.clamp(max=max_new - 1))  # rows that have ended go on until the next look
         if greedy:
             token = distribution.argmax(-1)
         else:
-            token = draw(distribution.exp(), luck[place])
+            token = draw(distribution.exp(), uniform(seeds[now.row], now.step))
         taken = distribution.gather(1, token[:, None])[:, 0].to(logp.dtype)
+        place = (now.row, now.step.clamp(max=max_new - 1))  # rows that have ended go on until the next look
         tokens[place] = torch.where(now.live, token, tokens[place])
         logp[place] = torch.where(now.live, taken, logp[place])
         now.step = now.step + 1
@@ -214,7 +213,7 @@ def generate(
     )
 
 
-def uniform(seed: Int[Tensor, "*#some"], step: Int[Tensor, "*#some"]) -> Float[Tensor, "..."]:
+def uniform(seed: Int[Tensor, " row"], step: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
     """Number `step` of the stream `seed`, uniform in [0, 1): the hash of a counter, so streams are read at any place.
 
     Source: splitmix64 (Steele, Lea & Flood 2014); int64 products wrap around, which is what it takes.
