@@ -23,8 +23,13 @@ are replaced, never written into."""
 
 
 def whole(mask: Shaped[Tensor, "..."]) -> bool:
-    """Whether the mask is known to have no gap. Asking costs nothing: the mask is not read."""
-    return type(mask) is Tensor and mask.device == EVERY.device and mask.data_ptr() == EVERY.data_ptr()
+    """Whether the mask is known to count something and to have no gap. Asking costs nothing: the mask is not read."""
+    return (
+        type(mask) is Tensor
+        and mask.numel() > 0
+        and mask.device == EVERY.device
+        and mask.data_ptr() == EVERY.data_ptr()
+    )
 
 
 def gapless(mask: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
@@ -192,11 +197,7 @@ class Trajectories:
         """Zeros under the mask and at least float32: what parts see, so that masked slots cannot matter."""
         valid = self.valid
         # where every decision counts nothing is to be zeroed; to know that of a GPU's mask would mean to wait for it
-        every = (
-            self.mask is None
-            or whole(valid)
-            or (valid.device == EVERY.device and valid.numel() > 0 and bool(valid.all()))
-        )
+        every = self.mask is None or whole(valid) or (valid.device == EVERY.device and bool(valid.all()))
         valid = gapless(valid) if every else valid
 
         keep = None if every else valid

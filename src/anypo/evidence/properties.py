@@ -72,9 +72,9 @@ def finite(method: Method, b: Trajectories) -> None:
 
 def masked_slots_never_matter(method: Method, b: Trajectories) -> None:
     """Whatever stands under the mask: credit, loss, metrics and gradients are equal to the last bit, and 0 there."""
-    one = method.prepare(b)
+    one = method.prepare(polluted(b, 0.0))  # laid out in memory like those it is compared with
     demand(one.advantage is None or (one.advantage[~one.valid] == 0).all(), "the advantage is not 0 under the mask")
-    ready = prepared(method, b)
+    ready = polluted(prepared(method, b), 0.0)
     loss, metrics, slopes = gradients(method, ready)
     for leaf, slope in slopes.items():
         demand((slope[~ready.valid] == 0).all(), f"the gradient of {leaf} is not 0 under the mask")

@@ -38,8 +38,8 @@ class Mean:
         return ("group",) if self.over == "group" else ()
 
     def even(self, b: Trajectories) -> bool:
-        """Whether every decision is known to have the same share."""
-        return self.over == "token" and whole(b.valid)
+        """Whether every decision is known to have the same share, 1/n."""
+        return self.over == "token" and whole(b.valid) and type(self).coefficients is Mean.coefficients
 
     def coefficients(self, b: Trajectories) -> Float[Tensor, "row 1"]:
         """c_i, so that the average is sum_{i,t} c_i m w s."""
@@ -76,9 +76,6 @@ class Decoupled(Mean):
 
     alpha: float = 1e-3
     level: ClassVar[Level] = "row"  # pyright: ignore[reportIncompatibleMethodOverride]
-
-    def even(self, b: Trajectories) -> bool:
-        return False
 
     def coefficients(self, b: Trajectories) -> Float[Tensor, "row step"]:
         valid = b.valid
