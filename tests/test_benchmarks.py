@@ -48,7 +48,8 @@ def test_pairs_teach_a_rule_and_leave_the_rest_of_the_answer(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "script", [["sac.py", "--env", "Pendulum-v1", "--steps", "50"], ["offline.py", "--methods", "iql", "--updates", "100"]]
+    "script",
+    [["sac.py", "--env", "Pendulum-v1", "--steps", "50"], ["offline.py", "--methods", "iql", "--updates", "100"]],
 )
 def test_updates_of_value_learning_are_timed(script: list[str]) -> None:
     lines = printed(*script, "--kinds", "plain", "--rounds", "1")
