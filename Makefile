@@ -1,10 +1,11 @@
 # make train: set everything up and train the default task. make test: lint, types, layering, tests.
+# make bench: every benchmark beside its peers, which get environments of their own; hours on two cores.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 FLAGS ?=
 
-.PHONY: train test compare clean
+.PHONY: train test bench clean
 
 train: .venv/anypo
 	$(BIN)/anypo train grpo $(FLAGS)
@@ -16,6 +17,23 @@ test: .venv/dev
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
 	$(BIN)/anypo verify --all --quick --jobs 2
+
+bench: .venv/dev .venv-peers/done .venv-d3rlpy/done
+	$(BIN)/python benchmarks/ppo_cartpole.py --peer .venv-peers/bin/python --save
+	$(BIN)/python benchmarks/many_environments.py --save
+	$(BIN)/python benchmarks/sac.py --peer .venv-peers/bin/python --save
+	$(BIN)/python benchmarks/offline.py --peer .venv-d3rlpy/bin/python --save
+	$(BIN)/python benchmarks/head_memory.py --json benchmarks/results/head_memory.json
+	$(BIN)/python benchmarks/text_grpo.py --peer .venv-peers/bin/python --json benchmarks/results/text_grpo.json
+	$(BIN)/python benchmarks/text_accuracy.py --peer .venv-peers/bin/python --json benchmarks/results/text_accuracy.json
+
+# what is installed for the tests is seen there too: torch above all
+.venv-%/done: benchmarks/requirements-%.txt .venv/dev
+	$(BIN)/python -m venv .venv-$*
+	site='import site; print(site.getsitepackages()[0])'; \
+	$(BIN)/python -c "$$site" > "$$(.venv-$*/bin/python -c "$$site")/main.pth"
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
 
 .venv/pip: constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,4 +49,4 @@ test: .venv/dev
 	touch .venv/anypo $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers .venv-d3rlpy
