@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HORIZON, WARM = 128, 2
+HORIZON, WARM = 128, 3
 CLOCKS = ("wall", "processor")
 SIZES = {"gym": (8, 256, 40), "sb3": (8, 256, 40), "tensor": (64, 2048, 30)}
 """Environments, minibatch, batches that are timed."""
@@ -46,7 +46,7 @@ def ours(task: str, envs: int, minibatch: int, batches: int) -> tuple[float, flo
     settings = {"epochs": 4, "minibatch": minibatch, "lr": 3e-4}
     # one batch more: the last one is followed by the closing evaluation
     values = {"task": {"name": task, "envs": envs}, "steps": size * (WARM + batches + 1), "step": settings}
-    run = build(from_dict({"method": "ppo", "evaluate_every": 10**9, **values}))
+    run = build(from_dict({"method": "ppo", "evaluate_every": 10**9, "compile": os.environ.get("COMPILE", "off"), **values}))
     run.want = replace(run.want, horizon=HORIZON)
     ticks: list[tuple[float, float]] = []
     learn(run, lambda record: ticks.append(clocks()))

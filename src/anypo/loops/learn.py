@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from anypo.errors import RunError, UsageError
-from anypo.loops.record import recording
+from anypo.loops.record import recording, recurring
 from anypo.loops.run import Run, append, dump, write_checkpoint
 from anypo.loops.update import (
     LOGP,
@@ -39,9 +39,9 @@ PATIENCE = 5
 """Updates in a row that may be skipped for numbers that are not finite before the run stops."""
 
 TOLERANCE = 0.02
+"""Nats per decision by which sampling and evaluation may differ before somebody is told, beside the rounding of logits."""
 ROUNDED = 4
-"""Nats per decision by which sampling and evaluation may differ before somebody is told: the first, and the rounding of a logit of the
-second's size (0.03 in bfloat16, nothing in float32)."""
+"""Size of the logit whose rounding is tolerated: 0.03 in bfloat16, nothing in float32."""
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -72,9 +72,8 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
                 if draw == 0 and batch.logp_old is not None:
                     metrics["mismatch"] = mismatch(run, batch)
                 batch = with_noise(run.policy, batch, method.views | method.live, run.generator)
-                if (
-                    draw == 0
-                ):  # what is told of a batch, and what renews anchors, comes between its views and its update
+                # what is told of a batch, and what renews anchors, comes between its views and its update
+                if draw == 0:
                     batch = method.prepare(viewed(run, method, batch))
                     metrics |= describe(method, batch)
                     refresh(run)
@@ -161,6 +160,12 @@ def demonstrate(run: Run, requests: list[Request]) -> Trajectories:
 def drawn_loss(run: Run, method: Method, rows: Trajectories) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and metrics of rows from the store that are used once, in one pass."""
     rows = method.prepare(viewed(run, method, rows))
+    with autocast(run):
+        return objective(method, run.policy, rows)
+
+
+def kept_loss(run: Run, method: Method, rows: Trajectories) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and metrics of a minibatch of prepared rows, in one pass."""
     with autocast(run):
         return objective(method, run.policy, rows)
 
@@ -278,7 +283,7 @@ def update(
             part = with_late_views(run, method, part)
             size = math.ceil(part.shape[0] / run.stepper.pieces) if run.stepper.pieces > 1 else None
             pieces = minibatches(part, method, False, size, run.generator)
-            slope = replay or partial(slope_of, run, method)
+            slope = replay or recurring(run, method, part, kept_loss) or partial(slope_of, run, method)
             metrics = run.stepper.update(*(partial(slope, piece) for piece in pieces))
             method.update("update", metrics, run.stepper.progress, part)
             follow(run)

@@ -1,26 +1,28 @@
-"""Updates that are recorded once and replayed. Value learning makes thousands of equal small updates, and what Python and
-autograd add to each costs more than its arithmetic. A recording is the list of tensor operations of one update, from its views
-to its gradient; weights, anchors, knobs and the minibatch are its inputs. Replayed, it makes the same numbers."""
+"""Updates that are recorded once and replayed. Control makes thousands of equal small updates, and what Python and autograd
+add to each costs more than its arithmetic. A recording is the list of tensor operations of one update, of value learning from
+its views, else from the network's forward pass, to its gradient; weights, anchors, knobs and the minibatch are its inputs.
+Replayed, it makes the same numbers."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from anypo.errors import UsageError
 from anypo.loops.run import Run
 from anypo.loops.update import fits
+from anypo.machine import compiled, recorded
 from anypo.method import Method
 from anypo.policies.anchor import applied, moving
 from anypo.stages import CHAINS, Knob, Placeholder
-from anypo.types import Trajectories
+from anypo.types import Trajectories, whole
+
+MOST = 8
+"""Sizes of minibatches that are compiled in a run."""
 
 Loss = Callable[[Run, Method, Trajectories], tuple[Tensor, dict[str, Tensor]]]
 """A run's loss and metrics on rows that were drawn, with their random numbers."""
@@ -47,18 +49,47 @@ class Recording:
 
 def recording(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
     """The recording for minibatches like this one, made where it is missing; None where an update cannot be recorded."""
-    key = (method.switched, tuple((name, tensor.shape) for name, tensor in batch.to_dict().items()))
+    key = signature(method, batch)
     if key not in run.recordings:
-        run.recordings[key] = record(run, method, batch, loss) if recordable(run, method, batch) else None
+        recipe = method.stages["step"]
+        whole_batch = (recipe.epochs or 1) == 1 and (not recipe.minibatch or method.level == "batch")
+        possible = method.traits["replays"] and whole_batch and recordable(run, method, batch)
+        run.recordings[key] = record(run, method, batch, loss) if possible else None
     return run.recordings[key]
 
 
+def recurring(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
+    """The recording for minibatches of prepared single decisions, where the run compiles: made once their size has come again in a
+    later batch, as compiling takes seconds. Without machine code replaying them is no faster."""
+    if run.config.compile != "on" or method.traits["replays"] or not run.policy.independent:
+        return None
+    key = signature(method, batch)
+    if key not in run.recordings and len(run.recordings) < MOST:
+        run.recordings[key] = run.batch
+    seen = run.recordings.get(key)
+    if type(seen) is int and seen < run.batch:
+        run.recordings[key] = seen = record(run, method, batch, loss) if recordable(run, method, batch) else None
+    return seen if isinstance(seen, Recording) else None
+
+
+def signature(method: Method, batch: Trajectories) -> tuple[Any, ...]:
+    """What updates that share a recording have in common."""
+    return method.switched, tuple([(name, tensor.shape) for name, tensor in tensors(batch).items()])
+
+
+def tensors(batch: Trajectories) -> dict[str, Tensor]:
+    """The batch by name, without a mask that has no gap."""
+    found = batch.to_dict()
+    if "mask" in found and whole(found["mask"]):
+        del found["mask"]
+    return found
+
+
 def recordable(run: Run, method: Method, batch: Trajectories) -> bool:
-    """Whether every minibatch is one step of the whole of it, and every decision counts."""
-    recipe = method.stages["step"]
-    whole = (recipe.epochs or 1) == 1 and (not recipe.minibatch or method.level == "batch") and run.stepper.pieces == 1
+    """Whether a minibatch is one forward pass in which every decision counts, of a method that stays as it is."""
     plain = not (method.later or method.late_views or any(view.ablate for view in method.views.values()))
-    return method.traits["replays"] and whole and plain and batch.mask is None and fits(batch, run.config.micro)
+    counted = batch.mask is None or whole(batch.mask)
+    return plain and counted and run.stepper.pieces == 1 and fits(batch, run.config.micro)
 
 
 def record(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
@@ -66,7 +97,7 @@ def record(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recordi
     tensors that are no inputs."""
     knobs = list({id(knob): knob for _, knob in method.knobs() if not getattr(knob, "rests", False)}.values())
     live = moving(run.policy)
-    learned, told, rows = [name for name, p in live.items() if p.requires_grad], [], batch.to_dict()
+    learned, told, rows = [name for name, p in live.items() if p.requires_grad], [], tensors(batch)
 
     def operations(*given: Tensor) -> list[Tensor]:
         left = iter(given)
@@ -81,13 +112,16 @@ def record(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recordi
         learned[:], told[:] = moved, metrics
         return [*moved.values(), torch.stack([torch.as_tensor(m).detach().double() for m in metrics.values()])]
 
+    given = inputs(run, knobs, batch)
     try:
-        play = make_fx(operations, tracing_mode="fake")(*inputs(run, knobs, batch))
+        play = recorded(operations, given)
     except (RuntimeError, TypeError, AssertionError):  # the plain update says what is wrong, where something is
+        if run.config.compile == "on":
+            warnings.warn(
+                f"--compile on changes no update of {method.card.id}: it has to know numbers on its way", stacklevel=2
+            )
         return None
-    play.graph.eliminate_dead_code()
-    play.recompile()
-    return Recording(run, knobs, compiled(play) if run.config.compile == "on" else play, learned, told)
+    return Recording(run, knobs, compiled(play, given) if run.config.compile == "on" else play, learned, told)
 
 
 def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
@@ -97,7 +131,7 @@ def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
         *(tensor.detach() for tensor in live.values()),
         *(anchor[name] for anchor in run.anchors.values() for name in live),
         *(torch.tensor(float(knob)) for knob in knobs),
-        *batch.to_dict().values(),
+        *tensors(batch).values(),
     ]
 
 
@@ -114,9 +148,3 @@ def standing_in(method: Method, values: dict[int, Tensor]) -> Method:
     }
     return Method(method.card, **changed)
 
-
-def compiled(play: Any) -> Callable[..., list[Tensor]]:
-    """The recording as machine code: elementwise operations are merged, and nothing goes through Python."""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UsageError("--compile on needs a C++ compiler (g++, or the one CXX names), and there is none")
-    return torch.compile(play, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})

@@ -127,6 +127,10 @@ def build(config: Config, folder: Path | None = None) -> Run:
     config.policy.setdefault("name", kind or getattr(task, "default_policy", None))
     policy = policies.make(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
     policy.to(_device(config.device))
+    if config.compile == "on":
+        for part in (policy, task):
+            if hasattr(part, "to_machine_code"):
+                part.to_machine_code()
     config.steps = steps = config.steps or int(recipe["steps"])
     config.stages = {slot: _spec(slot, method) for slot in SLOTS}
     if hasattr(task, "prepare"):  # text: every prompt has to fit the model
@@ -154,6 +158,10 @@ def build(config: Config, folder: Path | None = None) -> Run:
     return run
 
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""As in glibc's malloc.h."""
+
+
 def keep_memory() -> None:
     """Let freed memory stay with the process. glibc would give the tensors of half a megabyte an update is made of back to the
     system after it, and making their pages anew for the next one can take longer than computing them."""
@@ -161,10 +169,6 @@ def keep_memory() -> None:
     if mallopt is not None:
         for parameter, size in ((TRIM_THRESHOLD, 256 << 20), (MMAP_THRESHOLD, 32 << 20)):
             mallopt(parameter, size)
-
-
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""As in glibc's malloc.h."""
 
 
 def stocked(method: Method, task: Any, policy: Any) -> OpenStore:

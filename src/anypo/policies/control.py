@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Float32, Int, Shaped
 from torch import Tensor, nn
 
 from anypo.errors import RunError, UsageError
+from anypo.machine import Native
+from anypo.policies.anchor import applied, moving
 from anypo.policies.curvature import Moments, products
 from anypo.policies.normalize import RunningNorm, scaled
 from anypo.policies.perceptron import multilayer
@@ -70,8 +72,14 @@ class Categoricals:
 
     def sample(self, generator: torch.Generator) -> Int[Tensor, "*decision component"]:
         """The choice whose exponential clock rings first, rates p: what torch.multinomial does, without its checks."""
-        clocks = (x.exp() / torch.empty_like(x).exponential_(generator=generator) for x in self.logps)
-        return _side_by_side([x.argmax(-1, keepdim=True) for x in clocks])
+        shape = (*self.logps[0].shape[:-1], sum(x.shape[-1] for x in self.logps))
+        return self.picked(torch.empty(shape, dtype=self.logps[0].dtype).exponential_(generator=generator))
+
+    def picked(self, noise: Float[Tensor, "*decision choice"]) -> Int[Tensor, "*decision component"]:
+        """The sample that standard exponential numbers lead to."""
+        parts = (noise,) if len(self.logps) == 1 else noise.split([x.shape[-1] for x in self.logps], -1)
+        rung = [(x.exp() / part).argmax(-1, keepdim=True) for x, part in zip(self.logps, parts, strict=True)]
+        return _side_by_side(rung)
 
     def mode(self) -> Int[Tensor, "*decision component"]:
         return torch.stack([x.argmax(-1) for x in self.logps], -1)
@@ -106,7 +114,10 @@ class Gaussian:
         self.mean, self.log_std = mean, log_std
 
     def sample(self, generator: torch.Generator) -> Float[Tensor, "*decision component"]:
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return self.picked(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
+
+    def picked(self, noise: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision component"]:
+        """The sample that standard normal numbers lead to."""
         return self.mean + self.log_std.exp() * noise
 
     def mode(self) -> Float[Tensor, "*decision component"]:
@@ -238,14 +249,23 @@ class ActorCritic(nn.Module):
 
         valued: with the states' values. `value_of` gives them for all steps of a rollout at once, which costs less.
         """
-        features = self.features(obs)
-        distribution = self.distribution(features, action_mask)
-        action = distribution.mode() if greedy else distribution.sample(generator)
-        logp = distribution.logp(action)
-        values = self.values(features) if valued else None
-        value = None if values is None else values[:, 0]
-        action = self.explored(action, generator, random, noise)
+        action, logp = self.decide(obs, generator, greedy, action_mask)
+        value = self.value_of(obs) if valued else None
+        if random or noise:
+            action = self.explored(action, generator, random, noise)
         return Decisions(action.squeeze(-1) if self.scalar else action, logp, value)
+
+    def decide(
+        self,
+        obs: Shaped[Tensor, "batch ..."],
+        generator: torch.Generator,
+        greedy: bool,
+        mask: Bool[Tensor, "batch choice"] | None,
+    ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
+        """Actions and their log-probabilities (nats)."""
+        distribution = self.distribution(self.features(obs), mask)
+        action = distribution.mode() if greedy else distribution.sample(generator)
+        return action, distribution.logp(action)
 
     def explored(self, action: Tensor, generator: torch.Generator, random: float, noise: float) -> Tensor:
         """The actions with Gaussian noise added, and replaced by uniform ones with probability `random`."""
@@ -467,6 +487,12 @@ class MLPPolicy(ActorCritic):
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
         self.numeric = bool(self.encode.boxed.all())
         self.settled: Settled | None = None
+        self.native: Native | None = None
+        self.weights: list[Tensor] = []
+
+    def to_machine_code(self) -> None:
+        """From now on, rollouts decide by compiled code, which takes seconds to make."""
+        self.native = Native(self._decide)
 
     def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
         if self.norm is not None:
@@ -476,12 +502,43 @@ class MLPPolicy(ActorCritic):
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        statistics = () if self.norm is None else (self.norm.mean, self.norm.scale)
-        self.settled = Settled(self.actor.settled(), statistics)
+        if self.native is not None:
+            self.weights = [moving(self)[name].detach() for name in self._acting()]
+        else:
+            statistics = () if self.norm is None else (self.norm.mean, self.norm.scale)
+            self.settled = Settled(self.actor.settled(), statistics)
         try:
             yield
         finally:
-            self.settled = None
+            self.settled, self.weights = None, []
+
+    def decide(
+        self,
+        obs: Float[Tensor, "batch dim"],
+        generator: torch.Generator,
+        greedy: bool,
+        mask: Bool[Tensor, "batch choice"] | None,
+    ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
+        if self.native is None or not self.weights or greedy or mask is not None:
+            return super().decide(obs, generator, greedy, mask)
+        dtype = self.actor.dtype
+        if self.sizes:
+            noise = torch.empty(len(obs), sum(self.sizes), dtype=dtype).exponential_(generator=generator)
+        else:
+            noise = torch.randn(len(obs), self.actor[-1].out_features, generator=generator, dtype=dtype)
+        action, logp = self.native(obs, noise, *self.weights)
+        return action, logp
+
+    def _acting(self) -> list[str]:
+        """Names of what decisions depend on."""
+        return [name for name in moving(self) if not name.startswith("critic.")]
+
+    def _decide(self, obs: Tensor, noise: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        """`decide` as a function of tensors."""
+        with applied(self, moving(self) | dict(zip(self._acting(), weights, strict=True))):
+            distribution = self.distribution(self.features(obs), None)
+            action = distribution.picked(noise)
+            return action, distribution.logp(action)
 
     def distribution(
         self, features: Float[Tensor, "decision dim"], mask: Bool[Tensor, "decision choice"] | None

@@ -38,7 +38,18 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Tensor], Tensor], Callab
 
 def _product(x: Rows, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Rows:
     """then(x weight' + bias) by oneDNN."""
+    if type(x) is not Tensor:  # being recorded: torch's compiler knows oneDNN's products of constant weights only
+        return torch.ops.anypo.product(x, weight, bias, then)
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, then, [], "")
+
+
+OPERATIONS = torch.library.Library("anypo", "DEF")
+if FUSED:
+    OPERATIONS.define("product(Tensor x, Tensor weight, Tensor? bias, str then) -> Tensor")
+    OPERATIONS.impl("product", _product, "CPU")
+    torch.library.register_fake(
+        "anypo::product", lambda x, weight, bias, then: x.new_empty(len(x), len(weight)), lib=OPERATIONS
+    )
 
 
 def _pieces(x: Rows) -> Sequence[Tensor]:

@@ -1,0 +1,53 @@
+"""Machine code: functions of tensors, made by torch's compiler. Elementwise operations are merged and nothing goes through Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from anypo.errors import UsageError
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+def recorded(function: Function, given: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """The operations the function makes of tensors of these shapes; RuntimeError where it has to know a number on its way."""
+    graph = make_fx(function, tracing_mode="fake")(*given)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def compiled(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Function:
+    """The recorded operations as machine code for tensors of these shapes.
+
+    torch.compile would look at every input of every call to see whether the code still fits, which takes longer than a small
+    network; here the caller knows.
+    """
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UsageError("--compile on needs a C++ compiler (g++, or the one CXX names), and there is none")
+    import torch._inductor as inductor
+
+    options: dict[str, Any] = {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()}
+    with torch.no_grad():
+        return inductor.compile(graph, list(given), options=options)  # pyright: ignore[reportReturnType]
+
+
+class Native:
+    """A function of tensors that is compiled for every combination of shapes it meets."""
+
+    def __init__(self, function: Function):
+        self.function = function
+        self.made: dict[tuple[torch.Size, ...], Function] = {}
+
+    def __call__(self, *given: Tensor) -> Sequence[Tensor]:
+        shapes = tuple([x.shape for x in given])
+        if shapes not in self.made:
+            self.made[shapes] = compiled(recorded(self.function, given), given)
+        return self.made[shapes](*given)
