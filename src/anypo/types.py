@@ -171,6 +171,8 @@ class Trajectories:
     def decisions(self) -> Trajectories:
         """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""
         valid = self.valid
+        if valid.shape[1] == 1 and whole(valid):
+            return self
         flat = valid.flatten().nonzero()[:, 0]
         every, row = len(flat) == valid.numel(), flat // max(valid.shape[1], 1)
         if every and valid.shape[1] == 1:

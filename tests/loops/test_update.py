@@ -10,7 +10,7 @@ import anypo
 from anypo import config as configuration
 from anypo.loops import run as runs
 from anypo.loops.learn import collect, with_views
-from anypo.loops.update import cut, evaluate, gradient, minibatches
+from anypo.loops.update import cut, evaluate, gradient, loosened, minibatches
 from anypo.parts import Mean
 from anypo.stages import View
 from anypo.types import Trajectories
@@ -101,7 +101,7 @@ def rows(n, groups=None):
 
 def test_minibatches_of_decisions_drop_nothing_and_are_balanced():
     m = anypo.method("ppo")
-    parts = list(minibatches(rows(7), m, True, 5, torch.Generator().manual_seed(0)))
+    parts = list(minibatches(loosened(rows(7), m, True, 5), m, 5, torch.Generator().manual_seed(0)))
     seen = torch.cat([p.trace["obs"].flatten() for p in parts])
     assert sorted(seen.tolist()) == list(range(21))
     assert {p.shape[1] for p in parts} == {1}
@@ -110,7 +110,7 @@ def test_minibatches_of_decisions_drop_nothing_and_are_balanced():
 
 def test_minibatches_keep_rows_whole_where_the_objective_needs_them():
     m = anypo.method("gspo")
-    parts = list(minibatches(rows(7), m, True, 2, torch.Generator().manual_seed(0)))
+    parts = list(minibatches(loosened(rows(7), m, True, 2), m, 2, torch.Generator().manual_seed(0)))
     assert all(p.shape[1] == 3 for p in parts)
     assert sorted(torch.cat([p.trace["obs"][:, 0, 0] for p in parts]).tolist()) == [3 * i for i in range(7)]
 
@@ -121,7 +121,7 @@ def test_minibatches_keep_groups_together_where_a_part_compares_them():
 
     m = anypo.method("grpo", reduce=Contrast("row"))
     groups = torch.tensor([5, 2, 5, 9, 2, 9, 5])
-    for part in minibatches(rows(7, groups), m, True, 2, torch.Generator().manual_seed(0)):
+    for part in minibatches(loosened(rows(7, groups), m, True, 2), m, 2, torch.Generator().manual_seed(0)):
         for g in part.group.unique():
             assert (part.group == g).sum() == (groups == g).sum()
 

@@ -279,10 +279,10 @@ def update(
     before = None if run.batch else [p.detach().clone() for p in run.policy.parameters() if p.requires_grad]
     batch = loosened(batch, method, run.policy.independent, recipe.minibatch)  # once for all epochs
     for _ in range(recipe.epochs or 1):
-        for part in minibatches(batch, method, run.policy.independent, recipe.minibatch, run.generator):
+        for part in minibatches(batch, method, recipe.minibatch, run.generator):
             part = with_late_views(run, method, part)
             size = math.ceil(part.shape[0] / run.stepper.pieces) if run.stepper.pieces > 1 else None
-            pieces = minibatches(part, method, False, size, run.generator)
+            pieces = minibatches(part, method, size, run.generator)
             slope = replay or recurring(run, method, part, kept_loss) or partial(slope_of, run, method)
             metrics = run.stepper.update(*(partial(slope, piece) for piece in pieces))
             method.update("update", metrics, run.stepper.progress, part)
@@ -332,9 +332,10 @@ def describe(method: Method, batch: Trajectories) -> dict[str, float]:
     return found
 
 
-def mismatch(run: Run, batch: Trajectories, rows: int = 8) -> float:
+def mismatch(run: Run, batch: Trajectories) -> float:
     """Mean |log pi - log pi_old| (nats) over the decisions of a few rows before the update: 0 up to rounding, as nothing
     has changed since sampling. More than that is a mistake in the policy, and is said once."""
+    rows = max(1, min(8, 256 // max(batch.shape[1], 1)))
     own = torch.arange(batch.shape[0]) if batch.expert_mask is None else (~batch.expert_mask).nonzero()[:, 0]
     some = batch.rows(own[:rows])
     assert some.logp_old is not None

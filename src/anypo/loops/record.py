@@ -6,7 +6,7 @@ Replayed, it makes the same numbers."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class Recording:
 
     run: Run
     knobs: list[Knob]
-    play: Callable[..., list[Tensor]]
+    play: Callable[..., Sequence[Tensor]]
     learned: list[str]
     metrics: list[str]
 

@@ -171,23 +171,25 @@ def cut(batch: Trajectories, micro: int) -> list[Tensor]:
 
 
 def loosened(batch: Trajectories, method: Method, independent: bool, size: int | None) -> Trajectories:
-    """The batch as single decisions, where minibatches of `size` may be cut from those."""
-    return batch.decisions() if size and independent and method.level == "decision" else batch
+    """The batch as single decisions, where minibatches of `size` may be cut from those. What a row ended in is not theirs."""
+    if not (size and independent and method.level == "decision"):
+        return batch
+    extra = {name: tensor for name, tensor in batch.extra.items() if name != "last"}
+    return batch.but(bootstrap=None, done=None, truncated=None, extra=extra).decisions()
 
 
 def minibatches(
-    batch: Trajectories, method: Method, independent: bool, size: int | None, generator: torch.Generator
+    batch: Trajectories, method: Method, size: int | None, generator: torch.Generator
 ) -> Iterator[Trajectories]:
     """One shuffled pass over the batch, in minibatches of about `size` (equal within one, nothing dropped).
 
-    The unit is the smallest that keeps the objective exact: single decisions where method and policy allow cutting, else
-    rows, else whole groups; a method that needs the whole batch gets it.
+    The unit is the smallest that keeps the objective exact: rows (single decisions, once `loosened`), else whole groups; a method
+    that needs the whole batch gets it.
     """
     level = LEVELS.index(method.level)
     if not size or level == LEVELS.index("batch"):
         yield batch
         return
-    batch = loosened(batch, method, independent, size)
     rows = batch.shape[0]
     if level == LEVELS.index("group") and batch.group is not None:
         unit, units = index_groups(batch.group)

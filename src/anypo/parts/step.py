@@ -45,13 +45,14 @@ class Gradient:
 
 
 class FusedAdamW(torch.optim.AdamW):
-    """AdamW that on a CPU calls the fused kernel itself: for a small network, what torch does around it takes most of a step."""
+    """AdamW that on a CPU can call the fused kernel itself: for a small network, what torch does around it takes most of a step."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def at_once(self) -> bool:
+        """The step by one call of the kernel per group; False, and nothing happens, where that cannot be."""
         groups = [(g, params) for g in self.param_groups if (params := [p for p in g["params"] if p.grad is not None])]
         if not all(g["fused"] and p.device.type == "cpu" and p in self.state for g, params in groups for p in params):
-            return super().step(closure)
+            return False
         for group, params in groups:
             states = [self.state[p] for p in params]
             first, second, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
@@ -71,7 +72,7 @@ class FusedAdamW(torch.optim.AdamW):
                 amsgrad=False,
                 maximize=False,
             )
-        return None
+        return True
 
 
 @register("step")
@@ -155,7 +156,8 @@ class Descent:
             own = self.recipe.policy_lr
             for group in self.optimizer.param_groups:
                 group["lr"] = float(own) if own is not None and group.get("name") == "policy" else lr
-            self.optimizer.step()
+            if not (isinstance(self.optimizer, FusedAdamW) and self.optimizer.at_once()):
+                self.optimizer.step()
             self.updates += 1
         return {**metrics, "grad_norm": norm, "lr": lr, "skipped": float(not finite)}
 

@@ -72,8 +72,7 @@ class Categoricals:
 
     def sample(self, generator: torch.Generator) -> Int[Tensor, "*decision component"]:
         """The choice whose exponential clock rings first, rates p: what torch.multinomial does, without its checks."""
-        shape = (*self.logps[0].shape[:-1], sum(x.shape[-1] for x in self.logps))
-        return self.picked(torch.empty(shape, dtype=self.logps[0].dtype).exponential_(generator=generator))
+        return self.picked(clocks(self.logps[0].shape[:-1], [x.shape[-1] for x in self.logps], generator))
 
     def picked(self, noise: Float[Tensor, "*decision choice"]) -> Int[Tensor, "*decision component"]:
         """The sample that standard exponential numbers lead to."""
@@ -101,6 +100,11 @@ class Categoricals:
     def entropy(self) -> Float[Tensor, "*decision"]:
         each = [-(x.exp() * x.masked_fill(x == -torch.inf, 0)).sum(-1) for x in self.logps]
         return torch.stack(each, -1).sum(-1)
+
+
+def clocks(shape: Sequence[int], sizes: Sequence[int], generator: torch.Generator) -> Float[Tensor, "... choice"]:
+    """Standard exponential numbers for every choice of every component."""
+    return _side_by_side([torch.empty(*shape, size).exponential_(generator=generator) for size in sizes])
 
 
 def _side_by_side(columns: list[Tensor]) -> Tensor:
@@ -156,6 +160,12 @@ class Flat:
 
         return np.asarray(flatten(self.space, observation), np.float32)
 
+    def rows(self, observations: Sequence[Any]) -> Float32[np.ndarray, "observation dim"]:
+        """Several of them, one a row."""
+        if self.plain:
+            return np.array(observations, np.float32).reshape(len(observations), -1)
+        return np.stack([self(observation) for observation in observations])
+
 
 def _sorted(space: Any) -> Any:
     from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
@@ -208,6 +218,15 @@ class ActorCritic(nn.Module):
     def functionals(self) -> frozenset[str]:
         own = [f"{name}{end}" for name in self.networks for end in ("", "_std", "_all", "_kl")]
         return self.distributed | {*self.heads, *own}
+
+    encode: Any
+    """An observation as the policy stores it."""
+
+    def encoded(self, observations: Sequence[Any]) -> Shaped[np.ndarray, "observation ..."]:
+        """Several observations, one a row."""
+        if isinstance(self.encode, Flat):
+            return self.encode.rows(observations)
+        return np.stack([self.encode(observation) for observation in observations])
 
     def features(self, obs: Tensor) -> Tensor:
         """Encoded observations as the networks read them."""
@@ -521,11 +540,10 @@ class MLPPolicy(ActorCritic):
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
         if self.native is None or not self.weights or greedy or mask is not None:
             return super().decide(obs, generator, greedy, mask)
-        dtype = self.actor.dtype
-        if self.sizes:
-            noise = torch.empty(len(obs), sum(self.sizes), dtype=dtype).exponential_(generator=generator)
+        if self.log_std is None:
+            noise = clocks(obs.shape[:1], self.sizes, generator)
         else:
-            noise = torch.randn(len(obs), self.actor[-1].out_features, generator=generator, dtype=dtype)
+            noise = torch.randn(len(obs), len(self.log_std), generator=generator, dtype=self.log_std.dtype)
         action, logp = self.native(obs, noise, *self.weights)
         return action, logp
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.errors import RunError, UsageError, unknown
@@ -40,7 +40,6 @@ class _Seat:
         self.maskable = hasattr(env.action_space, "n")
         self.over, self.done = True, False
         self.row = -1
-        self.features = np.empty(0)
         self.mask: Any = None
 
     def reset(self, seed: int, limit: int | None = None) -> None:
@@ -64,10 +63,12 @@ class _Seat:
 
     def _see(self, observation: Any, info: dict[str, Any]) -> None:
         self.observation = observation
+        if not self.maskable:
+            return
         mask = info.get(MASK)
         if isinstance(observation, dict):
             mask = observation.get(MASK, mask)
-        if self.maskable and mask is not None:
+        if mask is not None:
             self.mask = np.array(mask, bool)
         elif self.mask is not None:  # an environment that once gave a mask and now gives none allows everything
             self.mask = np.ones_like(self.mask)
@@ -105,18 +106,15 @@ class _Log:
     obs: list[Tensor] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
-    step: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
     done: list[bool] = field(default_factory=list)
-    last: list[np.ndarray] = field(default_factory=list)
+    last: list[Any] = field(default_factory=list)
     finished: list[tuple[float, int]] = field(default_factory=list)
 
     def open(self, seat: _Seat) -> None:
         """Begin a row with the seat's episode."""
-        seat.row = len(self.lengths)
-        self.lengths.append(0)
+        seat.row = len(self.done)
         self.done.append(False)
-        self.last.append(seat.features)
+        self.last.append(None)
 
     def decide(self, obs: Tensor, mask: Tensor | None, decided: Decisions) -> None:
         """Note one joint step's decisions."""
@@ -125,16 +123,18 @@ class _Log:
         self.logp.append(logp)
         self.obs.append(obs)
 
-    def outcome(self, seat: _Seat, reward: float) -> None:
-        """Note what one decision led to."""
-        row = seat.row
-        self.reward.append(reward)
-        self.row.append(row)
-        self.step.append(self.lengths[row])
-        self.lengths[row] += 1
-        self.done[row], self.last[row] = seat.done, seat.features
+    def close(self, seat: _Seat, features: np.ndarray) -> None:
+        """End the seat's row where it stands, with its episode or before."""
+        self.done[seat.row], self.last[seat.row] = seat.done, features
         if seat.over:
             self.finished.append((seat.total, len(seat.actions)))
+
+    def steps(self) -> tuple[Int[Tensor, " action"], Int[Tensor, " action"]]:
+        """Row and position in the row of every action."""
+        row = torch.tensor(self.row)
+        lengths = row.bincount(minlength=len(self.done))
+        first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        return row, torch.empty_like(row).index_copy_(0, row.argsort(stable=True), torch.arange(len(row)) - first)
 
     def metrics(self) -> dict[str, float]:
         found = {"env_steps": float(len(self.reward))}
@@ -229,7 +229,7 @@ class Gym:
                 raise UsageError(f"{self.name}: requests that go on where the environments stand need a horizon")
             with policy.resting():
                 log = self._play(policy, self.seats, self._fresh(), generator, steps=horizon, explore=explore)
-            group = torch.arange(len(log.lengths))
+            group = torch.arange(len(log.done))
         elif len(given) < len(requests):
             raise UsageError(f"{self.name}: one rollout cannot mix given starts with starts that are None")
         else:
@@ -324,41 +324,40 @@ class Gym:
         log = _Log()
         for seat in seats:
             if not seat.over:
-                seat.features = policy.encode(seat.observation)
                 log.open(seat)
         while steps is None or len(log.trace) < steps:
             for seat in seats:
                 if seat.over and (start := next(starts, None)) is not None:
                     seat.reset(*start)
-                    seat.features = policy.encode(seat.observation)
                     log.open(seat)
             live = [seat for seat in seats if not seat.over]
             if not live:
                 break
-            obs = torch.from_numpy(np.array([seat.features for seat in live]))
+            obs = torch.from_numpy(policy.encoded([seat.observation for seat in live]))
             mask = None if live[0].mask is None else torch.from_numpy(np.stack([seat.mask for seat in live]))
             decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only
                 log.decide(obs, mask, decided)
+            log.row += [seat.row for seat in live]
             for seat, action in zip(live, policy.env_action(decided.action), strict=True):
-                reward = seat.step(action)
-                seat.features = policy.encode(seat.observation)
-                log.outcome(seat, reward)
+                log.reward.append(seat.step(action))
+                if seat.over:
+                    log.close(seat, policy.encode(seat.observation))
+        for seat in seats:
+            if not seat.over:
+                log.close(seat, policy.encode(seat.observation))
         if not np.isfinite(log.reward).all():
             bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
-            raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.step[bad]} of an episode")
+            raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
         return log
 
     def _batch(self, policy: Any, log: _Log, group: Tensor) -> Trajectories:
         """The log as padded rows. Where an action is several decisions, they stand one after the other, the reward on the last
         and `segment` numbering the environment's steps."""
         draws = log.logp[0].shape[1]
-        step = torch.tensor(log.step)
-        at = (
-            torch.tensor(log.row).repeat_interleave(draws),
-            (draws * step[:, None] + torch.arange(draws)).flatten(),
-        )
-        shape = len(log.lengths), draws * max(log.lengths)
+        row, step = log.steps()
+        at = row.repeat_interleave(draws), (draws * step[:, None] + torch.arange(draws)).flatten()
+        shape = len(log.done), draws * (int(step.max()) + 1)
 
         def rows(parts: list[Tensor]) -> Tensor:
             x = torch.cat(parts).flatten(0, 1)
