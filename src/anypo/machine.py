@@ -18,7 +18,7 @@ Function = Callable[..., Sequence[Tensor]]
 
 def recorded(function: Function, given: Sequence[Tensor]) -> torch.fx.GraphModule:
     """The operations the function makes of tensors of these shapes; RuntimeError where it has to know a number on its way."""
-    graph = make_fx(function, tracing_mode="fake")(*given)
+    graph = make_fx(lambda *tensors: function(*tensors), tracing_mode="fake")(*given)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -40,7 +40,7 @@ def compiled(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Function:
 
 
 class Native:
-    """A function of tensors that is compiled for every combination of shapes it meets."""
+    """A function of contiguous tensors that is compiled for every combination of shapes it meets."""
 
     def __init__(self, function: Function):
         self.function = function

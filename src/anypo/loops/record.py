@@ -74,7 +74,7 @@ def recurring(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Reco
 
 def signature(method: Method, batch: Trajectories) -> tuple[Any, ...]:
     """What updates that share a recording have in common."""
-    return method.switched, tuple([(name, tensor.shape) for name, tensor in tensors(batch).items()])
+    return method.switched, tuple([(name, tensor.shape, tensor.stride()) for name, tensor in tensors(batch).items()])
 
 
 def tensors(batch: Trajectories) -> dict[str, Tensor]:
@@ -147,4 +147,3 @@ def standing_in(method: Method, values: dict[int, Tensor]) -> Method:
         for slot, held in method.stages.items()
     }
     return Method(method.card, **changed)
-

@@ -507,11 +507,11 @@ class MLPPolicy(ActorCritic):
         self.numeric = bool(self.encode.boxed.all())
         self.settled: Settled | None = None
         self.native: Native | None = None
-        self.weights: list[Tensor] = []
+        self.rested: list[Tensor] = []
 
     def to_machine_code(self) -> None:
         """From now on, rollouts decide by compiled code, which takes seconds to make."""
-        self.native = Native(self._decide)
+        self.native = Native(self.decided)
 
     def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
         if self.norm is not None:
@@ -522,14 +522,14 @@ class MLPPolicy(ActorCritic):
     @contextmanager
     def resting(self) -> Iterator[None]:
         if self.native is not None:
-            self.weights = [moving(self)[name].detach() for name in self._acting()]
+            self.rested = self.acting()
         else:
             statistics = () if self.norm is None else (self.norm.mean, self.norm.scale)
             self.settled = Settled(self.actor.settled(), statistics)
         try:
             yield
         finally:
-            self.settled, self.weights = None, []
+            self.settled, self.rested = None, []
 
     def decide(
         self,
@@ -538,24 +538,30 @@ class MLPPolicy(ActorCritic):
         greedy: bool,
         mask: Bool[Tensor, "batch choice"] | None,
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
-        if self.native is None or not self.weights or greedy or mask is not None:
+        if self.native is None or not self.rested or greedy or mask is not None:
             return super().decide(obs, generator, greedy, mask)
-        if self.log_std is None:
-            noise = clocks(obs.shape[:1], self.sizes, generator)
-        else:
-            noise = torch.randn(len(obs), len(self.log_std), generator=generator, dtype=self.log_std.dtype)
-        action, logp = self.native(obs, noise, *self.weights)
+        action, logp = self.native(obs, self.luck(len(obs), generator), *self.rested)
         return action, logp
 
-    def _acting(self) -> list[str]:
-        """Names of what decisions depend on."""
-        return [name for name in moving(self) if not name.startswith("critic.")]
+    def luck(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch number"]:
+        """The random numbers of n decisions."""
+        if self.log_std is None:
+            return clocks([n], self.sizes, generator)
+        return torch.randn(n, len(self.log_std), generator=generator, dtype=self.log_std.dtype)
 
-    def _decide(self, obs: Tensor, noise: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        """`decide` as a function of tensors."""
-        with applied(self, moving(self) | dict(zip(self._acting(), weights, strict=True))):
+    def acting(self) -> list[Tensor]:
+        """What decisions depend on."""
+        return [tensor.detach() for name, tensor in moving(self).items() if not name.startswith("critic.")]
+
+    def decided(
+        self, obs: Float[Tensor, "batch dim"], luck: Float[Tensor, "batch number"], *acting: Tensor
+    ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
+        """Actions and log-probabilities as a function of tensors alone."""
+        live = moving(self)
+        names = [name for name in live if not name.startswith("critic.")]
+        with applied(self, live | dict(zip(names, acting, strict=True))):
             distribution = self.distribution(self.features(obs), None)
-            action = distribution.picked(noise)
+            action = distribution.picked(luck)
             return action, distribution.logp(action)
 
     def distribution(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from anypo.errors import UsageError, unknown
+from anypo.machine import Native
 from anypo.policies.control import Decisions
 from anypo.policies.normalize import RunningNorm
 from anypo.tasks.gym import reward_factor, start_seed
@@ -30,6 +32,10 @@ STEPS = {"Pendulum-v1": 1_000_000, "GridWorld": 1_000_000}
 """Recommended lengths that differ from the general one."""
 
 
+STRIDE = 8
+"""Steps in one call of compiled code."""
+
+
 class _Window:
     """What `steps` steps of `envs` environments were like, [env, step, ...]: allocated at the first step, filled in place."""
 
@@ -48,12 +54,21 @@ class _Window:
             else:
                 self._column(name, x, slice(None))[step][which] = x
 
-    def _column(self, name: str, like: Tensor, own: slice) -> tuple[Tensor, ...]:
-        """A field's steps, for some environments that lie together."""
+    def fill(self, which: slice, first: int, found: dict[str, Tensor]) -> None:
+        """Note what environments that lie together did at several steps from `first` on: tensors [step, env, ...]."""
+        for name, x in found.items():
+            self._field(name, x[0])[which, first : first + len(x)] = x.transpose(0, 1)
+
+    def _field(self, name: str, like: Tensor) -> Tensor:
+        """A field, [env, step, ...]; `like` is a step of it."""
         if name not in self.fields:
             self.fields[name] = like.new_zeros(self.envs, self.steps, *like.shape[1:])
+        return self.fields[name]
+
+    def _column(self, name: str, like: Tensor, own: slice) -> tuple[Tensor, ...]:
+        """A field's steps, for some environments that lie together."""
         if (name, own.start) not in self._columns:
-            self._columns[name, own.start] = self.fields[name][own].unbind(1)
+            self._columns[name, own.start] = self._field(name, like)[own].unbind(1)
         return self._columns[name, own.start]
 
 
@@ -89,6 +104,8 @@ class Tensors:
         self.name, self.env_id = f"tensor:{name}", name
         self.env = ENVIRONMENTS[name]()
         self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+        boxed = hasattr(self.action_space, "low")
+        self.bounds = (float(self.action_space.low.min()), float(self.action_space.high.max())) if boxed else None
         self.limit = self.env.limit
         self.envs, self.seed, self.chunk, self.eval_episodes = envs, seed, chunk, eval_episodes
         self.scale_reward = scale_reward
@@ -97,6 +114,12 @@ class Tensors:
         self.state = self.env.reset(self.generator, envs)
         self.total = torch.zeros(envs, dtype=torch.float64)
         """Undiscounted return of the episode every environment is in."""
+        self.native: Native | None = None
+        self.compiles = False
+
+    def to_machine_code(self) -> None:
+        """From now on, where the policy's decisions are a function of tensors, several steps of all are one call of compiled code."""
+        self.compiles = True
 
     def rollout(
         self, policy: Any, requests: list[Request], generator: torch.Generator
@@ -131,7 +154,7 @@ class Tensors:
         lengths = torch.zeros(episodes, dtype=torch.float64)
         while len(live):
             decided = policy.act(self.env.observe(state), generator, greedy=True, valued=False)
-            state, reward, terminated, truncated = self.env.step(state, self._action(policy, decided.action))
+            state, reward, terminated, truncated = self.env.step(state, self._accepted(decided.action))
             total[live] += reward
             lengths[live] += 1
             on = ~(terminated | truncated)
@@ -180,9 +203,12 @@ class Tensors:
         """The state each seed starts in."""
         return torch.cat([self.env.reset(torch.Generator().manual_seed(seed), 1) for seed in seeds], 1)
 
-    def _action(self, policy: Any, action: Tensor) -> Tensor:
-        """Decisions as the environment accepts them."""
-        return torch.from_numpy(policy.env_action(action))
+    def _accepted(self, action: Shaped[Tensor, "env *component"]) -> Shaped[Tensor, "env *component"]:
+        """Decisions as the environment accepts them: choices, or numbers with [-1, 1] mapped onto its bounds and clipped to them."""
+        if self.bounds is None:
+            return action
+        low, high = self.bounds
+        return (low + (action + 1) / 2 * (high - low)).clamp(low, high)
 
     def _episodes(
         self,
@@ -201,7 +227,7 @@ class Tensors:
         last = torch.empty(rows, obs.shape[1])
         while len(live):
             decided = policy.act(obs, generator, valued=False, **explore)
-            state, reward, terminated, _ = self.env.step(state, self._action(policy, decided.action))
+            state, reward, terminated, _ = self.env.step(state, self._accepted(decided.action))
             window.write(live, t, decided, obs, reward=reward)
             obs, t = self.env.observe(state), t + 1
             over = terminated | (t >= limits[live])
@@ -228,9 +254,10 @@ class Tensors:
         window, before = _Window(self.envs, horizon), self.state[-1].long()
         seen: list[tuple[Tensor, Tensor]] = []
         with policy.resting():
+            walk = self._march if self.compiles and hasattr(policy, "decided") and not explore else self._walk
             for first in range(0, self.envs, self.chunk):
                 own = slice(first, min(first + self.chunk, self.envs))
-                seen += self._walk(policy, window, own, generator, explore)
+                seen += walk(policy, window, own, generator, explore)
         # flat, one environment after the other, a piece is a run that ends with its episode or with the window
         over = window.fields.pop("over")
         closing = over.clone()
@@ -262,25 +289,62 @@ class Tensors:
         self, policy: Any, window: _Window, own: slice, generator: torch.Generator, explore: dict[str, float]
     ) -> list[tuple[Int[Tensor, " stop"], Float[Tensor, "stop feature"]]]:
         """The whole window of one chunk. Returns (position in the flat window, observation) of what followed where an episode, or
-        the window, ended."""
+        the window, ended. Every step draws a new start for every environment, of which those whose episode is over take theirs."""
         state = self.state[:, own].contiguous()
         obs, at, seen = self.env.observe(state), torch.arange(own.start, own.stop) * window.steps, []
         for t in range(window.steps):
             decided = policy.act(obs, generator, valued=False, **explore)
-            state, reward, terminated, truncated = self.env.step(state, self._action(policy, decided.action))
+            state, reward, terminated, truncated = self.env.step(state, self._accepted(decided.action))
             over = terminated | truncated
             window.write(own, t, decided, obs, reward=reward, over=over, done=terminated)
+            ended = over.nonzero()[:, 0] if t < window.steps - 1 else slice(None)
+            seen.append((at[ended] + t, self.env.observe(state[:, ended]).clone()))
+            state = torch.where(over, self.env.reset(self.generator, len(over)), state)
             obs = self.env.observe(state)
-            if t == window.steps - 1:
-                seen.append((at + t, obs.clone()))
-            ended = over.nonzero()[:, 0]
-            if len(ended):
-                if t < window.steps - 1:
-                    seen.append((at[ended] + t, obs[ended]))
-                state[:, ended] = self.env.reset(self.generator, len(ended))
-                obs = self.env.observe(state)
         self.state[:, own] = state
         return seen
+
+    def _march(
+        self, policy: Any, window: _Window, own: slice, generator: torch.Generator, explore: dict[str, float]
+    ) -> list[tuple[Int[Tensor, " stop"], Float[Tensor, "stop feature"]]]:
+        """`_walk`, several steps at a time in compiled code."""
+        self.native = self.native or Native(partial(self._steps, policy))
+        state, acting, n = self.state[:, own].contiguous(), policy.acting(), own.stop - own.start
+        at, seen = torch.arange(own.start, own.stop) * window.steps, []
+        for t in range(0, window.steps, STRIDE):
+            count = min(STRIDE, window.steps - t)
+            luck = torch.stack([policy.luck(n, generator) for _ in range(count)])
+            fresh = torch.stack([self.env.reset(self.generator, n) for _ in range(count)])
+            state, after, obs, action, logp, reward, over, done = self.native(state, luck, fresh, *acting)
+            found = {"logp": logp.unsqueeze(-1), "trace.obs": obs.unsqueeze(2), "trace.action": action.unsqueeze(2)}
+            window.fill(own, t, found | {"reward": reward, "over": over, "done": done})
+            ended = over.clone()
+            ended[-1] |= t + count == window.steps
+            step, env = ended.nonzero(as_tuple=True)
+            seen.append((at[env] + t + step, after[step, env]))
+        self.state[:, own] = state
+        return seen
+
+    def _steps(
+        self,
+        policy: Any,
+        state: State,
+        luck: Float[Tensor, "step env number"],
+        fresh: Float[Tensor, "step quantity env"],
+        *acting: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """The state some steps later, and of every step [step, env, ...]: what followed, observation, action, log-probability,
+        reward, whether the episode was over, and whether it was by itself."""
+        made: list[tuple[Tensor, ...]] = []
+        for numbers, start in zip(luck.unbind(0), fresh.unbind(0), strict=True):
+            obs = self.env.observe(state)
+            action, logp = policy.decided(obs, numbers, *acting)
+            action = action.squeeze(-1) if policy.scalar else action
+            state, reward, terminated, truncated = self.env.step(state, self._accepted(action))
+            over = terminated | truncated
+            made.append((self.env.observe(state), obs, action, logp, reward, over, terminated))
+            state = torch.where(over, start, state)
+        return state, *(torch.stack(found) for found in zip(*made, strict=True))
 
     def _valued(self, policy: Any, fields: dict[str, Tensor]) -> dict[str, Tensor]:
         """The fields of steps, and the value of every state acted in where the policy has a value head."""
