@@ -16,6 +16,12 @@ from anypo.errors import UsageError
 Function = Callable[..., Sequence[Tensor]]
 
 
+def look_for_compiler() -> None:
+    """UsageError where there is none."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UsageError("--compile on needs a C++ compiler (g++, or the one CXX names), and there is none")
+
+
 def recorded(function: Function, given: Sequence[Tensor]) -> torch.fx.GraphModule:
     """The operations the function makes of tensors of these shapes; RuntimeError where it has to know a number on its way."""
     graph = make_fx(lambda *tensors: function(*tensors), tracing_mode="fake")(*given)
@@ -30,8 +36,6 @@ def compiled(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Function:
     torch.compile would look at every input of every call to see whether the code still fits, which takes longer than a small
     network; here the caller knows.
     """
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UsageError("--compile on needs a C++ compiler (g++, or the one CXX names), and there is none")
     import torch._inductor as inductor
 
     options: dict[str, Any] = {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()}

@@ -1,6 +1,7 @@
 """Recorded updates make the numbers of plain ones, whatever has moved since they were recorded."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ import torch
 
 import anypo
 from anypo import config as configuration
-from anypo.loops.learn import drawn_loss, learn, update, viewed, with_noise
-from anypo.loops.record import recording
+from anypo.errors import UsageError
+from anypo.loops.learn import collect, drawn_loss, kept_loss, learn, update, viewed, with_noise, with_views
+from anypo.loops.record import Recording, record, recordable, recording
 from anypo.loops.run import build
+from anypo.loops.update import loosened, minibatches
 
 REPLAYING = [n for n in anypo.methods() if anypo.method(n).traits["replays"]]
+DECIDING = ["a2c", "bpo", "cispo", "d3s", "dapo", "ddpo", "dppo", "ghpo", "ppo", "rec", "riskpo", "rlhf-ppo", "t-ppo"]
+"""Methods that learn from minibatches of single decisions in rollouts of their own, by operations that read no number."""
 PLAIN = {"prdc", "rlpd"}
 """Methods whose updates read numbers on their way: nearest neighbours, a subset that changes."""
 
@@ -86,7 +91,69 @@ def test_learning_replays_and_records_once(tmp_path):
     assert next(iter(run.recordings.values())) is not None
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def minibatch(run, size):
+    """A minibatch of single decisions of a rollout."""
+    method = run.enter()
+    rows, _ = collect(run, method)
+    batch = method.prepare(with_views(run, method, rows))
+    return next(minibatches(loosened(batch, method, True, size), method, size, run.generator))
+
+
+@pytest.mark.parametrize("method", DECIDING)
+def test_a_recorded_minibatch_has_the_loss_metrics_and_gradient_of_the_plain_one(method):
+    task = {"name": "gym:CartPole-v1", "envs": 2}
+    run = build(configuration.from_dict({"method": method, "task": task, "steps": 800, "step": {"minibatch": 16}}))
+    part = minibatch(run, 16)
+    assert recordable(run, run.method, part)
+    replay = record(run, run.method, part, kept_loss)
+    assert replay is not None
+    for _ in range(2):
+        metrics, slopes = replay(part), gradients(run)
+        loss, expected = kept_loss(run, run.method, part)
+        loss.backward()
+        for name, slope in gradients(run).items():
+            torch.testing.assert_close(slopes[name], slope, rtol=1e-5, atol=1e-7)
+        for name, value in expected.items():
+            assert metrics[name] == pytest.approx(float(value), rel=1e-5, abs=1e-6)
+        with torch.no_grad():
+            for p in run.policy.parameters():
+                p.add_(0.01 * torch.randn(p.shape))
+
+
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+
+
+@COMPILER
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["gym:CartPole-v1", "tensor:Pendulum-v1"])
+def test_a_compiled_run_learns_what_a_plain_one_learns(task):
+    found = []
+    for choice in ("off", "on"):
+        values = {"method": "ppo", "steps": 4 * 64, "compile": choice, "threads": 1, "policy": {"hidden": [16, 16]}}
+        step = {"epochs": 2, "minibatch": 32}
+        run = build(configuration.from_dict(values | {"task": {"name": task, "envs": 4}, "step": step}))
+        run.want = replace(run.want, horizon=16)
+        learn(run)
+        assert any(isinstance(made, Recording) for made in run.recordings.values()) == (choice == "on")
+        found.append(dict(run.policy.named_parameters()))
+    for name, p in found[0].items():
+        torch.testing.assert_close(found[1][name], p, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_wanting_machine_code_without_a_compiler_is_an_error_of_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="needs a C\\+\\+ compiler"):
+        run_on(tmp_path, "iql", compile="on")
+
+
+def test_an_update_that_cannot_be_compiled_is_told_of(tmp_path):
+    run = run_on(tmp_path, "prdc", compile="on")
+    batch = drawn(run)
+    with pytest.warns(UserWarning, match="changes no update of prdc"):
+        assert recording(run, run.method, batch, drawn_loss) is None
+
+
+@COMPILER
 @pytest.mark.slow
 def test_machine_code_makes_the_same_numbers(tmp_path):
     run = run_on(tmp_path, "sac", compile="on")

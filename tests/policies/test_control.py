@@ -1,5 +1,6 @@
 """Control policies: probabilities, what is stored, what environments get, how observations become vectors."""
 
+import shutil
 from collections import OrderedDict
 
 import numpy as np
@@ -312,3 +313,29 @@ def test_a_resting_policy_decides_the_same_and_wakes_up_with_its_weights(kind):
     later = policy.act(obs, generator(7))
     with policy.resting():
         torch.testing.assert_close(policy.act(obs, generator(7)).logp, later.logp, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.Box(-2, 2, (2,), np.float32)])
+def test_decisions_as_a_function_of_tensors_are_those_of_act(space):
+    policy = MLPPolicy(BOX, space, seed=3)
+    policy.observe(Trajectories(mask=torch.ones(50, 1), trace={"obs": 3 * torch.randn(50, 1, 3) + 1}))
+    obs = torch.randn(40, 3)
+    acted = policy.act(obs, generator(), valued=False)
+    action, logp = policy.decided(obs, policy.luck(40, generator()), *policy.acting())
+    torch.testing.assert_close(action.squeeze(-1) if policy.scalar else action, acted.action)
+    torch.testing.assert_close(logp, acted.logp)
+    zeros = [torch.zeros_like(x) for x in policy.acting()]
+    assert not torch.allclose(policy.decided(obs, policy.luck(40, generator()), *zeros)[1], acted.logp)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_decisions_are_those_of_act():
+    policy = MLPPolicy(BOX, spaces.Discrete(3), seed=3)
+    obs = torch.randn(5, 3)
+    plain = policy.act(obs, generator(), valued=False)
+    policy.to_machine_code()
+    with policy.resting():
+        fast = policy.act(obs, generator(), valued=False)
+    assert torch.equal(fast.action, plain.action)
+    torch.testing.assert_close(fast.logp, plain.logp)

@@ -1,6 +1,8 @@
 """Tensor environments: step by step as Gymnasium's own, rows and credit by hand, resume, errors."""
 
 import math
+import shutil
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -180,7 +182,7 @@ class Tilt(ActorCritic):
 
 def by_hand(task, steps):
     """The same windows by a loop over environments: [(obs, actions, rewards, done, last observation)] in the order of rows, and the
-    states reached. Resets come in the order of time, as in the task."""
+    states reached. Every step draws a start for every environment, as in the task."""
     env, g = task.env, torch.Generator()
     g.set_state(task.generator.get_state())
     states = [task.state[:, i : i + 1].clone() for i in range(task.envs)]
@@ -198,9 +200,9 @@ def by_hand(task, steps):
             row[3], row[4] = bool(terminated), env.observe(states[i])[0].tolist()
             if terminated or truncated:
                 over.append(i)
-        fresh = env.reset(g, len(over)) if over else None
-        for k, i in enumerate(over):
-            states[i] = fresh[:, k : k + 1].clone()
+        fresh = env.reset(g, len(states))
+        for i in over:
+            states[i] = fresh[:, i : i + 1].clone()
             if t < steps - 1:
                 rows[i].append([[], [], [], False, None])
     return [tuple(row) for pieces in rows for row in pieces], torch.cat(states, 1)
@@ -230,6 +232,44 @@ def test_rows_are_the_pieces_of_episodes(steps):
         assert (b.trace["obs"][~b.mask] == 0).all()
         assert metrics["env_steps"] == 5 * steps == b.mask.sum()
     assert steps < 90 or (b.done.any() and (b.lengths == 47).any())
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "PointMass"])
+@pytest.mark.parametrize("steps", [3, 19, 60])
+def test_several_steps_as_one_function_are_the_same_steps(name, steps):
+    """What is compiled where machine code is wanted, here without the compiler."""
+    found = []
+    for several in (False, True):
+        task = Tensors(name, envs=7, chunk=4)
+        task.env.limit = 25
+        policy = mlp(task)
+        if several:
+            task.to_machine_code()
+            task.native = partial(task._steps, policy)
+        g = generator()
+        for _ in range(2):
+            batch, metrics = task.rollout(policy, going_on(steps), g)
+            found.append((batch.to_dict(), metrics, task.state))
+    for (plain, told, state), (fast, also, reached) in zip(found[:2], found[2:], strict=True):
+        assert told == pytest.approx(also, rel=1e-6)
+        torch.testing.assert_close(reached, state, rtol=1e-5, atol=1e-5)
+        assert plain.keys() == fast.keys()
+        for field, x in plain.items():
+            torch.testing.assert_close(fast[field], x, rtol=1e-4, atol=1e-5, msg=lambda m, field=field: f"{field}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_code_makes_the_same_windows():
+    found = []
+    for compiles in (False, True):
+        task = Tensors("CartPole-v1", envs=5)
+        policy = mlp(task)
+        if compiles:
+            task.to_machine_code()
+        found.append(task.rollout(policy, going_on(11), generator())[0].to_dict())
+    for field, x in found[0].items():
+        torch.testing.assert_close(found[1][field], x, rtol=1e-4, atol=1e-5, msg=lambda m, field=field: f"{field}: {m}")
 
 
 def test_returns_and_lengths_of_episodes_run_over_the_ends_of_windows():

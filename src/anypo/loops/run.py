@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from anypo import __version__, policies, tasks
 from anypo.config import Config, from_dict, load
 from anypo.errors import UsageError, unknown
+from anypo.machine import look_for_compiler
 from anypo.method import Method
 from anypo.method import method as find_method
 from anypo.parts._register import kebab
@@ -128,6 +129,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
     policy = policies.make(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
     policy.to(_device(config.device))
     if config.compile == "on":
+        look_for_compiler()
         for part in (policy, task):
             if hasattr(part, "to_machine_code"):
                 part.to_machine_code()

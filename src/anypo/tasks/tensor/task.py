@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -253,11 +254,11 @@ class Tensors:
         """`horizon` steps of every environment, chunk by chunk, cut into one row per piece of an episode."""
         window, before = _Window(self.envs, horizon), self.state[-1].long()
         seen: list[tuple[Tensor, Tensor]] = []
-        with policy.resting():
-            walk = self._march if self.compiles and hasattr(policy, "decided") and not explore else self._walk
+        several = self.compiles and hasattr(policy, "decided") and not explore
+        walk = self._march if several else partial(self._walk, explore=explore)
+        with nullcontext() if several else policy.resting():
             for first in range(0, self.envs, self.chunk):
-                own = slice(first, min(first + self.chunk, self.envs))
-                seen += walk(policy, window, own, generator, explore)
+                seen += walk(policy, window, slice(first, min(first + self.chunk, self.envs)), generator)
         # flat, one environment after the other, a piece is a run that ends with its episode or with the window
         over = window.fields.pop("over")
         closing = over.clone()
@@ -305,7 +306,7 @@ class Tensors:
         return seen
 
     def _march(
-        self, policy: Any, window: _Window, own: slice, generator: torch.Generator, explore: dict[str, float]
+        self, policy: Any, window: _Window, own: slice, generator: torch.Generator
     ) -> list[tuple[Int[Tensor, " stop"], Float[Tensor, "stop feature"]]]:
         """`_walk`, several steps at a time in compiled code."""
         self.native = self.native or Native(partial(self._steps, policy))
