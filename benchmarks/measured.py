@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 
 import anypo
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def machine() -> dict[str, Any]:
@@ -57,18 +59,46 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
+def rates(steps: int, start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+    """Steps per second of either clock."""
+    return steps / (end[0] - start[0]), steps / (end[1] - start[1])
+
+
+def only(script: str, python: str, kind: str, threads: int, *arguments: str) -> list[float]:
+    """The two numbers that one kind prints last, in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads)}
+    command = [python, script, "--only", kind, "--threads", str(threads), *arguments]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    return [float(word) for word in out.split()[-2:]]
+
+
+def in_turns(
+    script: str, pythons: dict[str, str], rounds: int, threads: int, label: str, *arguments: str
+) -> dict[str, list[list[float]]]:
+    """Rates (wall, processor) of every kind by its interpreter, one process after the other, round by round."""
+    found: dict[str, list[list[float]]] = {kind: [] for kind in pythons}
+    for number in range(rounds):
+        for kind, python in pythons.items():
+            wall, processor = one = only(script, python, kind, threads, *arguments)
+            found[kind].append(one)
+            print(
+                f"{label} round {number + 1} {kind:15} {wall:9.1f} / s wall {processor:9.1f} / s processor", flush=True
+            )
+    return found
+
+
 def beside(found: dict[str, list[list[float]]], peer: str, label: str) -> dict[str, Any]:
     """Rates (wall, processor) of several rounds by kind: their spread, and the ratio of the medians beside the peer's."""
     result: dict[str, Any] = {}
     for at, clock in enumerate(("wall", "processor")):
-        rates = {kind: [pair[at] for pair in pairs] for kind, pairs in found.items()}
-        figures = result[f"per_second_{clock}"] = {kind: spread(values) for kind, values in rates.items()}
+        by_kind = {kind: [pair[at] for pair in pairs] for kind, pairs in found.items()}
+        figures = result[f"per_second_{clock}"] = {kind: spread(values) for kind, values in by_kind.items()}
         for kind, figure in figures.items():
             print(
                 f"{label} {kind} median {figure['median']:.1f} / s {clock} ({figure['min']:.1f} to {figure['max']:.1f})"
             )
-        for kind in rates.keys() - {peer} if peer in rates else ():
-            pairs = [a / b for a, b in zip(rates[kind], rates[peer], strict=True)]
+        for kind in [k for k in by_kind if k != peer] if peer in by_kind else ():
+            pairs = [a / b for a, b in zip(by_kind[kind], by_kind[peer], strict=True)]
             ratio = figures[kind]["median"] / figures[peer]["median"]
             result[f"{kind}_over_{peer}_{clock}"] = {"of_medians": ratio, "min": min(pairs), "max": max(pairs)}
             print(f"{label} {kind} / {peer}, {clock}: {ratio:.2f} (single rounds {min(pairs):.2f} to {max(pairs):.2f})")

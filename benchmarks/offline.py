@@ -13,8 +13,6 @@ clock starts. d3rlpy: its `fit`, without progress bar and log files. Evaluation 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
 N, OBS, ACT = 100_000, 17, 6
 WARM = 100
 KINDS = {"plain": {"autocast": "off"}, "auto": {}, "compiled": {"compile": "on"}, "d3rlpy": {}}
@@ -42,7 +39,7 @@ def data() -> dict[str, np.ndarray]:
 
 def ours(kind: str, method: str, updates: int) -> tuple[float, float]:
     """The learning loop, between two batches of 100 updates; the first ones, which record and compile, come before."""
-    from measured import clocks
+    from measured import clocks, rates
 
     from anypo.config import from_dict
     from anypo.loops.learn import learn
@@ -56,14 +53,13 @@ def ours(kind: str, method: str, updates: int) -> tuple[float, float]:
         run = build(from_dict({"method": method, "task": task, "steps": WARM + updates + 100, **never, **KINDS[kind]}))
     ticks: dict[int, tuple[float, float]] = {}
     learn(run, lambda record: ticks.update({int(record["done"]): clocks()}))
-    start, end = ticks[WARM], ticks[WARM + updates]
-    return updates / (end[0] - start[0]), updates / (end[1] - start[1])
+    return rates(updates, ticks[WARM], ticks[WARM + updates])
 
 
 def theirs(method: str, updates: int) -> tuple[float, float]:
     import d3rlpy
     from d3rlpy.logging import NoopAdapterFactory
-    from measured import clocks
+    from measured import clocks, rates
 
     table = data()
     columns = (table[name] for name in ("observations", "actions", "rewards", "terminals"))
@@ -74,36 +70,19 @@ def theirs(method: str, updates: int) -> tuple[float, float]:
     learner.fit(known, n_steps=WARM, n_steps_per_epoch=WARM, **quiet)
     start = clocks()
     learner.fit(known, n_steps=updates, n_steps_per_epoch=updates, **quiet)
-    end = clocks()
-    return updates / (end[0] - start[0]), updates / (end[1] - start[1])
-
-
-def only(peer: str | None, kind: str, threads: int, *arguments: str) -> list[float]:
-    """The numbers one kind prints in a process of its own."""
-    python = peer if kind == "d3rlpy" and peer else sys.executable
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads)}
-    command = [python, __file__, "--only", kind, "--threads", str(threads), *arguments]
-    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    return [float(word) for word in out.split()[-2:]]
+    return rates(updates, start, clocks())
 
 
 def main(
     peer: str | None, methods: list[str], kinds: list[str], rounds: int, updates: int, threads: int, save: bool
 ) -> None:
-    from measured import beside, keep, peak_gflops
+    from measured import beside, in_turns, keep, peak_gflops
 
-    kinds = [*kinds, *(["d3rlpy"] if peer else [])]
+    pythons = dict.fromkeys(kinds, sys.executable) | ({"d3rlpy": peer} if peer else {})
     result: dict[str, Any] = {"threads": threads, "rounds": rounds, "matmul_gflops": peak_gflops()}
     for method in methods:
-        found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
-        for number in range(rounds):
-            for kind in kinds:
-                found[kind].append(only(peer, kind, threads, "--methods", method, "--updates", str(updates)))
-                wall, processor = found[kind][-1]
-                print(
-                    f"{method} round {number + 1} {kind:8} {wall:7.1f} / s wall {processor:7.1f} / s processor",
-                    flush=True,
-                )
+        arguments = ("--methods", method, "--updates", str(updates))
+        found = in_turns(__file__, pythons, rounds, threads, method, *arguments)
         result[method] = beside(found, "d3rlpy", method)
     if save:
         keep("offline", result)

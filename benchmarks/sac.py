@@ -13,13 +13,9 @@ clock starts. sb3: Stable-Baselines3. Collection and updates are timed after a w
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 FIRST = 1000
 """Steps before the first update, of all kinds."""
 KINDS = {
@@ -43,15 +39,14 @@ def run_of(kind: str, env: str, steps: int, seed: int):
 
 def ours(kind: str, env: str, steps: int) -> tuple[float, float]:
     """The learning loop, between two batches: the first updates, which record and compile, come before."""
-    from measured import clocks
+    from measured import clocks, rates
 
     from anypo.loops.learn import learn
 
     warm = FIRST + 200
     ticks: dict[int, tuple[float, float]] = {}
     learn(run_of(kind, env, warm + steps + 100, 0), lambda record: ticks.update({int(record["done"]): clocks()}))
-    start, end = (ticks[at] for at in (warm, warm + steps))
-    return steps / (end[0] - start[0]), steps / (end[1] - start[1])
+    return rates(steps, ticks[warm], ticks[warm + steps])
 
 
 def peer_of(env: str, seed: int):
@@ -61,14 +56,13 @@ def peer_of(env: str, seed: int):
 
 
 def theirs(env: str, steps: int) -> tuple[float, float]:
-    from measured import clocks
+    from measured import clocks, rates
 
     model = peer_of(env, 0)
     model.learn(FIRST + 200)
     start = clocks()
     model.learn(steps, reset_num_timesteps=False)
-    end = clocks()
-    return steps / (end[0] - start[0]), steps / (end[1] - start[1])
+    return rates(steps, start, clocks())
 
 
 def greedy_return(kind: str, env: str, steps: int, seed: int) -> float:
@@ -85,33 +79,25 @@ def greedy_return(kind: str, env: str, steps: int, seed: int) -> float:
     return float(evaluate_policy(model, make_vec_env(env, seed=10_000 + seed), EPISODES)[0])  # pyright: ignore[reportArgumentType]
 
 
-def only(peer: str | None, kind: str, threads: int, *arguments: str) -> list[float]:
-    """The numbers one kind prints in a process of its own."""
-    python = peer if kind == "sb3" and peer else sys.executable
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads)}
-    command = [python, __file__, "--only", kind, "--threads", str(threads), *arguments]
-    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    return [float(word) for word in out.split()[-2:]]
+def pythons(peer: str | None, kinds: list[str]) -> dict[str, str]:
+    """The interpreter of every kind."""
+    return dict.fromkeys(kinds, sys.executable) | ({"sb3": peer} if peer else {})
 
 
 def speed(peer: str | None, env: str, kinds: list[str], rounds: int, steps: int, threads: int) -> dict[str, object]:
-    from measured import beside
+    from measured import beside, in_turns
 
-    found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
-    for number in range(rounds):
-        for kind in kinds:
-            found[kind].append(only(peer, kind, threads, "--env", env, "--steps", str(steps)))
-            wall, processor = found[kind][-1]
-            print(f"{env} round {number + 1} {kind:8} {wall:7.1f} / s wall {processor:7.1f} / s processor", flush=True)
+    found = in_turns(__file__, pythons(peer, kinds), rounds, threads, env, "--env", env, "--steps", str(steps))
     return beside(found, "sb3", env)
 
 
 def returns(peer: str | None, env: str, kinds: list[str], steps: int, threads: int) -> dict[str, object]:
-    seeds = range(3)
+    from measured import only
+
     found = {}
-    for kind in kinds:
+    for kind, python in pythons(peer, kinds).items():
         arguments = ["--env", env, "--returns", str(steps), "--seed"]
-        found[kind] = [only(peer, kind, threads, *arguments, str(seed))[-1] for seed in seeds]
+        found[kind] = [only(__file__, python, kind, threads, *arguments, str(seed))[-1] for seed in range(3)]
         print(
             f"{env} {steps} steps {kind:8} median return {statistics.median(found[kind]):8.1f} {found[kind]}",
             flush=True,
@@ -148,11 +134,10 @@ if __name__ == "__main__":
             )
         )
     else:
-        kinds = [*chosen.kinds, *(["sb3"] if chosen.peer else [])]
         made = {
-            env: returns(chosen.peer, env, kinds, chosen.returns, chosen.threads)
+            env: returns(chosen.peer, env, chosen.kinds, chosen.returns, chosen.threads)
             if chosen.returns
-            else speed(chosen.peer, env, kinds, chosen.rounds, chosen.steps, chosen.threads)
+            else speed(chosen.peer, env, chosen.kinds, chosen.rounds, chosen.steps, chosen.threads)
             for env in chosen.env
         }
         if chosen.save:

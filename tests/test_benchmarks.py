@@ -32,8 +32,8 @@ def test_ensembles_end_above_a_single_reward_model_at_the_largest_n(tmp_path: Pa
 
 
 def test_speed_is_printed_for_every_kind_and_size() -> None:
-    lines = printed("ppo_cartpole.py", "--rounds", "1", "--scale", "0.03")
-    medians = {line.split()[0]: float(line.split()[2]) for line in lines if "median" in line}
+    lines = printed("ppo_cartpole.py", "--kinds", "gym", "tensor", "--rounds", "1", "--scale", "0.03")
+    medians = {line.split()[1]: float(line.split()[3]) for line in lines if "median" in line}
     assert medians.keys() == {"gym", "tensor"}
     lines = printed("many_environments.py", "--powers", "3", "6")
     assert [line.split()[0] for line in lines] == ["2^3", "2^6"]

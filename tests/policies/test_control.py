@@ -315,7 +315,9 @@ def test_a_resting_policy_decides_the_same_and_wakes_up_with_its_weights(kind):
         torch.testing.assert_close(policy.act(obs, generator(7)).logp, later.logp, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.Box(-2, 2, (2,), np.float32)])
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.Box(-2, 2, (2,), np.float32)]
+)
 def test_decisions_as_a_function_of_tensors_are_those_of_act(space):
     policy = MLPPolicy(BOX, space, seed=3)
     policy.observe(Trajectories(mask=torch.ones(50, 1), trace={"obs": 3 * torch.randn(50, 1, 3) + 1}))
@@ -324,8 +326,8 @@ def test_decisions_as_a_function_of_tensors_are_those_of_act(space):
     action, logp = policy.decided(obs, policy.luck(40, generator()), *policy.acting())
     torch.testing.assert_close(action.squeeze(-1) if policy.scalar else action, acted.action)
     torch.testing.assert_close(logp, acted.logp)
-    zeros = [torch.zeros_like(x) for x in policy.acting()]
-    assert not torch.allclose(policy.decided(obs, policy.luck(40, generator()), *zeros)[1], acted.logp)
+    others = [torch.rand_like(x) for x in policy.acting()]
+    assert not torch.allclose(policy.decided(obs, policy.luck(40, generator()), *others)[1], acted.logp)
 
 
 @pytest.mark.slow
