@@ -98,12 +98,12 @@ class _Seat:
 
 @dataclass(slots=True)
 class _Log:
-    """What happened, in order of time: tensors [B, K, ...] per joint step of B environments whose actions are K decisions each,
-    lists per action, and lists per row or episode."""
+    """What happened, in order of time: tensors [B, ...] per joint step of B environments, lists per action, and lists per row or
+    episode."""
 
-    trace: list[dict[str, Tensor]] = field(default_factory=list)
-    logp: list[Tensor] = field(default_factory=list)
     obs: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    decided: list[Decisions] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     done: list[bool] = field(default_factory=list)
@@ -118,10 +118,23 @@ class _Log:
 
     def decide(self, obs: Tensor, mask: Tensor | None, decided: Decisions) -> None:
         """Note one joint step's decisions."""
-        logp, _, trace = decided.rows(obs)
-        self.trace.append(trace if mask is None else trace | {MASK: mask[:, None]})
-        self.logp.append(logp)
         self.obs.append(obs)
+        self.decided.append(decided)
+        if mask is not None:
+            self.masks.append(mask)
+
+    def decisions(self) -> tuple[Tensor, Float[Tensor, "action draw"], dict[str, Tensor]]:
+        """Observation, log-probabilities and trace of all actions, each of them K decisions in turn."""
+        obs, made = torch.cat(self.obs), self.decided
+        traces = [d.trace for d in made if d.trace is not None]
+        every = Decisions(
+            torch.cat([d.action for d in made]),
+            torch.cat([d.logp for d in made]),
+            None,
+            {name: torch.cat([trace[name] for trace in traces]) for name in traces[0]} if traces else None,
+        )
+        logp, _, trace = every.rows(obs)
+        return obs, logp, trace | {MASK: torch.cat(self.masks)[:, None]} if self.masks else trace
 
     def close(self, seat: _Seat, features: np.ndarray) -> None:
         """End the seat's row where it stands, with its episode or before."""
@@ -325,7 +338,7 @@ class Gym:
         for seat in seats:
             if not seat.over:
                 log.open(seat)
-        while steps is None or len(log.trace) < steps:
+        while steps is None or len(log.obs) < steps:
             for seat in seats:
                 if seat.over and (start := next(starts, None)) is not None:
                     seat.reset(*start)
@@ -354,13 +367,13 @@ class Gym:
     def _batch(self, policy: Any, log: _Log, group: Tensor) -> Trajectories:
         """The log as padded rows. Where an action is several decisions, they stand one after the other, the reward on the last
         and `segment` numbering the environment's steps."""
-        draws = log.logp[0].shape[1]
-        row, step = log.steps()
+        (obs, logp, trace), (row, step) = log.decisions(), log.steps()
+        draws = logp.shape[1]
         at = row.repeat_interleave(draws), (draws * step[:, None] + torch.arange(draws)).flatten()
         shape = len(log.done), draws * (int(step.max()) + 1)
 
-        def rows(parts: list[Tensor]) -> Tensor:
-            x = torch.cat(parts).flatten(0, 1)
+        def rows(x: Tensor) -> Tensor:
+            x = x.flatten(0, 1)
             return x.new_zeros((*shape, *x.shape[1:])).index_put(at, x)
 
         reward = torch.tensor(log.reward)
@@ -369,17 +382,17 @@ class Gym:
         last = torch.arange(draws) == draws - 1
         done = torch.tensor(log.done)
         final = torch.from_numpy(np.stack(log.last))
-        value, bootstrap = policy.value_of(torch.cat(log.obs)), policy.value_of(final)
+        value, bootstrap = policy.value_of(obs), policy.value_of(final)
         return Trajectories(
-            logp_old=rows(log.logp),
-            value=None if value is None else rows([value[:, None].expand(-1, draws)]),
-            mask=rows([torch.ones(len(step), draws, dtype=torch.bool)]),
-            reward=rows([torch.where(last, reward[:, None], 0.0)]),
+            logp_old=rows(logp),
+            value=None if value is None else rows(value[:, None].expand(-1, draws)),
+            mask=rows(torch.ones(len(step), draws, dtype=torch.bool)),
+            reward=rows(torch.where(last, reward[:, None], 0.0)),
             group=group,
-            segment=rows([step[:, None].expand(-1, draws)]) if draws > 1 else None,
+            segment=rows(step[:, None].expand(-1, draws)) if draws > 1 else None,
             bootstrap=torch.zeros(len(done)) if bootstrap is None else bootstrap.masked_fill(done, 0.0),
             done=done,
-            trace={name: rows([trace[name] for trace in log.trace]) for name in log.trace[0]},
+            trace={name: rows(x) for name, x in trace.items()},
             extra={"last": final},
         )
 
