@@ -113,6 +113,23 @@ def test_compare_writes_table_and_picture_and_does_not_repeat_runs(call, tmp_pat
     assert (tmp_path / "c" / "grpo-1" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_a_method_is_compared_with_itself_under_other_settings(call, tmp_path):
+    flags = ("--task", "bandit", "--seeds", 1, "--steps", 3, "--out", "c")
+    other = "grpo:step.lr=0.5,trust.high=0.3"
+    assert call("compare", "grpo", other, *flags)[0] == 0
+    rows = json.loads((tmp_path / "c" / "table.json").read_text())["methods"]
+    assert [row["method"] for row in rows] == ["grpo", other]
+    configs = [
+        yaml.safe_load((tmp_path / "c" / name / "config.yaml").read_text())
+        for name in ("grpo-0", "grpo-step.lr-0.5-trust.high-0.3-0")
+    ]
+    assert [config["step"]["lr"] == 0.5 for config in configs] == [False, True]
+    assert configs[1]["trust"]["high"] == 0.3
+    code, _, errors = call("compare", "grpo", "grpo:trust.hihg=0.3", *flags)
+    assert code == 2
+    assert "hihg" in " ".join(errors)
+
+
 def test_methods_as_json_say_what_each_changes(call):
     code, out, _ = call("methods", "--json")
     cards = {card["id"]: card for card in json.loads("\n".join(out))}

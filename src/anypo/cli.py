@@ -227,7 +227,8 @@ def compare(
 ) -> None:
     """Train several methods with the same seeds and say which is better, with intervals; finished runs are not repeated.
 
-    Takes the flags of `anypo train`. Writes table.json and learning-curve.png.
+    Takes the flags of `anypo train`. A method may have some of its own: `anypo compare ppo ppo:trust.high=0.3,compile=on`.
+    Writes table.json and learning-curve.png.
     """
     from anypo.report.compare import compare as run_all
     from anypo.report.compare import show

@@ -19,7 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from anypo import tasks
-from anypo.config import from_dict, merge
+from anypo.config import from_dict, merge, parse_flags
 from anypo.errors import UsageError
 from anypo.evidence.microscope import gain
 from anypo.loops.learn import learn
@@ -43,17 +43,18 @@ def compare(
 ) -> dict[str, Any]:
     """Run every method with seeds 0..seeds-1, unless it has run here already; write table.json and learning-curve.png.
 
-    match_gain: learning rates are scaled by gain(first method) / gain(method), the lengths of their on-policy gradients.
+    names: ids of methods, which may have settings of their own, `ppo:trust.high=0.3,compile=on`. match_gain: learning rates are scaled by gain(first method) / gain(method), the lengths of their on-policy gradients.
     """
     if not names or len(set(names)) < len(names):
         raise UsageError("name the methods to compare, each once")
-    for name in names:
-        find_method(name).configure(from_dict({**flags, "method": name}).stages)
+    settings = {name: settings_of(name, flags) for name in names}
+    for values in settings.values():
+        find_method(values["method"]).configure(from_dict(values).stages)
     task = from_dict(flags).task["name"]
-    folder = folder or Path("runs") / f"compare-{''.join(c if c.isalnum() or c in '-.' else '-' for c in task)}"
-    folders = {name: [folder / f"{name}-{seed}" for seed in range(seeds)] for name in names}
+    folder = folder or Path("runs") / f"compare-{plain(task)}"
+    folders = {name: [folder / f"{plain(name)}-{seed}" for seed in range(seeds)] for name in names}
     work = [(name, seed, folders[name][seed]) for seed in range(seeds) for name in names]
-    run = partial(one, flags=flags, rates=matched_rates(names, flags) if match_gain else {})
+    run = partial(one, settings=matched(settings) if match_gain else settings)
     if jobs == 1:
         results = map(run, work)
     else:
@@ -69,23 +70,34 @@ def compare(
     return table
 
 
-def matched_rates(names: Sequence[str], flags: dict[str, Any]) -> dict[str, float]:
-    """method -> the learning rate at which its first step is as long as the first method's."""
-    task = tasks.make(from_dict(flags).task, seed=0)
+def settings_of(name: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags, with what the name says on top."""
+    method, _, own = name.partition(":")
+    values = parse_flags([f"--{setting}" for setting in own.split(",")])[1] if own else {}
+    return merge(flags, values, {"method": method})
+
+
+def plain(name: str) -> str:
+    """As part of a file's name."""
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in name)
+
+
+def matched(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings with learning rates at which all first steps are as long as the first method's."""
     found = {}
-    for name in names:
-        method = find_method(name).configure(from_dict({**flags, "method": name}).stages)
+    for name, values in settings.items():
+        config = from_dict(values)
+        method = find_method(config.method).configure(config.stages)
         own = method.stages["step"].lr
-        found[name] = (float(task.recipe(method.traits)["lr"] if own is None else own), gain(method))
-    _, first = found[names[0]]
-    return {name: lr * first / own for name, (lr, own) in found.items()}
+        lr = tasks.make(config.task, seed=0).recipe(method.traits)["lr"] if own is None else own
+        found[name] = float(lr), gain(method)
+    first = next(iter(found.values()))[1]
+    return {name: merge(settings[name], {"step": {"lr": lr * first / own}}) for name, (lr, own) in found.items()}
 
 
-def one(work: tuple[str, int, Path], flags: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
+def one(work: tuple[str, int, Path], settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """One run of a comparison, resumed or left alone where it stands already."""
     name, seed, folder = work
-    if name in rates:
-        flags = merge(flags, {"step": {"lr": rates[name]}})
     done = result_of(folder)
     if done is not None:
         return done
@@ -94,7 +106,7 @@ def one(work: tuple[str, int, Path], flags: dict[str, Any], rates: dict[str, flo
         for file in ("metrics.jsonl", "timing.jsonl"):
             rewind(run, file)
     else:
-        run = create(from_dict({**flags, "method": name, "seed": seed, "out": str(folder)}))
+        run = create(from_dict({**settings[name], "seed": seed, "out": str(folder)}))
     learn(run)
     finish(run)
     result = {**(result_of(folder) or {}), "unit": run.task.unit}
