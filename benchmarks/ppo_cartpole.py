@@ -22,8 +22,8 @@ import time
 import types
 from pathlib import Path
 
-HORIZON, WARM = 128, 3
-"""Steps of a window, and batches before the clock starts: the third one compiles what comes again."""
+HORIZON, WARM = 128, 6
+"""Steps of a window, and batches before the clock starts: what comes often is compiled in the fifth."""
 SIZES = {"gym": (8, 256, 40), "tensor": (64, 2048, 30)}
 """Environments, minibatch, batches that are timed."""
 OWN = ("gym", "gym-compiled", "tensor", "tensor-compiled")

@@ -129,7 +129,7 @@ COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compil
 def test_a_compiled_run_learns_what_a_plain_one_learns(task):
     found = []
     for choice in ("off", "on"):
-        values = {"method": "ppo", "steps": 4 * 64, "compile": choice, "threads": 1, "policy": {"hidden": [16, 16]}}
+        values = {"method": "ppo", "steps": 20 * 64, "compile": choice, "threads": 1, "policy": {"hidden": [16, 16]}}
         step = {"epochs": 2, "minibatch": 32}
         run = build(configuration.from_dict(values | {"task": {"name": task, "envs": 4}, "step": step}))
         run.want = replace(run.want, horizon=16)
@@ -137,7 +137,7 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(task):
         assert any(isinstance(made, Recording) for made in run.recordings.values()) == (choice == "on")
         found.append(dict(run.policy.named_parameters()))
     for name, p in found[0].items():
-        torch.testing.assert_close(found[1][name], p, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(found[1][name], p, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_wanting_machine_code_without_a_compiler_is_an_error_of_one_sentence(monkeypatch, tmp_path):

@@ -21,8 +21,8 @@ from anypo.policies.anchor import applied, moving
 from anypo.stages import CHAINS, Knob, Placeholder
 from anypo.types import Trajectories, whole
 
-MOST = 8
-"""Sizes of minibatches that are compiled in a run."""
+OFTEN, MOST = 64, 8
+"""Minibatches of a size after which it is compiled, as that takes seconds, and sizes that are compiled in a run."""
 
 Loss = Callable[[Run, Method, Trajectories], tuple[Tensor, dict[str, Tensor]]]
 """A run's loss and metrics on rows that were drawn, with their random numbers."""
@@ -59,16 +59,16 @@ def recording(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Reco
 
 
 def recurring(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
-    """The recording for minibatches of prepared single decisions, where the run compiles: made once their size has come again in a
-    later batch, as compiling takes seconds. Without machine code replaying them is no faster."""
+    """The recording for minibatches of prepared single decisions, where the run compiles: made once their size has come often.
+    Without machine code replaying them is no faster."""
     if run.config.compile != "on" or method.traits["replays"] or not run.policy.independent:
         return None
     key = signature(method, batch)
-    if key not in run.recordings and len(run.recordings) < MOST:
-        run.recordings[key] = run.batch
-    seen = run.recordings.get(key)
-    if type(seen) is int and seen < run.batch:
-        run.recordings[key] = seen = record(run, method, batch, loss) if recordable(run, method, batch) else None
+    seen = run.recordings.get(key, 0)
+    if isinstance(seen, int):
+        run.recordings[key] = seen = seen + 1
+        if seen > OFTEN and sum(isinstance(made, Recording) for made in run.recordings.values()) < MOST:
+            run.recordings[key] = seen = record(run, method, batch, loss) if recordable(run, method, batch) else None
     return seen if isinstance(seen, Recording) else None
 
 

@@ -43,7 +43,8 @@ def compare(
 ) -> dict[str, Any]:
     """Run every method with seeds 0..seeds-1, unless it has run here already; write table.json and learning-curve.png.
 
-    names: ids of methods, which may have settings of their own, `ppo:trust.high=0.3,compile=on`. match_gain: learning rates are scaled by gain(first method) / gain(method), the lengths of their on-policy gradients.
+    names: ids of methods, which may have settings of their own, `ppo:trust.high=0.3,compile=on`. match_gain: learning rates are
+    scaled by gain(first method) / gain(method), the lengths of their on-policy gradients.
     """
     if not names or len(set(names)) < len(names):
         raise UsageError("name the methods to compare, each once")
