@@ -44,7 +44,7 @@ def train(words: Words) -> None:
     - `--steps N`: length in batches, or environment steps for Gymnasium; `--target X`: stop once the held-out measure reaches X
     - `--seed S`, `--out DIR`, `--episodes N` (per evaluation), `--evaluate-every N`, `--checkpoint-every N` (batches)
     - `--device auto|cpu|cuda`, `--autocast auto|on|off`, `--micro N` (decisions per forward pass), `--threads N`
-    - `--compile on`: machine code for the updates of value learning, made in about a minute by a C++ compiler
+    - `--compile on`: machine code for control's updates and rollouts, made in about a minute by a C++ compiler
     - `--trackers tensorboard,wandb,trackio`
     - `--set PATH=VALUE`: any of these in another spelling; may be repeated
 

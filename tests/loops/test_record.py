@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 import anypo
@@ -144,6 +145,14 @@ def test_wanting_machine_code_without_a_compiler_is_an_error_of_one_sentence(mon
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match="needs a C\\+\\+ compiler"):
         run_on(tmp_path, "iql", compile="on")
+
+
+@COMPILER
+def test_machine_code_for_a_language_model_is_refused(tmp_path):
+    tiny.language_model(tmp_path / "model", "llama")
+    values = {"method": "grpo", "task": "sums", "policy": {"name": f"hf:{tmp_path / 'model'}"}, "compile": "on"}
+    with pytest.raises(UsageError, match="leave it out for a language model"):
+        build(configuration.from_dict(values))
 
 
 def test_an_update_that_cannot_be_compiled_is_told_of(tmp_path):

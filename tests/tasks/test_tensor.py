@@ -245,7 +245,7 @@ def test_several_steps_as_one_function_are_the_same_steps(name, steps):
         policy = mlp(task)
         if several:
             task.to_machine_code()
-            task.native = partial(task._steps, policy)
+            task.native[policy] = partial(task._steps, policy)
         g = generator()
         for _ in range(2):
             batch, metrics = task.rollout(policy, going_on(steps), g)

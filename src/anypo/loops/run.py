@@ -130,6 +130,8 @@ def build(config: Config, folder: Path | None = None) -> Run:
     policy.to(_device(config.device))
     if config.compile == "on":
         look_for_compiler()
+        if not policy.independent:
+            raise UsageError("--compile on makes machine code for control policies; leave it out for a language model")
         for part in (policy, task):
             if hasattr(part, "to_machine_code"):
                 part.to_machine_code()

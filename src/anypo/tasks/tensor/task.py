@@ -115,7 +115,8 @@ class Tensors:
         self.state = self.env.reset(self.generator, envs)
         self.total = torch.zeros(envs, dtype=torch.float64)
         """Undiscounted return of the episode every environment is in."""
-        self.native: Native | None = None
+        self.native: dict[Any, Native] = {}
+        """Compiled steps, by the policy that decides."""
         self.compiles = False
 
     def to_machine_code(self) -> None:
@@ -309,14 +310,14 @@ class Tensors:
         self, policy: Any, window: _Window, own: slice, generator: torch.Generator
     ) -> list[tuple[Int[Tensor, " stop"], Float[Tensor, "stop feature"]]]:
         """`_walk`, several steps at a time in compiled code."""
-        self.native = self.native or Native(partial(self._steps, policy))
+        native = self.native.setdefault(policy, Native(partial(self._steps, policy)))
         state, acting, n = self.state[:, own].contiguous(), policy.acting(), own.stop - own.start
         at, seen = torch.arange(own.start, own.stop) * window.steps, []
         for t in range(0, window.steps, STRIDE):
             count = min(STRIDE, window.steps - t)
             luck = torch.stack([policy.luck(n, generator) for _ in range(count)])
             fresh = torch.stack([self.env.reset(self.generator, n) for _ in range(count)])
-            state, after, obs, action, logp, reward, over, done = self.native(state, luck, fresh, *acting)
+            state, after, obs, action, logp, reward, over, done = native(state, luck, fresh, *acting)
             found = {"logp": logp.unsqueeze(-1), "trace.obs": obs.unsqueeze(2), "trace.action": action.unsqueeze(2)}
             window.fill(own, t, found | {"reward": reward, "over": over, "done": done})
             ended = over.clone()
