@@ -4,7 +4,7 @@ processes of their own, in turns, several rounds.
 Per second of wall-clock time, and per second of processor time (of all threads), which other work on the machine disturbs less.
 
 python benchmarks/sac.py [--peer .venv-peers/bin/python] [--env Pendulum-v1 Hopper-v5] [--rounds 5] [--steps 1500] [--threads 1] [--save]
-python benchmarks/sac.py --returns 5000 --env Pendulum-v1 [--peer ...] [--save]   greedy returns after equally many steps, 3 seeds
+python benchmarks/sac.py --returns 5000 --env Pendulum-v1 [--peer ...] [--save]   greedy returns after equally many steps, 5 seeds
 
 plain: float32. auto: the settings a run has unless told otherwise. compiled: `--compile on` beside it, machine code made before the
 clock starts. sb3: Stable-Baselines3. Collection and updates are timed after a warm-up; evaluation and checkpoints are not.
@@ -24,7 +24,8 @@ KINDS = {
     "compiled": {"compile": "on"},
     "sb3": {},
 }
-EPISODES = 20
+EPISODES, SEEDS = 20, 5
+"""Of the returns that are compared."""
 
 
 def run_of(kind: str, env: str, steps: int, seed: int):
@@ -97,7 +98,7 @@ def returns(peer: str | None, env: str, kinds: list[str], steps: int, threads: i
     found = {}
     for kind, python in pythons(peer, kinds).items():
         arguments = ["--env", env, "--returns", str(steps), "--seed"]
-        found[kind] = [only(__file__, python, kind, threads, *arguments, str(seed))[-1] for seed in range(3)]
+        found[kind] = [only(__file__, python, kind, threads, *arguments, str(seed))[-1] for seed in range(SEEDS)]
         print(
             f"{env} {steps} steps {kind:8} median return {statistics.median(found[kind]):8.1f} {found[kind]}",
             flush=True,
