@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anypo.errors import UsageError, unknown
 from anypo.parts.ratio import last_value
+from anypo.policies.alike import alike, repeated
 from anypo.policies.chunked import OFFERED, functionals
 from anypo.policies.control import names_of
 from anypo.policies.curvature import Moments, products
@@ -36,6 +37,9 @@ time in float32 at width 128, as long at 64, longer at 32 (a CPU with AVX512-BF1
 
 TILE = {True: 2048, False: 16384}
 """Tokens read together when completions are evaluated: on a CPU (True) what stays in its caches, else enough to fill it."""
+READ = ("prompt", "prompt_length", "completion")
+"""What of a trace the model reads."""
+
 SETTINGS = "anypo.json"
 VALUE_HEAD = "value_head.safetensors"
 
@@ -276,14 +280,20 @@ class LanguageModel(nn.Module):
         """`logp`, `entropy`, `score_norm` and values of the completions in `b.trace`, as wanted; 0 where b.mask is false.
 
         Passes over prompt + completion, padded on the right: attention is causal, so the padding reaches nothing. Only
-        hidden states that predict a decision go through the output layer, in chunks. layer: the output layer reads the
-        residual stream after that block (from 0; at most the last but one), without the final normalization.
+        hidden states that predict a decision go through the output layer, in chunks. Equal rows are evaluated once, where many
+        are equal. layer: the output layer reads the residual stream after that block (from 0; at most the last but one),
+        without the final normalization.
         """
         if missing := set(want) - self.functionals:
             raise UsageError(
                 f"this method reads {min(missing)!r}, but the language model has no value head of that name"
             )
         valid = b.valid
+        same = repeated(b.trace, valid)
+        if same is not None:
+            first, line = same
+            one = Trajectories(mask=valid[first], trace={name: b.trace[name][first] for name in READ})
+            return {k: x.index_select(0, line) for k, x in self.evaluate(one, want, layer=layer).items()}
         row, step, picked, last = self._states(b, valid, layer, bool(set(self.heads) & set(want)))
         found: dict[str, Tensor] = {}
         if set(OFFERED) & set(want):
@@ -307,12 +317,12 @@ class LanguageModel(nn.Module):
         prompt, start = b.trace["prompt"], b.trace["prompt_length"]
         until = (valid * torch.arange(1, valid.shape[1] + 1, device=valid.device)).amax(1)
         with self._fast():
-            distinct, line = torch.unique(torch.cat([start[:, None], prompt], 1), dim=0, return_inverse=True)
-            saved = int(start.sum() - distinct[:, 0].sum())
+            first, line = alike(torch.cat([start[:, None], prompt], 1))
+            saved = int(start.sum() - start[first].sum())
             plain = layer is not None or (self.checkpointing and torch.is_grad_enabled())
             pays = not plain and 4 * saved >= int((start + until).sum())
             if pays and opened(self.inner.config) is not None:
-                pieces = self._branches(b, valid, until, distinct[:, 1:], distinct[:, 0], line, values)
+                pieces = self._branches(b, valid, until, prompt[first], start[first], line, values)
             else:
                 pieces = [self._read(b, valid, rows, layer, values) for rows in self._tiles(start + until, until > 0)]
         row, step, states, last = zip(*pieces, strict=True)
