@@ -55,7 +55,7 @@ class Watch:
     @property
     def done(self) -> bool:
         last = self.curve[-1]["accuracy"] if self.curve else 0.0
-        return last >= self.options.target or self.seconds > self.options.limit
+        return last >= self.options.target or self.processor > self.options.limit
 
     def found(self) -> dict[str, Any]:
         reached = self.curve[-1]["accuracy"] >= self.options.target
@@ -91,6 +91,7 @@ def run_anypo(options: argparse.Namespace) -> dict[str, Any]:
                 "collect": {"requests": options.rows // SAMPLES, "samples": SAMPLES},
                 "step": {"lr": options.lr, "schedule": "constant", "warmup": 0},
                 "episodes": 1, "evaluate_every": 10**6, "checkpoint_every": 10**6, "steps": 10**6, "threads": options.threads,
+                "seed": options.seed,
             }
         )
     )  # fmt: skip
@@ -128,7 +129,7 @@ def run_trl(options: argparse.Namespace) -> dict[str, Any]:
                 output_dir=out, per_device_train_batch_size=options.rows, num_generations=SAMPLES, max_completion_length=NEW,
                 max_steps=10**4, learning_rate=options.lr, lr_scheduler_type="constant", beta=0.0, gradient_checkpointing=False,
                 bf16=options.precision == "bf16", use_cpu=True, logging_steps=10**4, report_to=[], save_strategy="no",
-                disable_tqdm=True, seed=0,
+                disable_tqdm=True, seed=options.seed,
             ),
             train_dataset=Dataset.from_list(json.loads((options.folder / "train.json").read_text())),
             callbacks=[Follow()],
@@ -206,6 +207,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--lr", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side != "compare":
