@@ -17,8 +17,8 @@ def alike(x: Int[Tensor, "row column"]) -> tuple[Int[Tensor, " kind"], Int[Tenso
     """
     places = torch.arange(len(x), device=x.device)
     hashes = (x * torch.full(x.shape[1:], FACTOR, device=x.device).cumprod(0)).sum(1)
-    for keys in (hashes, x):
-        kinds, line = torch.unique(keys, dim=0, return_inverse=True)
+    for keys, dim in ((hashes, None), (x, 0)):
+        kinds, line = torch.unique(keys, dim=dim, return_inverse=True)
         first = torch.full_like(places[: len(kinds)], len(x)).scatter_reduce(0, line, places, "amin")
         if torch.equal(x[first[line]], x):
             break
