@@ -400,9 +400,7 @@ class LanguageModel(nn.Module):
         values: bool,
     ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """`_states`, tile by tile, with every distinct prompt read once; line: the prompt of each row."""
-        from transformers import DynamicCache
-
-        from anypo.policies.cache import branched
+        from anypo.policies.cache import Rounded, branched
 
         more = {"output_hidden_states": True} if values and not self._split else {}
 
@@ -417,7 +415,7 @@ class LanguageModel(nn.Module):
         width = int(size.max())
         column = torch.arange(width, device=line.device) - (width - size)[:, None]  # prompts end together
         ids = prompts.gather(1, column.clamp(min=0))
-        cache = DynamicCache(config=self.inner.config)
+        cache = Rounded(config=self.inner.config)
         first, first_last = (x[:, -1:] for x in read(ids, column >= 0, column.clamp(min=0), cache))
         pieces = []
         for rows in self._tiles(until, until > 0):
