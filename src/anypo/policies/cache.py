@@ -111,6 +111,11 @@ def opened(config: Any) -> Blocks | None:
     return Blocks(len(layers)) if {type(x) for x in layers} <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
 
+def plain(config: Any) -> bool:
+    """Whether every layer of the model of that configuration attends to all that came before."""
+    return {type(x) for x in DynamicCache(config=config).layers} <= {DynamicLayer}
+
+
 def rounded(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As autocast rounds them, which attention would do each time it reads them."""
     kind = tensors[0].device.type
@@ -121,7 +126,8 @@ class Rounded(DynamicCache):
     """A cache with gradients; without the rounding it would keep all in float32, as rotated keys are."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return super().update(*rounded(key_states, value_states), *args, **kwargs)
+        key_states, value_states = rounded(key_states, value_states)
+        return super().update(key_states, value_states, *args, **kwargs)
 
 
 def branched(cache: DynamicCache, line: Int[Tensor, " row"]) -> DynamicCache:

@@ -71,6 +71,8 @@ class LanguageModel(nn.Module):
         checkpointing: bool = False,
         name: str = "the model",
     ):
+        from anypo.policies.decoder import written
+
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -95,6 +97,7 @@ class LanguageModel(nn.Module):
         self.train(False)
         self._split = self._splits()
         self._norms = norms(self.inner)
+        self._step = written(self._reader) if self._split else None
         self._reads_positions = "position_ids" in inspect.signature(self._reader.forward).parameters
 
     @classmethod
@@ -542,6 +545,8 @@ class LanguageModel(nn.Module):
         """Logits after the last token of each row, and the cache to go on with."""
         from anypo.policies.cache import opened
 
+        if cache is not None and self._step is not None:
+            return self.inner.get_output_embeddings()(self._step(ids, mask, positions, cache)), cache
         cache = opened(self.inner.config) if cache is None else cache
         more = {"position_ids": positions} if self._reads_positions else {}
         out = self._reader(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more)

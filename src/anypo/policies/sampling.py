@@ -167,6 +167,7 @@ def generate(
     waiting, ends, t = range(at_once, n), {max_new}, 0
     every = CHECK[device.type == "cpu"]
     now, logits, cache, columns, line = enter(range(at_once))
+    one = torch.empty(0, dtype=torch.long, device=device)  # of every line, a row that reads it
     while True:
         distribution = filter(logits)
         if greedy:
@@ -194,6 +195,7 @@ def generate(
             now, token = now[stay], token[stay]
             kinds, line = torch.unique(line[stay] * logits.shape[1] + token, return_inverse=True)
             parent = kinds // logits.shape[1]
+            one = torch.empty_like(kinds).scatter_(0, line, torch.arange(len(line), device=device))
             if len(kinds) > SHARED * len(stay):
                 parent, line = parent[line], None
             cache.reorder_cache(parent)
@@ -211,7 +213,6 @@ def generate(
             position = (now.prompt + now.step.clamp(max=max_new - 1) - 1)[:, None]
             given = (token[:, None], mask, position)
             if line is not None:  # rows of a line agree in all of that
-                one = torch.empty_like(kinds).scatter_(0, line, torch.arange(len(line), device=device))
                 given = tuple(x[one] for x in given)
             logits, cache = forward(*given, cache)
             logits = logits if line is None else logits[line]
