@@ -25,8 +25,7 @@ class RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # reads x once and writes no square of it
-        r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
         ctx.save_for_backward(x, weight, r)
         return (x * r).mul_(weight)
 
