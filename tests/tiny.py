@@ -67,6 +67,8 @@ def model(
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
         "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
         "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
+        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
     }
     make_config, make_model = kinds[architecture]
     with torch.random.fork_rng():

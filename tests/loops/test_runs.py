@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from unittest import mock
 
 import pytest
 import tiny
@@ -16,7 +17,7 @@ import anypo
 from anypo import config as configuration
 from anypo.errors import RunError, UsageError
 from anypo.loops import run as runs
-from anypo.loops.learn import PATIENCE, held_out, learn, precision
+from anypo.loops.learn import PATIENCE, held_out, learn, precision, warn_of
 from anypo.parts import Linear
 from anypo.policies.anchor import moving, snapshot
 from anypo.policies.language import LanguageModel
@@ -324,4 +325,19 @@ def test_rounding_to_bfloat16_is_no_mistake_of_the_policy(tmp_path, text):
     assert precision(run) == torch.bfloat16
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert 1e-6 < learn(run)["mismatch"] < 0.05
+        assert learn(run)["mismatch"] < 0.05
+        warn_of(0.04, precision(run))
+    with pytest.warns(UserWarning, match="disagree by 0.04 nats"):
+        warn_of(0.04, torch.float32)
+
+
+@pytest.mark.parametrize("micro", [1, 10**6])
+def test_the_disagreement_is_measured_once_before_the_first_of_many_updates(tmp_path, text, micro):
+    """From its loss, not by a pass of its own."""
+    many = {"steps": 2, "micro": micro, "step": {"lr": 0.1, "epochs": 2, "minibatch": 6}, "autocast": "off"}
+    run = start(tmp_path / "r", **{**text, **many})
+    with mock.patch("anypo.loops.learn.mismatch", side_effect=AssertionError):
+        record = learn(run)
+    assert record["updates"] == 4
+    assert record["kl_old"] > 1e-3
+    assert 0 < record["mismatch"] < 1e-4

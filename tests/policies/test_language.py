@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anypo.errors import UsageError
-from anypo.policies import cache, language
+from anypo.policies import alike, cache, language, sampling
 from anypo.policies.language import LanguageModel
 from anypo.policies.sampling import Filter, draw, uniform
 from anypo.types import Trajectories
@@ -74,6 +74,18 @@ def likely_to_end(policy: LanguageModel, share: int = 20) -> LanguageModel:
     """Every `share`-th token of the vocabulary ends a completion."""
     policy.eos = tuple(range(2, policy.vocabulary, share))
     return policy
+
+
+def reading(policy: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows, tokens) of every pass that sampling makes from now on."""
+    reads: list[tuple[int, int]] = []
+
+    def read(ids: torch.Tensor, *given, following=policy._next):
+        reads.append(tuple(ids.shape))
+        return following(ids, *given)
+
+    monkeypatch.setattr(policy, "_next", read)
+    return reads
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt2"])
@@ -179,10 +191,31 @@ def test_rows_that_wait_for_a_slot_are_written_as_if_they_had_not(
     torch.testing.assert_close(few.logp, whole.logp, rtol=0, atol=1e-4)
 
 
-def test_no_more_rows_than_slots_are_written_at_a_time_and_a_prompt_is_read_once_for_them(llama: Path):
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_samples_that_agree_are_written_as_one_row(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    policy = LanguageModel.load(request.getfixturevalue(name), max_new=10, temperature=0.4)
+    prompts = [policy.encode(p) for p in PROMPTS]
+    reads = reading(policy, monkeypatch)
+    with monkeypatch.context() as m:
+        m.setattr(sampling, "SHARED", 0.0)
+        alone = rows(likely_to_end(policy, 10), prompts, samples=8)
+    apart = reads.copy()
+    reads.clear()
+    together = rows(policy, prompts, samples=8)
+    assert together.lengths.min() < together.lengths.max()
+    assert torch.equal(together.trace["completion"], alone.trace["completion"])
+    torch.testing.assert_close(together.logp_old, alone.logp_old, rtol=0, atol=1e-5)
+    torch.testing.assert_close(policy.evaluate(together, ["logp"])["logp"], together.logp_old, rtol=0, atol=1e-4)
+    assert reads[0][0] == len(prompts) < reads[1][0] < 0.75 * apart[1][0], "fewer than there are samples"
+
+
+def test_no_more_rows_than_slots_are_written_at_a_time_and_a_prompt_is_read_once_for_them(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+):
     policy = likely_to_end(LanguageModel.load(llama, max_new=24), 10)
-    seen: list[tuple[int, int]] = []
-    policy.inner.base_model.layers[0].register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape[:2])))
+    seen = reading(policy, monkeypatch)
     prompts = [policy.encode(p) for p in PROMPTS]
     policy.sample(prompts, seeded(), samples=5)
     assert [rows for rows, width in seen if width > 1] == [4]
@@ -208,6 +241,18 @@ def test_other_columns_and_rows_change_no_state_of_a_cache():
     assert torch.equal(keys, torch.stack([torch.cat([y[2, :, 2:], z[4], z[0]], 1), keys[1]]))
     assert torch.equal(values, -keys)
     assert one.get_seq_length() == 7
+
+
+@pytest.mark.parametrize("rounding", [True, False])
+def test_a_cache_with_gradients_keeps_what_autocast_would_attend_to(rounding: bool, llama: Path):
+    shared = cache.Rounded(config=LanguageModel.load(llama).inner.config)
+    key, value = torch.randn(2, 2, 2, 3, 4, generator=seeded()).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=rounding):
+        kept = shared.update(key, value, 0)
+    for found, want in zip(kept, (key, value), strict=True):
+        assert found.dtype == (torch.bfloat16 if rounding else torch.float32)
+        torch.testing.assert_close(found, want.to(found.dtype), rtol=0, atol=0)
+        assert found.requires_grad
 
 
 def test_the_numbers_of_a_stream_are_uniform_and_those_of_others_are_independent():
@@ -369,6 +414,56 @@ def test_tiles_shared_prompts_and_checkpointing_change_neither_value_nor_gradien
             assert now.keys() == plain.keys()
             for key, want in plain.items():
                 assert (now[key] - want).norm() <= 1e-5 * want.norm(), key
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_equal_rows_change_neither_value_nor_gradient(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    policy = LanguageModel.load(request.getfixturevalue(name), max_new=5, value=True, temperature=0.5)
+    torch.nn.init.normal_(policy.value_head.weight, generator=seeded(1))
+    b = rows(likely_to_end(policy, 10), [policy.encode(p) for p in PROMPTS], samples=8)
+    mask = b.mask.clone()
+    mask[3, 1:] = False  # so that it differs from rows with the same tokens
+    mask[9] = False
+    b = b.but(mask=mask)
+    reads: list[tuple[int, int]] = []
+    policy.inner.base_model.register_forward_hook(
+        lambda m, args, kwargs, out: reads.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    with monkeypatch.context() as m:
+        m.setattr(cache, "opened", lambda config: None)
+        m.setattr(language, "repeated", lambda trace, valid: None)
+        plain = evaluated(policy, b)
+    tokens = sum(n * width for n, width in reads)
+    for tile in (2048, 30):
+        monkeypatch.setattr(language, "TILE", {True: tile})
+        reads.clear()
+        now = evaluated(policy, b)
+        assert sum(n * width for n, width in reads) < 0.75 * tokens
+        assert now.keys() == plain.keys()
+        for key, want in plain.items():
+            assert (now[key] - want).norm() <= 1e-5 * want.norm(), key
+
+
+def test_rows_are_alike_only_where_all_their_tokens_are(monkeypatch: pytest.MonkeyPatch):
+    x = torch.randint(3, (500, 4), generator=seeded())
+    for factor in (alike.FACTOR, 0):  # with 0 the hash is that of the first column
+        monkeypatch.setattr(alike, "FACTOR", factor)
+        first, line = alike.alike(x)
+        assert len(first) == len({tuple(row) for row in x.tolist()})
+        assert torch.equal(x[first[line]], x)
+        assert all(first[k] == (line == k).nonzero()[0, 0] for k in range(len(first)))
+
+
+def test_rows_that_differ_are_evaluated_as_they_are(llama: Path):
+    policy = forget_eos(LanguageModel.load(llama, max_new=12))
+    b = rows(policy, [policy.encode("a")], samples=8)
+    assert alike.repeated(b.trace, b.valid) is None
+    twice = {key: x.repeat(2, *[1] * (x.ndim - 1)) for key, x in b.trace.items()}
+    first, line = alike.repeated(twice, b.valid.repeat(2, 1))
+    assert torch.equal(first[line], torch.arange(8).repeat(2))
+    assert alike.repeated(twice, torch.cat([b.valid, b.valid.tril(-1)])) is None, "other decisions"
 
 
 def test_prompts_that_are_short_or_differ_are_not_shared(llama: Path):

@@ -18,6 +18,7 @@ from anypo.loops.run import Run, append, dump, write_checkpoint
 from anypo.loops.update import (
     LOGP,
     cut,
+    disagreement,
     evaluate,
     first_nonfinite,
     gradient,
@@ -29,7 +30,7 @@ from anypo.loops.update import (
     with_noise,
 )
 from anypo.method import Method
-from anypo.parts.statistics import group_stats, index_groups, masked_mean
+from anypo.parts.statistics import group_stats, index_groups
 from anypo.policies.anchor import blend, refreshed
 from anypo.policies.curvature import Moments
 from anypo.stages import View
@@ -69,7 +70,7 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
             made: list[dict[str, float]] = []
             for draw in range(run.store.draws()):
                 batch = run.store.draw(run.generator)
-                if draw == 0 and batch.logp_old is not None:
+                if draw == 0 and batch.logp_old is not None and not evaluated_anyway(run, method):
                     metrics["mismatch"] = mismatch(run, batch)
                 batch = with_noise(run.policy, batch, method.views | method.live, run.generator)
                 # what is told of a batch, and what renews anchors, comes between its views and its update
@@ -83,6 +84,8 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
                 else:
                     made.append(update(run, method, method.prepare(viewed(run, method, batch))))
             metrics |= together(made)
+            if run.batch == 0 and "mismatch" in metrics:
+                warn_of(metrics["mismatch"], precision(run))
         if batch is not None and made:
             run.policy.observe(batch)
         run.batch += 1
@@ -260,10 +263,10 @@ def refresh(run: Run) -> None:
             run.anchors[name] = refreshed(run.anchors[name], run.policy, rule.decay)
 
 
-def slope_of(run: Run, method: Method, piece: Trajectories) -> dict[str, Any]:
+def slope_of(run: Run, method: Method, fresh: bool, piece: Trajectories) -> dict[str, Any]:
     """Back-propagate the loss on a minibatch; gives its metrics."""
     with autocast(run):
-        return gradient(method, run.policy, piece, run.config.micro)
+        return gradient(method, run.policy, piece, run.config.micro, fresh)
 
 
 def update(
@@ -275,7 +278,7 @@ def update(
     totals: dict[str, list[float]] = {}
     if batch.mask is not None and not bool(batch.valid.any()):
         return {"updates": 0.0}
-    skipped = 0
+    skipped, fresh = 0, replay is None and batch.logp_old is not None and evaluated_anyway(run, method)
     before = None if run.batch else [p.detach().clone() for p in run.policy.parameters() if p.requires_grad]
     batch = loosened(batch, method, run.policy.independent, recipe.minibatch)  # once for all epochs
     for _ in range(recipe.epochs or 1):
@@ -283,9 +286,10 @@ def update(
             part = with_late_views(run, method, part)
             size = math.ceil(part.shape[0] / run.stepper.pieces) if run.stepper.pieces > 1 else None
             pieces = minibatches(part, method, size, run.generator)
-            slope = replay or recurring(run, method, part, kept_loss) or partial(slope_of, run, method)
+            slope = replay or recurring(run, method, part, kept_loss) or partial(slope_of, run, method, fresh)
             metrics = run.stepper.update(*(partial(slope, piece) for piece in pieces))
             method.update("update", metrics, run.stepper.progress, part)
+            fresh = False
             follow(run)
             if metrics["skipped"]:
                 skipped += 1
@@ -332,23 +336,29 @@ def describe(method: Method, batch: Trajectories) -> dict[str, float]:
     return found
 
 
+def evaluated_anyway(run: Run, method: Method) -> bool:
+    """Whether the loss of a batch's first minibatch evaluates log pi as it was when the batch was sampled. Minibatches of single
+    decisions may be recordings, which only do what is needed for the gradient."""
+    return not run.policy.independent and method.live.get("logp") == View()
+
+
 def mismatch(run: Run, batch: Trajectories) -> float:
-    """Mean |log pi - log pi_old| (nats) over the decisions of a few rows before the update: 0 up to rounding, as nothing
-    has changed since sampling. More than that is a mistake in the policy, and is said once."""
+    """`disagreement` on a few rows before the update: 0 up to rounding, as nothing has changed since sampling."""
     rows = max(1, min(8, 256 // max(batch.shape[1], 1)))
     own = torch.arange(batch.shape[0]) if batch.expert_mask is None else (~batch.expert_mask).nonzero()[:, 0]
     some = batch.rows(own[:rows])
-    assert some.logp_old is not None
     with autocast(run):
-        gap = evaluate(run.policy, some, LOGP, run.config.micro)["logp"] - some.logp_old
-    found = float(masked_mean(gap.abs(), some.valid))
-    if run.batch == 0 and found > TOLERANCE + ROUNDED * torch.finfo(precision(run)).eps:
+        return float(disagreement(evaluate(run.policy, some, LOGP, run.config.micro)["logp"], some))
+
+
+def warn_of(mismatch: float, dtype: torch.dtype) -> None:
+    """More than rounding is a mistake in the policy."""
+    if mismatch > TOLERANCE + ROUNDED * torch.finfo(dtype).eps:
         warnings.warn(
-            f"sampling and evaluation disagree by {found:.2g} nats per decision before any update; likely causes: another"
+            f"sampling and evaluation disagree by {mismatch:.2g} nats per decision before any update; likely causes: another"
             " temperature, top-k or top-p on one side, dropout, bfloat16 (--autocast off), or a truncated input",
             stacklevel=2,
         )
-    return found
 
 
 def held_out(run: Run) -> dict[str, float]:

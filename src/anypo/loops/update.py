@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.method import Method
-from anypo.parts.statistics import index_groups
+from anypo.parts.statistics import index_groups, masked_mean
 from anypo.policies.anchor import applied
 from anypo.stages import LEVELS, Draw, Policy, View
 from anypo.types import Trajectories
@@ -21,16 +21,18 @@ from anypo.types import Trajectories
 Anchor = dict[str, Tensor]
 
 
-def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) -> dict[str, Tensor]:
+def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int, fresh: bool = False) -> dict[str, Tensor]:
     """Back-propagate the method's loss on `batch` into the policy, at most `micro` decisions per forward pass.
 
-    Rows in which F has no gradient are not sent through the network a second time. Returns the metrics of the loss.
+    Rows in which F has no gradient are not sent through the network a second time. Returns the metrics of the loss, and of a
+    policy that is as it sampled the batch (`fresh`) also the `mismatch`.
     """
     if fits(batch, micro):
-        loss, metrics = objective(method, policy, batch)
+        seen = look(policy, batch, method.live)
+        loss, metrics = method.loss(batch.put(seen))
         if loss.requires_grad:
             loss.backward()
-        return metrics
+        return metrics | ({"mismatch": disagreement(seen["logp"], batch)} if fresh else {})
     views = method.live
     chunks = cut(batch, micro)
     leaves = {name: view.requires_grad_() for name, view in evaluate(policy, batch, views, micro).items()}
@@ -44,7 +46,15 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int) ->
         if len(rows):
             seen = look(policy, batch.rows(rows), views)
             sum(((slope[rows] * seen[name]).sum() for name, slope in slopes.items()), torch.zeros(())).backward()
-    return metrics
+    return metrics | ({"mismatch": disagreement(leaves["logp"], batch)} if fresh else {})
+
+
+@torch.no_grad()
+def disagreement(logp: Tensor, batch: Trajectories) -> Tensor:
+    """Mean |log pi - log pi_old| (nats) over the policy's own decisions."""
+    assert batch.logp_old is not None
+    own = batch.valid if batch.expert_mask is None else batch.valid & ~batch.expert_mask[:, None]
+    return masked_mean((logp - batch.logp_old).abs(), own)
 
 
 def objective(method: Method, policy: Policy, batch: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:

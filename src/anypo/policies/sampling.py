@@ -86,8 +86,11 @@ Forward = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
 """(ids, attention mask, positions, cache) -> (logits of the last position [row, vocab], cache); without a cache it begins one.
 A cache has `reorder_cache(rows)`; one that takes further rows also `append(cache)` and `drop(columns)`."""
 
-CHECK = 4
-"""Tokens between two looks at which rows have ended: a look waits for the device."""
+CHECK = {True: 1, False: 4}
+"""Tokens between two looks at which rows have ended, on a CPU (True) and elsewhere, where a look waits for the device."""
+
+SHARED = 0.75
+"""Rows that have written the same are written as one while there are at most so many different ones a row."""
 
 SPARE = 0.125
 """Share of the slots that is free before the rows left are moved together and others take their place."""
@@ -126,7 +129,8 @@ def generate(
 ) -> Sample:
     """Sample completions token by token, at most `slots` (None: all) at a time; `stops` says which rows end with a stop string.
 
-    A prompt is read once for all its samples that begin together. Rows that have ended leave their slots to rows that wait.
+    A prompt is read once for all its samples that begin together, and where none waits, so is every token that follows while
+    most samples of a prompt agree. Rows that have ended leave their slots to rows that wait.
     All rows write the same column of the cache, each having begun at one of its own. The draws of a row depend on its place
     in the batch, not on when it is written or when others end.
     """
@@ -140,8 +144,9 @@ def generate(
     lengths = torch.full((n,), max_new, device=device)
     stopped = torch.zeros(n, dtype=torch.bool, device=device)
 
-    def enter(rows: range) -> tuple[_Slots, Tensor, Any, int]:
-        """The slots of new rows, the logits after their prompts, the cache of these and its columns."""
+    def enter(rows: range) -> tuple[_Slots, Tensor, Any, int, Tensor | None]:
+        """The slots of new rows, the logits after their prompts, the cache of these, its columns, and the line of the cache that
+        each row reads where that is not its own."""
         which = sorted({origin[i] for i in rows})
         some = [prompts[i] for i in which]
         width = max(map(len, some))
@@ -149,15 +154,20 @@ def generate(
         size = torch.tensor([len(p) for p in some], device=device)
         positions = torch.arange(width, device=device) - (width - size)[:, None]
         logits, cache = forward(ids, positions >= 0, positions.clamp(min=0), None)
+        line = None
         if len(rows) != len(which):
             line = torch.tensor([which.index(origin[i]) for i in rows], device=device)
-            cache.reorder_cache(line)
             logits, size = logits[line], size[line]
+            if n > at_once:
+                cache.reorder_cache(line)
+                line = None
         row = torch.arange(rows.start, rows.stop, device=device)
-        return _Slots(row, torch.zeros_like(row), size, width - size, row >= 0), logits, cache, width
+        return _Slots(row, torch.zeros_like(row), size, width - size, row >= 0), logits, cache, width, line
 
     waiting, ends, t = range(at_once, n), {max_new}, 0
-    now, logits, cache, columns = enter(range(at_once))
+    every = CHECK[device.type == "cpu"]
+    now, logits, cache, columns, line = enter(range(at_once))
+    one = torch.empty(0, dtype=torch.long, device=device)  # of every line, a row that reads it
     while True:
         distribution = filter(logits)
         if greedy:
@@ -180,7 +190,16 @@ def generate(
         stopped[now.row] |= ended
         now.live = now.live & ~ended & (now.step < max_new)
 
-        if t % CHECK == 0 or t in ends:
+        if line is not None:
+            stay = now.live.nonzero()[:, 0]
+            now, token = now[stay], token[stay]
+            kinds, line = torch.unique(line[stay] * logits.shape[1] + token, return_inverse=True)
+            parent = kinds // logits.shape[1]
+            one = torch.empty_like(kinds).scatter_(0, line, torch.arange(len(line), device=device))
+            if len(kinds) > SHARED * len(stay):
+                parent, line = parent[line], None
+            cache.reorder_cache(parent)
+        elif t % every == 0 or t in ends:
             stay = now.live.nonzero()[:, 0]  # this waits for the device
             if len(stay) <= (1 - SPARE) * len(now.row):
                 now, token = now[stay], token[stay]
@@ -192,12 +211,16 @@ def generate(
             columns += 1
             mask = torch.arange(columns, device=device) >= now.start[:, None]
             position = (now.prompt + now.step.clamp(max=max_new - 1) - 1)[:, None]
-            logits, cache = forward(token[:, None], mask, position, cache)
+            given = (token[:, None], mask, position)
+            if line is not None:  # rows of a line agree in all of that
+                given = tuple(x[one] for x in given)
+            logits, cache = forward(*given, cache)
+            logits = logits if line is None else logits[line]
         elif not waiting:
             break
         free = at_once - len(now.row)
         if waiting and (free == at_once or (free >= SPARE * at_once and hasattr(cache, "append"))):
-            more, first, other, width = enter(waiting[:free])
+            more, first, other, width, line = enter(waiting[:free])
             waiting = waiting[free:]
             ends.add(t + max_new)
             if free == at_once:

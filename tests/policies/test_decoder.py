@@ -1,0 +1,67 @@
+"""The written-out step of a decoder beside the modules it stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MethodType
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from anypo.policies.cache import opened
+from anypo.policies.decoder import Step, written
+
+FAMILY = {
+    "llama": {},
+    "qwen2": {"num_key_value_heads": 1},
+    "mistral": {"head_dim": 12, "sliding_window": None},
+}
+
+
+def model(folder: Path, architecture: str, **more):
+    tiny.language_model(folder, architecture, **more)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("architecture", FAMILY)
+@pytest.mark.parametrize("rounding", [False, True])
+@torch.no_grad()
+def test_it_gives_the_hidden_states_of_the_modules(architecture: str, rounding: bool, tmp_path: Path):
+    """For rows that began at different columns, with room left in the cache."""
+    base = model(tmp_path / "m", architecture, **FAMILY[architecture]).base_model
+    step = written(base)
+    assert step is not None
+    ids = torch.randint(3, 90, (3, 9), generator=torch.Generator().manual_seed(0))
+    start = torch.tensor([0, 2, 4])
+    mask = torch.arange(9) >= start[:, None]
+    place = (torch.arange(9) - start[:, None]).clamp(min=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=rounding):
+        want = base(input_ids=ids, attention_mask=mask, position_ids=place).last_hidden_state
+        cache = opened(base.config)
+        base(input_ids=ids[:, :5], attention_mask=mask[:, :5], position_ids=place[:, :5], past_key_values=cache)
+        for t in range(5, 9):
+            found = step(ids[:, t : t + 1], mask[:, : t + 1], place[:, t : t + 1], cache)
+            assert (found - want[:, t]).norm() <= (0.05 if rounding else 1e-5) * want[:, t].norm()
+            assert cache.layers[0].keys.shape[2] > t + 1, "columns that are not in use must not count"
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gpt2", "qwen3"])
+def test_other_families_are_left_to_their_modules(architecture: str, tmp_path: Path):
+    assert written(model(tmp_path / "m", architecture).base_model) is None
+
+
+@pytest.mark.parametrize("part", ["mlp", "input_layernorm", "self_attn"])
+def test_a_model_that_computes_something_else_with_the_same_parts_is_noticed(part: str, tmp_path: Path):
+    base = model(tmp_path / "m", "llama").base_model
+    assert isinstance(written(base), Step)
+    changed = getattr(base.layers[1], part)
+    plain = changed.forward
+
+    def other(self, *given, **more):
+        out = plain(*given, **more)
+        return (1.01 * out[0], *out[1:]) if isinstance(out, tuple) else 1.01 * out
+
+    changed.forward = MethodType(other, changed)
+    assert (written(base) is None) == (part != "mlp"), "which is called as it is"
