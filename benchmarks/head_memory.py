@@ -15,8 +15,6 @@ import threading
 import time
 from pathlib import Path
 
-from text_grpo import hardware
-
 
 def resident() -> int:
     """Bytes of this process in memory."""
@@ -70,7 +68,9 @@ def main() -> None:
     if options.kind:
         print(json.dumps(worker(options.kind, *size)))
         return
-    found: dict[str, object] = {"hardware": hardware(), "size": size}
+    from measured import machine
+
+    found: dict[str, object] = {"machine": machine(), "size": size}
     for kind in ("dense", "chunked"):
         words = [f"--{name}={value}" for name, value in zip(("tokens", "vocabulary", "width"), size, strict=True)]
         done = subprocess.run([sys.executable, __file__, kind, *words], check=True, stdout=subprocess.PIPE, text=True)

@@ -9,6 +9,7 @@ import resource
 import statistics
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,22 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, load and versions."""
+    """Processor and what it is fast at, cores, memory, load and versions."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": names[0] if names else platform.processor(),
+        **{name: bool(known.get(name)) for name in ("avx512_bf16", "amx_tile")},
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "memory_gib": round(pages / 2**30, 1),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "transformers": version("transformers"),
         "anypo": anypo.__version__,
     }
 

@@ -23,8 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from text_grpo import hardware
-
 CLOCKS = ("seconds", "processor")
 """Seconds on the wall, and of processor time, which other programs on the machine disturb less."""
 
@@ -169,6 +167,8 @@ def measure(side: str, rows: int, lr: float, precision: str, seed: int, options:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
+    from measured import machine
+
     from anypo.policies import tiny
     from anypo.tasks.sums import Sums
 
@@ -187,7 +187,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         runs += [measure(*(one[k] for k in ("side", "rows", "lr", "precision")), seed, options) for one in chosen]
     hidden = ("peer", "folder", "json", "rows", "lr", "precision", "side", "seed")
     found = {
-        "hardware": hardware(),
+        "machine": machine(),
         "settings": {k: v for k, v in vars(options).items() if k not in hidden},
         "runs": runs,
     }
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--lr", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side != "compare":

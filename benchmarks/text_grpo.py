@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -146,35 +145,14 @@ def measure(side: str, python: str, folder: Path, precision: str, options: argpa
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def hardware() -> dict[str, object]:
-    """What the figures depend on."""
-    import torch
-    import transformers
-
-    from anypo import __version__
-
-    features = ("avx512_bf16", "amx_tile")
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return {
-        "processor": known.get("cpu_name", platform.processor()),
-        "cores": os.cpu_count(),
-        **{name: bool(known.get(name)) for name in features},
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "anypo": __version__,
-        },
-    }
-
-
 def compare(options: argparse.Namespace) -> dict[str, object]:
     """All processes, alternating, and the ratios."""
+    from measured import machine
+
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
         found: dict[str, object] = {
-            "hardware": hardware(),
+            "machine": machine(),
             "settings": {k: v for k, v in vars(options).items() if k not in ("peer", "folder", "json")},
         }
         sides: dict[str, list[dict[str, object]]] = {}
