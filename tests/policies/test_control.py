@@ -326,7 +326,7 @@ def test_decisions_as_a_function_of_tensors_are_those_of_act(space):
     action, logp = policy.decided(obs, policy.luck(40, generator()), *policy.acting())
     torch.testing.assert_close(action.squeeze(-1) if policy.scalar else action, acted.action)
     torch.testing.assert_close(logp, acted.logp)
-    others = [torch.rand_like(x) for x in policy.acting()]
+    others = [torch.rand_like(x) if x.is_floating_point() else x for x in policy.acting()]
     assert not torch.allclose(policy.decided(obs, policy.luck(40, generator()), *others)[1], acted.logp)
 
 
