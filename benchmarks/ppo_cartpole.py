@@ -24,7 +24,7 @@ from pathlib import Path
 
 HORIZON, WARM = 128, 6
 """Steps of a window, and batches before the clock starts: what comes often is compiled in the fifth."""
-SIZES = {"gym": (8, 256, 40), "tensor": (64, 2048, 30)}
+SIZES = {"gym": (8, 256, 160), "tensor": (64, 2048, 120)}
 """Environments, minibatch, batches that are timed."""
 OWN = ("gym", "gym-compiled", "tensor", "tensor-compiled")
 

@@ -32,7 +32,7 @@ def test_ensembles_end_above_a_single_reward_model_at_the_largest_n(tmp_path: Pa
 
 
 def test_speed_is_printed_for_every_kind_and_size() -> None:
-    lines = printed("ppo_cartpole.py", "--kinds", "gym", "tensor", "--rounds", "1", "--scale", "0.03")
+    lines = printed("ppo_cartpole.py", "--kinds", "gym", "tensor", "--rounds", "1", "--scale", "0.01")
     medians = {line.split()[1]: float(line.split()[3]) for line in lines if "median" in line}
     assert medians.keys() == {"gym", "tensor"}
     lines = printed("many_environments.py", "--powers", "3", "6")
