@@ -23,7 +23,8 @@ class Config:
     target: stop once the held-out measure reaches it. evaluate_every, checkpoint_every: in batches; None: ten times a run.
     episodes: held-out episodes or prompts per evaluation (None: the task's own number).
     autocast: bfloat16 autocast of the network: auto (on hardware that is fast at it), on, off. micro: decisions per forward pass.
-    compile: machine code for control's updates and rollouts, made in about a minute where there is a C++ compiler: on, off.
+    compile: machine code for control's updates and rollouts, made in about a minute where there is a C++ compiler, and on GPUs for
+        the next token of a language model: on, off.
     device: where the policy lives. threads: CPU threads of torch. trackers: metric writers (tensorboard, wandb, trackio).
     """
 

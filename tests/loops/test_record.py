@@ -151,7 +151,7 @@ def test_wanting_machine_code_without_a_compiler_is_an_error_of_one_sentence(mon
 def test_machine_code_for_a_language_model_is_refused(tmp_path):
     tiny.language_model(tmp_path / "model", "llama")
     values = {"method": "grpo", "task": "sums", "policy": {"name": f"hf:{tmp_path / 'model'}"}, "compile": "on"}
-    with pytest.raises(UsageError, match="leave it out for a language model"):
+    with pytest.raises(UsageError, match="gains nothing on a CPU"):
         build(configuration.from_dict(values))
 
 

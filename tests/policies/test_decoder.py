@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import MethodType
 
@@ -45,6 +48,29 @@ def test_it_gives_the_hidden_states_of_the_modules(architecture: str, rounding: 
             found = step(ids[:, t : t + 1], mask[:, : t + 1], place[:, t : t + 1], cache)
             assert (found - want[:, t]).norm() <= (0.05 if rounding else 1e-5) * want[:, t].norm()
             assert cache.layers[0].keys.shape[2] > t + 1, "columns that are not in use must not count"
+
+
+SAMPLES = """
+import sys, torch
+from anypo.policies.language import LanguageModel
+found = []
+for compiles in (False, True):
+    policy = LanguageModel.load(sys.argv[1])
+    if compiles:
+        policy.to_machine_code()
+    found.append(policy.sample([[5, 6, 7], [8, 9]], torch.Generator().manual_seed(0), samples=2, max_new=3))
+assert torch.equal(found[0].ids, found[1].ids)
+torch.testing.assert_close(found[1].logp, found[0].logp, rtol=1e-5, atol=1e-5)
+assert len(torch._dynamo.utils.counters["frames"]) and not torch._dynamo.utils.counters["graph_break"]
+"""
+"""In a process of its own: the compiler does not read functions whose types are checked."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_samples_of_a_compiled_step_are_those_of_the_plain_one(tmp_path: Path):
+    tiny.language_model(tmp_path / "m", "llama")
+    subprocess.run([sys.executable, "-c", SAMPLES, str(tmp_path / "m")], check=True)
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gpt2", "qwen3"])

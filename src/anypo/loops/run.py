@@ -130,8 +130,8 @@ def build(config: Config, folder: Path | None = None) -> Run:
     policy.to(_device(config.device))
     if config.compile == "on":
         look_for_compiler()
-        if not policy.independent:
-            raise UsageError("--compile on makes machine code for control policies; leave it out for a language model")
+        if not policy.independent and next(policy.parameters()).device.type == "cpu":
+            raise UsageError("--compile on takes minutes for a language model and gains nothing on a CPU; leave it out")
         for part in (policy, task):
             if hasattr(part, "to_machine_code"):
                 part.to_machine_code()
