@@ -24,8 +24,8 @@ def resident() -> int:
 def worker(kind: str, tokens: int, vocabulary: int, width: int) -> dict[str, float]:
     import torch
 
-    from anypo.policies.chunked import functionals
-    from anypo.policies.sampling import Filter
+    from anypo.policies.language.filter import Filter
+    from anypo.policies.language.output_head import functionals
 
     torch.manual_seed(0)
     head = torch.nn.Linear(width, vocabulary, bias=False)

@@ -21,8 +21,11 @@ import torch
 from measured import keep, peak_gib
 
 from anypo.config import from_dict
-from anypo.loops.learn import collect, update, with_views
-from anypo.loops.run import Run, build
+from anypo.loops.collect import collect
+from anypo.loops.update import update
+from anypo.loops.views import with_views
+from anypo.runs.build import build
+from anypo.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 HORIZON, MINIBATCH, EPOCHS = 16, 2**12, 4

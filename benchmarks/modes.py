@@ -14,11 +14,12 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 import anypo
-from anypo.evidence.laboratory import assemble
+from anypo.evidence.experiments.assemble import assemble
 from anypo.loops.learn import learn
-from anypo.policies.control import MLPPolicy
-from anypo.policies.generative import FlowPolicy, pretrain
-from anypo.tasks.multimodal import Multimodal
+from anypo.policies.control.mlp import MLPPolicy
+from anypo.policies.generative.flow import FlowPolicy
+from anypo.policies.generative.pretrain import pretrain
+from anypo.tasks.plane import Multimodal
 
 PICTURE = Path(__file__).parents[1] / "docs" / "modes.png"
 

@@ -43,7 +43,7 @@ def ours(kind: str, method: str, updates: int) -> tuple[float, float]:
 
     from anypo.config import from_dict
     from anypo.loops.learn import learn
-    from anypo.loops.run import build
+    from anypo.runs.build import build
 
     never = {"evaluate_every": 10**9, "checkpoint_every": 10**9, "episodes": 1}
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ from torch import Tensor
 import anypo
 from anypo import Comparisons, Trajectories
 from anypo.estimators.best_of_n import best_of_n, kl
-from anypo.parts import ConservativeScore
+from anypo.parts.score import ConservativeScore
 
 NS = (1, 4, 16, 64, 256, 1024)
 MEMBERS, HIDDEN, UPDATES, WIDTH, TAILS, PAIRS, FLIPS = 5, 64, 500, 10, 5, 150, 0.25

@@ -38,7 +38,7 @@ def ours(kind: str, scale: float) -> tuple[float, float]:
 
     from anypo.config import from_dict
     from anypo.loops.learn import learn
-    from anypo.loops.run import build
+    from anypo.runs.build import build
 
     task, _, compiled = kind.partition("-")
     envs, minibatch, batches = SIZES[task]

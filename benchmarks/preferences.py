@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from anypo.policies import tiny
+from anypo.policies.language import tiny
 
 LETTERS, DIGITS = "abcdefghijkl", "0123456789"
 REWARD = """def even(completions, **columns):
@@ -92,9 +92,7 @@ def main() -> None:
         )
         print(f"anypo {command}", flush=True)
         start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "anypo.cli", *shlex.split(command)], check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run([sys.executable, "-m", "anypo", *shlex.split(command)], check=True, stdout=subprocess.DEVNULL)
         held = [r for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "eval/accuracy" in r]
         kept = [r["eval/reward"] - r["eval/accuracy"] for r in (held[0], held[-1])]
         print(f"  {'backwards':17} {kept[0]:8.3f} -> {kept[1]:8.3f}")

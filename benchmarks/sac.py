@@ -30,7 +30,7 @@ EPISODES, SEEDS = 20, 5
 
 def run_of(kind: str, env: str, steps: int, seed: int):
     from anypo.config import from_dict
-    from anypo.loops.run import build
+    from anypo.runs.build import build
 
     never = {"evaluate_every": 10**9, "checkpoint_every": 10**9, "episodes": EPISODES}
     return build(

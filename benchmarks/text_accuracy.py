@@ -83,7 +83,7 @@ def accuracy(model: Any, tokenizer: Any, problems: list[dict[str, str]]) -> floa
 def run_anypo(options: argparse.Namespace) -> dict[str, Any]:
     from anypo.config import from_dict
     from anypo.loops.learn import learn
-    from anypo.loops.run import build
+    from anypo.runs.build import build
 
     run = build(
         from_dict(
@@ -169,8 +169,8 @@ def measure(side: str, rows: int, lr: float, precision: str, seed: int, options:
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     from measured import machine
 
-    from anypo.policies import tiny
-    from anypo.tasks.sums import Sums
+    from anypo.policies.language import tiny
+    from anypo.tasks.text.sums import Sums
 
     task = Sums()
     (options.folder / "model").symlink_to(tiny.base(task.name, *task.demonstrations()), target_is_directory=True)

@@ -64,7 +64,7 @@ def run_anypo(folder: Path, options: argparse.Namespace) -> dict[str, object]:
 
     from anypo.config import from_dict
     from anypo.loops.learn import learn
-    from anypo.loops.run import build
+    from anypo.runs.build import build
 
     run = build(
         from_dict(

@@ -8,7 +8,7 @@ import tiny
 import yaml
 
 import anypo
-from anypo import cli
+from anypo.cli import app as cli
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 
 import anypo
 from anypo import config as configuration
-from anypo.loops import run as runs
 from anypo.loops.learn import learn
-from anypo.method import METHODS
-from anypo.parts import PARTS
+from anypo.method.registry import METHODS
+from anypo.parts.registry import PARTS
+from anypo.runs.folder import create
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
@@ -43,11 +43,7 @@ def test_every_relative_link_of_a_page_leads_somewhere():
 @pytest.mark.parametrize(("method", "task"), [("ppo", "gym:CartPole-v1"), ("grpo", "bandit")])
 def test_every_metric_a_run_writes_is_documented(method, task, tmp_path):
     steps = 4096 if task.startswith("gym") else 2
-    learn(
-        runs.create(
-            configuration.from_dict({"method": method, "task": task, "steps": steps, "out": str(tmp_path / "r")})
-        )
-    )
+    learn(create(configuration.from_dict({"method": method, "task": task, "steps": steps, "out": str(tmp_path / "r")})))
     text = (ROOT / "docs" / "metrics.md").read_text()
     for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines():
         for name in json.loads(line):

@@ -10,8 +10,14 @@ import torch
 import anypo
 from anypo import Card, Method, Trajectories
 from anypo.errors import UsageError
-from anypo.method import METHODS, register
-from anypo.parts import Clip, Combine, Entropy, Linear, LogRatio, Mean, MinPrefix, Value
+from anypo.method.registry import METHODS, register
+from anypo.parts.credit import Combine
+from anypo.parts.critic import Value
+from anypo.parts.knobs import Linear
+from anypo.parts.ratio import LogRatio, MinPrefix
+from anypo.parts.reduce import Mean
+from anypo.parts.terms import Entropy
+from anypo.parts.trust import Clip
 from anypo.stages import SLOTS
 
 every_method = pytest.mark.parametrize("name", anypo.methods())

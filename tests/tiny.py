@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 import anypo
-from anypo.policies.generative import DiffusionPolicy, FlowPolicy
+from anypo.policies.generative.diffusion import DiffusionPolicy
+from anypo.policies.generative.flow import FlowPolicy
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"

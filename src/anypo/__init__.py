@@ -2,7 +2,9 @@
 
 import anypo.methods  # noqa: F401 - before the function of the same name, which is the public one
 from anypo import parts
-from anypo.method import Card, Claim, Method, Reduction, method, methods
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.method import Method
+from anypo.method.registry import method, methods
 from anypo.types import Comparisons, Request, Trajectories
 
 __version__ = "0.1.0"

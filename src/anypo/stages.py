@@ -13,126 +13,40 @@ language model. `reads` names the batch fields a part needs; the engine checks t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypo.protocols import BatchSpec, Pool
 from anypo.types import Request, Trajectories
 
 STAGES = ("collect", "score", "store", "critic", "credit", "ratio", "trust", "reduce", "step")
 """In the order they run. `terms` (further objectives beside the main one) is the tenth slot of a method, not a stage."""
+
+
 SLOTS = (*STAGES, "terms")
+
+
 CHAINS = frozenset({"score", "critic", "credit", "terms"})
 """Slots that hold a chain of parts; the others hold exactly one."""
 
+
 Level = Literal["decision", "row", "group", "batch"]
 """What has to stay together for a part to be exact: single decisions, whole rows, whole groups, the whole batch."""
+
+
 LEVELS: tuple[Level, ...] = ("decision", "row", "group", "batch")
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Actions a policy proposes instead of those taken: by whom (`of`), for which observation, how, and how many each.
-
-    how: `sample`; `mode`; `uniform` over the action box; `each` component of a mixture. count: actions per decision, as a
-    further dimension, where it is not None. noise: deviation of Gaussian noise added to the action, cut at +-`clip`.
-    live: the gradient runs through the action, and value networks it is shown to stand still; else the action is given.
-    Equal draws of a batch are made once, from the same random numbers.
-    """
-
-    of: str = "now"
-    at: Literal["here", "next"] = "here"
-    how: Literal["sample", "mode", "uniform", "each"] = "sample"
-    count: int | None = None
-    noise: float = 0.0
-    clip: float = 0.0
-    live: bool = False
-
-
-@dataclass(frozen=True)
-class View:
-    """One forward pass somebody needs; equal views of a batch run once.
-
-    functional: what is read off it, `logp`, `entropy`, a value head's name, ... of: whose parameters: `now`, or an anchor.
-    ablate: share of the input that is hidden. layer: block of the network whose output is read as if it were the last.
-    at: at the observation of the decision, or at the one that followed. draw: of proposed actions, not of those taken.
-    optional: the field stays missing where the policy cannot give it.
-    """
-
-    functional: str = "logp"
-    of: str = "now"
-    ablate: float = 0.0
-    layer: int | None = None
-    at: Literal["here", "next"] = "here"
-    draw: Draw | None = None
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class Network:
-    """A value function with networks of its own, beside the policy's.
-
-    of: Q(s, a) of `action`, or V(s) of `state`; `autoencoder`: a variational one of actions given states. ensemble: how
-    many, initialised apart and evaluated together. spread: each also has a standard deviation (`NAME_std`). norm: layer
-    normalization before every activation.
-    """
-
-    of: Literal["action", "state", "autoencoder"] = "action"
-    ensemble: int = 1
-    spread: bool = False
-    norm: bool = False
-
-
-@dataclass(frozen=True)
-class Refresh:
-    """When an anchor, a frozen copy of the policy, is renewed: before the update of every `every`-th batch, or of batch `at`
-    alone (counted from 1); never otherwise. decay: what it keeps of itself then (an exponential moving average).
-    per: with `update`, the count is of parameter updates, and the renewal follows the update."""
-
-    every: int | None = None
-    at: int | None = None
-    decay: float = 0.0
-    per: Literal["batch", "update"] = "batch"
-
-
-ANCHORS = {"ref": Refresh(), "prev": Refresh(every=1), "ema": Refresh(every=1, decay=0.99)}
-"""ref: the policy training started from. prev: the policy one batch ago. ema: its moving average.
-A part that reads `logp_NAME` of an anchor pays for one pass per batch; a part may declare `anchors` of its own."""
-
-
-@dataclass(frozen=True)
-class Want:
-    """How much one batch should hold: `requests` starts with `samples` rows each, `horizon` decisions per row at most."""
-
-    requests: int
-    samples: int
-    horizon: int | None = None
-
-
-@runtime_checkable
-class Pool(Protocol):
-    """Start states in a reproducible order; the position survives checkpoints, and so do rows left unfinished.
-    standing: its requests go on where the environments stand. decisions: how many were collected so far.
-    batches: number of the present batch, from 1."""
-
-    standing: bool
-    unfinished: list[Trajectories]
-    decisions: int
-    batches: int
-
-    def draw(self, requests: int, samples: int, horizon: int | None = None) -> list[Request]: ...
 
 
 @runtime_checkable
 class Collect(Protocol):
     """Yield requests, receive their finished, scored rows; return the batch. The driver numbers the groups."""
 
-    def __call__(self, pool: Pool, want: Want) -> Generator[list[Request], Trajectories, Trajectories | None]: ...
+    def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories | None]: ...
 
 
 @runtime_checkable
@@ -226,106 +140,5 @@ class Stepper(Protocol):
     def ahead(self) -> AbstractContextManager[Any]: ...
     def lr(self) -> float: ...
     def update(self, *closures: Callable[[], dict[str, Any]]) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class Knob(Protocol):
-    """A number that may move: constant, schedule, dual ascent, PID, history. Reads as a host float; moves only in `update`,
-    which the loop calls after every batch, or after every parameter update (`every`), with the metrics and rows of that
-    batch (or minibatch) and the progress of the run in [0, 1]."""
-
-    every: ClassVar[Literal["batch", "update"]]
-
-    def __float__(self) -> float: ...
-    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Placeholder:
-    """Stands for a knob while an update is recorded (`loops/record.py`): a tensor the knob's value is put in before every
-    replay. To read it as a host float would write the value of that moment into the recording, so that fails."""
-
-    value: Tensor
-
-    def __float__(self) -> float:
-        raise TypeError("a knob that is read as a float cannot be recorded")
-
-
-Number = float | Knob | Placeholder
-"""Any float of any part: a plain number or a knob. Parts read it with `float(...)`, or with `number`."""
-
-
-def number(x: Number) -> float | Tensor:
-    """The value of a plain number or a knob, for arithmetic with tensors."""
-    return x.value if isinstance(x, Placeholder) else float(x)
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """Samples decisions (each kind in its own way) and evaluates given ones again.
-
-    exact: log-probs kept from sampling equal a fresh evaluation at the same parameters up to rounding.
-    independent: each decision can be evaluated alone, so a batch may be cut into single decisions.
-    """
-
-    exact: bool
-    independent: bool
-
-    @property
-    def functionals(self) -> frozenset[str]:
-        """What `evaluate` can give: `logp`, `entropy`, the names of its value heads, ..."""
-        ...
-
-    def evaluate(
-        self, b: Trajectories, want: Collection[str], *, layer: int | None = None
-    ) -> dict[str, Float[Tensor, "row step"]]:
-        """The functionals in `want` of the decisions in `b.trace`, at current parameters; read after block `layer`."""
-        ...
-
-    def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
-        """b with each unit of its input (prompt token, feature) hidden independently with probability `share`."""
-        ...
-
-    def observe(self, b: Trajectories) -> None:
-        """Learn input statistics from a batch, once, after the batch has been used."""
-        ...
-
-
-@runtime_checkable
-class Task(Protocol):
-    """Starts, a way to roll a policy out from them, and a held-out measure.
-
-    name: as typed on the command line. metric: name of the held-out measure. channels: names of the reward channels.
-    starts: number of training starts (None: unlimited). unit: what the length of a run counts ("batches",
-    "environment steps"). standing: environments can go on where they stand, so rows need not be whole episodes.
-    """
-
-    name: str
-    metric: str
-    channels: tuple[str, ...]
-    starts: int | None
-    unit: str
-    standing: bool
-
-    def rollout(
-        self, policy: Any, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
-        """Finished, scored rows, requests in order and their samples together, with `group` = index of the request;
-        and metrics of the rollout. Requests whose start is None go on where the environments stand.
-        A task with demonstrations has a method `demonstrate` beside it, which answers requests for them (`expert`)."""
-        ...
-
-    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
-        """Greedy performance on held-out starts; holds at least `metric`."""
-        ...
-
-    def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Loop settings that suit this task: lr, requests, samples, horizon, epochs, minibatches, steps, ..."""
-        ...
-
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

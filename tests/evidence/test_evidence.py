@@ -15,11 +15,12 @@ import anypo
 from anypo import Claim, Method
 from anypo.errors import UsageError
 from anypo.evidence import verify
-from anypo.evidence.laboratory import CHEAP, EXPERIMENTS, assemble, run_experiment
+from anypo.evidence.experiments.assemble import assemble
+from anypo.evidence.experiments.registry import CHEAP, EXPERIMENTS, run_experiment
 from anypo.evidence.microscope import gain, lifeless, look, picture, weight_curve
 from anypo.evidence.properties import PROPERTIES, check
 from anypo.evidence.toys import Codes, Sequences
-from anypo.parts import Divergence, EntropyGatedKl
+from anypo.parts.terms import Divergence, EntropyGatedKl
 from anypo.types import Request
 
 NAMES = anypo.methods()
@@ -286,9 +287,10 @@ def test_the_picture_is_written(tmp_path):
 def test_the_laboratory_knows_no_method():
     import inspect
 
-    from anypo.evidence import laboratory, microscope, toys
+    from anypo.evidence import microscope, toys
+    from anypo.evidence.experiments import codes, control, generative, gradients, language, preferences, registry
 
-    for module in (laboratory, microscope, toys, verify):
+    for module in (codes, control, generative, gradients, language, preferences, registry, microscope, toys, verify):
         source = inspect.getsource(module)
         assert not [n for n in NAMES if f'"{n}"' in source]
 

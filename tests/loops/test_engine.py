@@ -17,12 +17,20 @@ import anypo
 from anypo import Trajectories
 from anypo import config as configuration
 from anypo.errors import UsageError
-from anypo.evidence.laboratory import assemble
+from anypo.evidence.experiments.assemble import assemble
 from anypo.evidence.toys import Codes, Sequences
-from anypo.loops import run as runs
-from anypo.loops.learn import collect, learn, moments, with_late_views, with_views
-from anypo.parts import Adam, EntropyModulate, InnerRatio, KlController, Perception, Sgd, TrackedQuantile
-from anypo.policies.language import LanguageModel
+from anypo.loops.collect import collect
+from anypo.loops.learn import learn
+from anypo.loops.views import minibatch_views, moments, with_views
+from anypo.parts.credit import EntropyModulate
+from anypo.parts.knobs import KlController, TrackedQuantile
+from anypo.parts.ratio import InnerRatio
+from anypo.parts.step import Adam, Sgd
+from anypo.parts.terms import Perception
+from anypo.policies.language.model import LanguageModel
+from anypo.runs import folder
+from anypo.runs.build import build
+from anypo.runs.folder import create
 
 METHODS = anypo.methods()
 
@@ -46,9 +54,9 @@ def text(tmp_path_factory):
 def text_run(text, method, folder=None, **more):
     values = {**text, "method": method, **more}
     return (
-        runs.build(configuration.from_dict(values))
+        build(configuration.from_dict(values))
         if folder is None
-        else runs.create(configuration.from_dict({**values, "out": str(folder)}))
+        else create(configuration.from_dict({**values, "out": str(folder)}))
     )
 
 
@@ -182,7 +190,7 @@ def test_a_language_models_progress_adds_up_to_its_final_belief(text):
 
 
 def policy_segments(policy, rows):
-    from anypo.policies.language import _segments
+    from anypo.policies.language.model import _segments
 
     part = _segments(policy.evaluate(rows, {"entropy"})["entropy"], rows.valid, 4)
     return part.masked_fill(~rows.valid, 9)
@@ -205,13 +213,13 @@ def test_the_previous_policy_is_one_batch_old_and_the_reference_is_renewed_once(
 
 
 def test_a_moving_average_moves_by_its_decay():
-    from anypo.policies.anchor import refreshed, snapshot
+    from anypo.policies.weights import ema, snapshot
 
     policy = Codes().policy((), 0)
     old = snapshot(policy)
     with torch.no_grad():
         policy.logits.add_(1.0)
-    torch.testing.assert_close(refreshed(old, policy, 0.9)["logits"], old["logits"] + 0.1)
+    torch.testing.assert_close(ema(old, policy, 0.9)["logits"], old["logits"] + 0.1)
 
 
 def test_phases_change_the_parts_in_force_and_begin_with_an_empty_store():
@@ -235,10 +243,10 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from anypo import config
-from anypo.loops import run as runs
 from anypo.loops.learn import learn
+from anypo.runs.folder import create
 folder = Path(sys.argv[1])
-run = runs.create(config.from_dict(config.load(folder.with_suffix(".yaml"))))
+run = create(config.from_dict(config.load(folder.with_suffix(".yaml"))))
 learn(run)
 """
 
@@ -247,7 +255,8 @@ learn(run)
 def test_state_of_knobs_stores_anchors_and_steps_survives_a_kill(method, tmp_path):
     import yaml
 
-    from anypo.loops.run import reopen, rewind
+    from anypo.runs.files import rewind
+    from anypo.runs.folder import reopen
 
     steps = 70 if method == "remix" else 40
     values = {
@@ -259,7 +268,7 @@ def test_state_of_knobs_stores_anchors_and_steps_survives_a_kill(method, tmp_pat
         "threads": 1,
     }
     values["collect"] = {"requests": 4, "samples": 4}
-    learn(runs.create(configuration.from_dict({**values, "out": str(tmp_path / "whole")})))
+    learn(create(configuration.from_dict({**values, "out": str(tmp_path / "whole")})))
     folder = tmp_path / "killed"
     folder.with_suffix(".yaml").write_text(yaml.safe_dump({**values, "out": str(folder)}))
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)])
@@ -413,7 +422,7 @@ def quadratic(step, batches=30):
 
 @pytest.mark.parametrize("eta", [0.1, 0.5, 0.9])
 def test_transported_momentum_is_the_exact_gradient_of_a_quadratic(eta):
-    from anypo.parts import Transport
+    from anypo.parts.step import Transport
 
     for stepper, _, truth in quadratic(Transport(lr=0.05, eta=eta)):
         torch.testing.assert_close(stepper.direction[0], truth, rtol=1e-9, atol=1e-9)
@@ -429,7 +438,7 @@ def test_the_evaluated_policy_is_not_the_one_that_samples():
 
 
 def test_a_noisy_gradient_shortens_the_step_and_a_clean_one_does_not():
-    from anypo.parts import SnrAdam
+    from anypo.parts.step import SnrAdam
 
     x = torch.nn.Parameter(torch.zeros(50))
     g = torch.Generator().manual_seed(0)
@@ -480,7 +489,7 @@ def test_decisions_whose_step_is_too_large_leave_the_minibatch():
     run = codes_run("capo-curvature")
     rows, _ = collect(run, run.enter())
     ready = run.method.prepare(rows).but(logp=rows.logp_old, advantage=torch.ones_like(rows.logp_old))
-    ready = with_late_views(run, run.method, ready)
+    ready = minibatch_views(run, run.method, ready)
     kept = []
     for lr in (1e-4, 9.0):
         _, metrics = run.method.loss(ready.put({"lr": torch.full((rows.shape[0],), lr)}))
@@ -490,7 +499,7 @@ def test_decisions_whose_step_is_too_large_leave_the_minibatch():
 
 
 def test_a_gradient_that_overflows_is_no_gradient_that_moved_nothing(tmp_path):
-    run = runs.build(configuration.from_dict({"method": "reinforce", "task": "bandit", "steps": 2}))
+    run = build(configuration.from_dict({"method": "reinforce", "task": "bandit", "steps": 2}))
     real = run.task.rollout
 
     def rollout(*arguments):
@@ -503,9 +512,9 @@ def test_a_gradient_that_overflows_is_no_gradient_that_moved_nothing(tmp_path):
 
 def test_a_folder_is_a_run_only_once_everything_it_needs_is_there(tmp_path, monkeypatch):
     order = []
-    real = runs._write
-    monkeypatch.setattr(runs, "_write", lambda path, content: (order.append(path.name), real(path, content)))
-    runs.create(configuration.from_dict({"method": "grpo", "task": "bandit", "out": str(tmp_path / "r")}))
+    real = folder.write_text
+    monkeypatch.setattr(folder, "write_text", lambda path, content: (order.append(path.name), real(path, content)))
+    create(configuration.from_dict({"method": "grpo", "task": "bandit", "out": str(tmp_path / "r")}))
     assert order[-1] == "config.yaml"
     assert (tmp_path / "r" / "anchor-ref.safetensors").exists()
 
@@ -565,20 +574,20 @@ SAMPLING = [n for n in METHODS if not anypo.method(n).traits["replays"]]
     [("sac", {"gamma": 0.9}, True), ("dqn", {"next": "double"}, True), ("td3", {"tau": 0.1}, False)],
 )
 def test_changes_of_a_value_function_are_proven_on_a_probe_batch(method, critic, changes):
-    from anypo.loops.checks import notes
+    from anypo.runs.preflight import notes
 
     task = "gym:CartPole-v1" if method == "dqn" else "gym:Pendulum-v1"
-    found = " ".join(notes(runs.build(configuration.from_dict({"method": method, "task": task, "critic": critic}))))
+    found = " ".join(notes(build(configuration.from_dict({"method": method, "task": task, "critic": critic}))))
     assert ("changes the gradient by" in found) == changes
     assert ("changes nothing" in found) != changes
 
 
 @pytest.mark.parametrize("method", [n for n in SAMPLING if not hasattr(anypo.method(n).stages["trust"], "per_group")])
 def test_replacing_a_stage_of_any_method_is_proven_on_a_probe_batch(method):
-    from anypo.loops.checks import notes
+    from anypo.runs.preflight import notes
 
     values = {"method": method, "task": "bandit", "reduce": {"part": "mean", "over": "sum"}}
-    found = " ".join(notes(runs.build(configuration.from_dict(values))))
+    found = " ".join(notes(build(configuration.from_dict(values))))
     assert "reduce: mean" in found or anypo.method(method).texts()["reduce"] == ["mean(over=sum)"]
 
 

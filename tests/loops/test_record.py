@@ -11,10 +11,13 @@ import torch
 import anypo
 from anypo import config as configuration
 from anypo.errors import UsageError
-from anypo.loops.learn import collect, drawn_loss, kept_loss, learn, update, viewed, with_noise, with_views
-from anypo.loops.record import Recording, record, recordable, recording
-from anypo.loops.run import build
-from anypo.loops.update import loosened, minibatches
+from anypo.loops.collect import collect
+from anypo.loops.compiled_update import Recording, record, recordable, recording
+from anypo.loops.learn import learn
+from anypo.loops.minibatches import flatten_decisions, minibatches
+from anypo.loops.update import minibatch_loss, replay_loss, update
+from anypo.loops.views import attach_noise, compute_views, with_views
+from anypo.runs.build import build
 
 REPLAYING = [n for n in anypo.methods() if anypo.method(n).traits["replays"]]
 DECIDING = ["a2c", "bpo", "cispo", "d3s", "dapo", "ddpo", "dppo", "ghpo", "ppo", "rec", "riskpo", "rlhf-ppo", "t-ppo"]
@@ -45,11 +48,11 @@ def run_on(tmp_path, method, **values):
 
 
 def drawn(run):
-    return with_noise(run.policy, run.store.draw(run.generator), run.method.views | run.method.live, run.generator)
+    return attach_noise(run.policy, run.store.draw(run.generator), run.method.views | run.method.live, run.generator)
 
 
 def plain_update(run):
-    return update(run, run.method, run.method.prepare(viewed(run, run.method, drawn(run))))
+    return update(run, run.method, run.method.prepare(compute_views(run, run.method, drawn(run))))
 
 
 def gradients(run):
@@ -62,15 +65,15 @@ def gradients(run):
 @pytest.mark.parametrize("method", REPLAYING)
 def test_a_recorded_update_has_the_loss_metrics_and_gradient_of_the_plain_one(method, tmp_path):
     run = run_on(tmp_path, method)
-    made = recording(run, run.method, drawn(run), drawn_loss)
+    made = recording(run, run.method, drawn(run), replay_loss)
     assert (made is None) == (method in PLAIN)
     for _ in range(3) if made else ():
         batch = drawn(run)
-        replay = recording(run, run.method, batch, drawn_loss)  # of the parts that are at work now
+        replay = recording(run, run.method, batch, replay_loss)  # of the parts that are at work now
         assert replay is not None
         gradients(run)
         metrics, slopes = replay(batch), gradients(run)
-        loss, expected = drawn_loss(run, run.method, batch)
+        loss, expected = replay_loss(run, run.method, batch)
         loss.backward()
         wanted = gradients(run)
         assert metrics.keys() == expected.keys()
@@ -97,7 +100,7 @@ def minibatch(run, size):
     method = run.enter()
     rows, _ = collect(run, method)
     batch = method.prepare(with_views(run, method, rows))
-    return next(minibatches(loosened(batch, method, True, size), method, size, run.generator))
+    return next(minibatches(flatten_decisions(batch, method, True, size), method, size, run.generator))
 
 
 @pytest.mark.parametrize("method", DECIDING)
@@ -106,11 +109,11 @@ def test_a_recorded_minibatch_has_the_loss_metrics_and_gradient_of_the_plain_one
     run = build(configuration.from_dict({"method": method, "task": task, "steps": 800, "step": {"minibatch": 16}}))
     part = minibatch(run, 16)
     assert recordable(run, run.method, part)
-    replay = record(run, run.method, part, kept_loss)
+    replay = record(run, run.method, part, minibatch_loss)
     assert replay is not None
     for _ in range(2):
         metrics, slopes = replay(part), gradients(run)
-        loss, expected = kept_loss(run, run.method, part)
+        loss, expected = minibatch_loss(run, run.method, part)
         loss.backward()
         for name, slope in gradients(run).items():
             torch.testing.assert_close(slopes[name], slope, rtol=1e-5, atol=1e-7)
@@ -159,7 +162,7 @@ def test_an_update_that_cannot_be_compiled_is_told_of(tmp_path):
     run = run_on(tmp_path, "prdc", compile="on")
     batch = drawn(run)
     with pytest.warns(UserWarning, match="changes no update of prdc"):
-        assert recording(run, run.method, batch, drawn_loss) is None
+        assert recording(run, run.method, batch, replay_loss) is None
 
 
 @COMPILER
@@ -167,11 +170,11 @@ def test_an_update_that_cannot_be_compiled_is_told_of(tmp_path):
 def test_machine_code_makes_the_same_numbers(tmp_path):
     run = run_on(tmp_path, "sac", compile="on")
     batch = drawn(run)
-    replay = recording(run, run.method, batch, drawn_loss)
+    replay = recording(run, run.method, batch, replay_loss)
     assert replay is not None
     gradients(run)
     metrics, slopes = replay(batch), gradients(run)
-    loss, expected = drawn_loss(run, run.method, batch)
+    loss, expected = replay_loss(run, run.method, batch)
     loss.backward()
     for name, slope in gradients(run).items():
         torch.testing.assert_close(slopes[name], slope, rtol=1e-5, atol=1e-6)

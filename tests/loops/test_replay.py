@@ -22,14 +22,17 @@ from anypo.estimators.dataset import (
     unique_pairs,
 )
 from anypo.evidence.reach import Reach
-from anypo.loops import run as runs
 from anypo.loops.learn import learn
-from anypo.loops.update import look, with_noise
-from anypo.parts import Transitions, WeightedTrajectories
-from anypo.parts.transitions import flattened, trajectory_values
-from anypo.policies.actors import Experts, GaussianActor, Squashed, SquashedGaussian
-from anypo.policies.networks import Ensemble
-from anypo.stages import Draw, Network, View
+from anypo.loops.views import attach_noise, evaluate_views
+from anypo.parts.store import Transitions, WeightedTrajectories
+from anypo.parts.store.episodes import trajectory_values
+from anypo.parts.store.transitions import flattened
+from anypo.policies.control.distributions import Squashed
+from anypo.policies.control.off_policy import Experts, GaussianActor, SquashedGaussian
+from anypo.policies.control.value_networks import Ensemble
+from anypo.runs.build import build
+from anypo.runs.folder import create, reopen
+from anypo.views import Draw, Network, View
 
 REPLAYING = [n for n in anypo.methods() if anypo.method(n).traits["replays"]]
 OFFLINE = [n for n in REPLAYING if getattr(anypo.method(n).stages["collect"], "offline", False)]
@@ -45,7 +48,7 @@ def start(folder, **values):
     config = configuration.from_dict(
         {"out": str(folder), "episodes": 1, "evaluate_every": 1000, "threads": 1, **values}
     )
-    return runs.create(config)
+    return create(config)
 
 
 def pendulum_file(path, episodes=4, **more):
@@ -185,7 +188,7 @@ def test_a_resumed_run_goes_on_to_the_same_bytes(method, tmp_path):
     half = start(tmp_path / "half", **values)
     half.steps, full = 100, half.steps
     learn(half)
-    again = runs.reopen(tmp_path / "half")
+    again = reopen(tmp_path / "half")
     again.finished, again.steps = False, full
     again.stepper.progress = again.done / full
     learn(again)
@@ -335,23 +338,25 @@ def test_the_gradient_of_a_proposed_action_stops_at_the_value_network():
     policy = actor(q=Network("action", 2))
     draw = Draw(live=True)
     views = {"q_pi": View("q", draw=draw), "logp": View("logp", draw=draw)}
-    b = with_noise(policy, observed(policy), views, torch.Generator().manual_seed(0))
-    seen = look(policy, b, views)
+    b = attach_noise(policy, observed(policy), views, torch.Generator().manual_seed(0))
+    seen = evaluate_views(policy, b, views)
     assert seen["q_pi"].shape == (5, 1, 2)
     seen["q_pi"].sum().backward()
     assert all(p.grad is None for p in policy.critics.parameters())
     assert all(p.grad is not None for p in policy.actor.parameters())
-    action = look(policy, b, {"action": View("action", draw=draw)})["action"]
+    action = evaluate_views(policy, b, {"action": View("action", draw=draw)})["action"]
     shown = b.but(trace={**b.trace, "action": action})
-    torch.testing.assert_close(look(policy, shown, {"q": View("q")})["q"], seen["q_pi"])
-    torch.testing.assert_close(look(policy, shown, {"l": View("logp")})["l"], seen["logp"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(evaluate_views(policy, shown, {"q": View("q")})["q"], seen["q_pi"])
+    torch.testing.assert_close(
+        evaluate_views(policy, shown, {"l": View("logp")})["l"], seen["logp"], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_given_actions_carry_no_gradient_and_many_of_them_are_judged_at_once():
     policy = actor(q=Network("action", 2))
     views = {"q_many": View("q", draw=Draw(count=4)), "logp_many": View("logp", draw=Draw(count=4))}
-    b = with_noise(policy, observed(policy), views, torch.Generator().manual_seed(0))
-    seen = look(policy, b, views)
+    b = attach_noise(policy, observed(policy), views, torch.Generator().manual_seed(0))
+    seen = evaluate_views(policy, b, views)
     assert (seen["q_many"].shape, seen["logp_many"].shape) == ((5, 1, 4, 2), (5, 1, 4))
     seen["q_many"].sum().backward()
     assert all(p.grad is None for p in policy.actor.parameters())
@@ -402,8 +407,10 @@ def test_categorical_proposals_have_the_policys_frequencies():
     obs = torch.zeros(6000, 1, 3)
     b = Trajectories(mask=torch.ones(6000, 1, dtype=torch.bool), trace={"obs": obs, "action": obs[..., 0].long()})
     draw = Draw()
-    b = with_noise(policy, b, {"q": View("q", draw=draw)}, torch.Generator().manual_seed(0))
-    seen = look(policy, b, {"a": View("action", draw=draw), "l": View("logp", draw=draw), "q": View("q", draw=draw)})
+    b = attach_noise(policy, b, {"q": View("q", draw=draw)}, torch.Generator().manual_seed(0))
+    seen = evaluate_views(
+        policy, b, {"a": View("action", draw=draw), "l": View("logp", draw=draw), "q": View("q", draw=draw)}
+    )
     shares = torch.bincount(seen["a"].flatten(), minlength=3) / 6000
     p = policy.distribution(obs[:1, 0], None).logps[0].exp()[0]
     torch.testing.assert_close(shares, p.detach(), atol=0.02, rtol=0)
@@ -416,7 +423,7 @@ def test_categorical_proposals_have_the_policys_frequencies():
 def test_minari_files_are_written_by_collect_and_read_back(tmp_path, monkeypatch):
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    from anypo.loops.gather import gather
+    from anypo.loops.record_datasets import record_datasets
     from anypo.tasks import make
 
     config = configuration.from_dict(
@@ -431,7 +438,7 @@ def test_minari_files_are_written_by_collect_and_read_back(tmp_path, monkeypatch
             "policy": SMALL,
         }
     )
-    means = gather(runs.build(config), ["random", "mixed"], 5, "tiny")
+    means = record_datasets(build(config), ["random", "mixed"], 5, "tiny")
     assert set(means) == {"tiny/random-v0", "tiny/mixed-v0"}
     task = make({"name": "minari:tiny/mixed-v0"}, seed=0)
     table = task.transitions()
@@ -451,7 +458,7 @@ def test_parquet_and_npz_hold_the_same(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    from anypo.tasks.data import make_file
+    from anypo.tasks.control.offline import make_file
 
     npz = pendulum_file(tmp_path / "d.npz")
     with np.load(npz) as arrays:
@@ -464,7 +471,7 @@ def test_parquet_and_npz_hold_the_same(tmp_path):
 
 
 def test_without_next_observations_the_step_before_a_cut_is_left_out(tmp_path):
-    from anypo.tasks.data import make_file
+    from anypo.tasks.control.offline import make_file
 
     path = pendulum_file(tmp_path / "d.npz")
     with np.load(path) as arrays:
@@ -489,7 +496,7 @@ def test_without_next_observations_the_step_before_a_cut_is_left_out(tmp_path):
     ],
 )
 def test_bad_data_end_in_one_sentence(change, sentence, tmp_path):
-    from anypo.tasks.data import make_file
+    from anypo.tasks.control.offline import make_file
 
     path = pendulum_file(tmp_path / "d.npz")
     with np.load(path) as arrays:
@@ -500,7 +507,7 @@ def test_bad_data_end_in_one_sentence(change, sentence, tmp_path):
 
 
 def test_a_damaged_or_missing_file_is_named(tmp_path):
-    from anypo.tasks.data import make_file
+    from anypo.tasks.control.offline import make_file
 
     (tmp_path / "d.npz").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(UsageError, match=r"d\.npz"):
@@ -542,7 +549,7 @@ def test_advantages_take_the_start_state_out_of_returns():
 
 @pytest.mark.slow
 def test_iql_beats_cloning_on_mixed_data_and_the_experts_data_are_as_good_as_they_say():
-    from anypo.evidence.laboratory import run_experiment
+    from anypo.evidence.experiments.registry import run_experiment
 
     found = {m: run_experiment("offline", anypo.method(m), 0, {})["return"] for m in ("bc", "iql")}
     assert found["iql"] > found["bc"] + 2

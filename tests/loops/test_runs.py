@@ -16,18 +16,24 @@ import torch
 import anypo
 from anypo import config as configuration
 from anypo.errors import RunError, UsageError
-from anypo.loops import run as runs
-from anypo.loops.learn import PATIENCE, held_out, learn, precision, warn_of
-from anypo.parts import Linear
-from anypo.policies.anchor import moving, snapshot
-from anypo.policies.language import LanguageModel
-from anypo.policies.sampling import Filter
+from anypo.loops.diagnostics import warn_of_mismatch
+from anypo.loops.evaluate import held_out
+from anypo.loops.learn import learn
+from anypo.loops.precision import precision
+from anypo.loops.update import PATIENCE
+from anypo.parts.knobs import Linear
+from anypo.policies.language.filter import Filter
+from anypo.policies.language.model import LanguageModel
+from anypo.policies.weights import snapshot, trainable_state
+from anypo.runs.checkpoint import newest
+from anypo.runs.files import rewind
+from anypo.runs.folder import create, reopen
 
 BANDIT = {"method": "grpo", "task": "bandit", "steps": 6, "checkpoint_every": 2, "evaluate_every": 3}
 
 
 def start(folder, **values):
-    return runs.create(configuration.from_dict({**BANDIT, "out": str(folder), **values}))
+    return create(configuration.from_dict({**BANDIT, "out": str(folder), **values}))
 
 
 def lines(folder, name="metrics.jsonl"):
@@ -62,10 +68,10 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from anypo import config
-from anypo.loops import run as runs
 from anypo.loops.learn import learn
+from anypo.runs.folder import create
 folder = Path(sys.argv[1])
-run = runs.create(config.from_dict(config.load(folder.with_suffix(".yaml"))))
+run = create(config.from_dict(config.load(folder.with_suffix(".yaml"))))
 learn(run)
 """
 
@@ -94,7 +100,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path, text):
         "text": text | {"method": "grpo", "steps": 12, "checkpoint_every": 1},
         "dapo": text | {"method": "dapo", "steps": 8, "checkpoint_every": 1, "collect": {"requests": 3, "samples": 3}},
     }[kind]
-    whole = runs.create(configuration.from_dict({**values, "out": str(tmp_path / "whole")}))
+    whole = create(configuration.from_dict({**values, "out": str(tmp_path / "whole")}))
     learn(whole)
 
     killed = tmp_path / "killed"
@@ -102,19 +108,15 @@ def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path, text):
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(killed)], stderr=subprocess.DEVNULL)
     deadline = time.time() + 60
     while time.time() < deadline and child.poll() is None:
-        if (
-            (killed / "metrics.jsonl").exists()
-            and len(lines(killed)) >= 4
-            and runs.newest(killed).name > "batch-00000000"
-        ):
+        if (killed / "metrics.jsonl").exists() and len(lines(killed)) >= 4 and newest(killed).name > "batch-00000000":
             break
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
 
-    again = runs.reopen(killed)
+    again = reopen(killed)
     assert again.batch > 0
-    runs.rewind(again, "metrics.jsonl")
+    rewind(again, "metrics.jsonl")
     learn(again)
     assert lines(killed) == lines(tmp_path / "whole")
     assert torch.equal(weights(again), weights(whole))
@@ -138,7 +140,7 @@ def test_evaluation_after_reopening_equals_the_last_one_before(tmp_path, task):
     steps = 3 if task == "bandit" else 4096
     run = start(tmp_path / "r", task=task, method="ppo", steps=steps, evaluate_every=None, episodes=4)
     last = learn(run)
-    assert held_out(runs.reopen(tmp_path / "r")) == {k: v for k, v in last.items() if k.startswith("eval/")}
+    assert held_out(reopen(tmp_path / "r")) == {k: v for k, v in last.items() if k.startswith("eval/")}
 
 
 def test_a_half_written_checkpoint_is_ignored(tmp_path):
@@ -146,16 +148,16 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
     partial = tmp_path / "r" / "checkpoints" / ".batch-00000099"
     partial.mkdir()
     (partial / "policy.safetensors").write_bytes(b"half")
-    assert runs.reopen(tmp_path / "r").batch == 6
+    assert reopen(tmp_path / "r").batch == 6
 
 
 @pytest.mark.parametrize("name", ["policy.safetensors", "state.pt", "manifest.json"])
 def test_a_truncated_checkpoint_is_refused_by_name(tmp_path, name):
     learn(start(tmp_path / "r"))
-    path = runs.newest(tmp_path / "r") / name
+    path = newest(tmp_path / "r") / name
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UsageError, match="batch-00000006"):
-        runs.reopen(tmp_path / "r")
+        reopen(tmp_path / "r")
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
@@ -163,15 +165,15 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     values = configuration.load(tmp_path / "r" / "config.yaml")
     (tmp_path / "r" / "config.yaml").write_text(json.dumps({**values, "method": "gspo"}))
     with pytest.raises(UsageError, match=r"'grpo'.*'gspo'"):
-        runs.reopen(tmp_path / "r")
+        reopen(tmp_path / "r")
 
 
 def test_resuming_where_nothing_is_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
-        runs.reopen(tmp_path)
+        reopen(tmp_path)
     start(tmp_path / "r")
     with pytest.raises(UsageError, match="no checkpoint yet"):
-        runs.reopen(tmp_path / "r")
+        reopen(tmp_path / "r")
 
 
 def test_a_second_run_does_not_overwrite_the_first(tmp_path):
@@ -189,7 +191,7 @@ def test_config_file_of_a_run_reproduces_it(tmp_path):
         )
     )
     values = configuration.load(tmp_path / "a" / "config.yaml")
-    learn(runs.create(configuration.from_dict({**values, "out": str(tmp_path / "b")})))
+    learn(create(configuration.from_dict({**values, "out": str(tmp_path / "b")})))
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
 
 
@@ -207,14 +209,14 @@ def test_numbers_that_are_not_finite_skip_the_step_then_stop_the_run(tmp_path):
         learn(run)
     assert torch.equal(before, weights(run))
     assert list((tmp_path / "r" / "nonfinite").iterdir())
-    assert weights(runs.reopen(tmp_path / "r")).isfinite().all()
+    assert weights(reopen(tmp_path / "r")).isfinite().all()
 
 
 def test_the_run_stops_once_the_target_is_reached(tmp_path):
     record = learn(start(tmp_path / "r", steps=200, target=0.7, evaluate_every=1))
     assert record["batch"] < 200
     assert record["eval/reward"] >= 0.7
-    assert runs.reopen(tmp_path / "r").batch == record["batch"]
+    assert reopen(tmp_path / "r").batch == record["batch"]
 
 
 def test_knobs_move_once_a_batch_and_the_learning_rate_follows_its_schedule(tmp_path):
@@ -297,7 +299,7 @@ def test_the_reference_of_a_policy_started_from_an_adapter_is_that_policy(tmp_pa
 
 def test_anchors_hold_only_what_training_changes(tmp_path, text):
     run = start(tmp_path / "a", **{**text, "policy": {**text["policy"], "lora": {"r": 4}}})
-    assert all("lora" in n for n, t in moving(run.policy).items() if isinstance(t, torch.nn.Parameter))
+    assert all("lora" in n for n, t in trainable_state(run.policy).items() if isinstance(t, torch.nn.Parameter))
     assert sum(t.numel() for t in run.anchors["ref"].values()) < sum(p.numel() for p in run.policy.parameters()) / 2
 
 
@@ -326,9 +328,9 @@ def test_rounding_to_bfloat16_is_no_mistake_of_the_policy(tmp_path, text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert learn(run)["mismatch"] < 0.05
-        warn_of(0.04, precision(run))
+        warn_of_mismatch(0.04, precision(run))
     with pytest.warns(UserWarning, match="disagree by 0.04 nats"):
-        warn_of(0.04, torch.float32)
+        warn_of_mismatch(0.04, torch.float32)
 
 
 @pytest.mark.parametrize("micro", [1, 10**6])
@@ -336,7 +338,7 @@ def test_the_disagreement_is_measured_once_before_the_first_of_many_updates(tmp_
     """From its loss, not by a pass of its own."""
     many = {"steps": 2, "micro": micro, "step": {"lr": 0.1, "epochs": 2, "minibatch": 6}, "autocast": "off"}
     run = start(tmp_path / "r", **{**text, **many})
-    with mock.patch("anypo.loops.learn.mismatch", side_effect=AssertionError):
+    with mock.patch("anypo.loops.learn.sampled_mismatch", side_effect=AssertionError):
         record = learn(run)
     assert record["updates"] == 4
     assert record["kl_old"] > 1e-3

@@ -8,12 +8,14 @@ import torch
 
 import anypo
 from anypo import config as configuration
-from anypo.loops import run as runs
-from anypo.loops.learn import collect, with_views
-from anypo.loops.update import cut, evaluate, gradient, loosened, minibatches
-from anypo.parts import Mean
-from anypo.stages import View
+from anypo.loops.collect import collect
+from anypo.loops.minibatches import flatten_decisions, microbatches, minibatches
+from anypo.loops.update import gradient
+from anypo.loops.views import evaluate, with_views
+from anypo.parts.reduce import Mean
+from anypo.runs.build import build
 from anypo.types import Trajectories
+from anypo.views import View
 
 METHODS = [n for n in anypo.methods() if not anypo.method(n).traits["replays"]]
 
@@ -35,14 +37,14 @@ def prompts(tmp_path_factory):
 def run_of(method, model, prompts, **more):
     if kind := tiny.denoiser(method):  # a policy that gives what the method reads
         plane = {"task": "multimodal", "policy": {"name": kind, "steps": 4}, "collect": {"requests": 2, "samples": 6}}
-        return runs.build(configuration.from_dict({"method": method, **plane, **more}))
+        return build(configuration.from_dict({"method": method, **plane, **more}))
     values = {
         "method": method,
         "task": {"name": f"jsonl:{prompts}", "reward": "regex:a", "max_new": 6},
         "policy": {"name": f"hf:{model}", "temperature": 0.8, "top_k": 20, "top_p": 0.95},
         "collect": {"requests": 4, "samples": 3},
     }
-    return runs.build(configuration.from_dict({**values, **more}))
+    return build(configuration.from_dict({**values, **more}))
 
 
 def gathered(run):
@@ -89,7 +91,7 @@ def test_before_the_first_update_every_ratio_is_one(method, model, prompts):
 
 def test_cut_covers_every_row_once_and_respects_the_limit():
     mask = torch.arange(9) < torch.tensor([9, 1, 4, 2, 7, 3, 9, 0])[:, None]
-    pieces = cut(Trajectories(mask=mask), 12)
+    pieces = microbatches(Trajectories(mask=mask), 12)
     assert sorted(torch.cat(pieces).tolist()) == list(range(8))
     assert all(mask[p].sum(1).max() * len(p) <= 12 or len(p) == 1 for p in pieces)
 
@@ -101,7 +103,7 @@ def rows(n, groups=None):
 
 def test_minibatches_of_decisions_drop_nothing_and_are_balanced():
     m = anypo.method("ppo")
-    parts = list(minibatches(loosened(rows(7), m, True, 5), m, 5, torch.Generator().manual_seed(0)))
+    parts = list(minibatches(flatten_decisions(rows(7), m, True, 5), m, 5, torch.Generator().manual_seed(0)))
     seen = torch.cat([p.trace["obs"].flatten() for p in parts])
     assert sorted(seen.tolist()) == list(range(21))
     assert {p.shape[1] for p in parts} == {1}
@@ -110,7 +112,7 @@ def test_minibatches_of_decisions_drop_nothing_and_are_balanced():
 
 def test_minibatches_keep_rows_whole_where_the_objective_needs_them():
     m = anypo.method("gspo")
-    parts = list(minibatches(loosened(rows(7), m, True, 2), m, 2, torch.Generator().manual_seed(0)))
+    parts = list(minibatches(flatten_decisions(rows(7), m, True, 2), m, 2, torch.Generator().manual_seed(0)))
     assert all(p.shape[1] == 3 for p in parts)
     assert sorted(torch.cat([p.trace["obs"][:, 0, 0] for p in parts]).tolist()) == [3 * i for i in range(7)]
 
@@ -121,7 +123,7 @@ def test_minibatches_keep_groups_together_where_a_part_compares_them():
 
     m = anypo.method("grpo", reduce=Contrast("row"))
     groups = torch.tensor([5, 2, 5, 9, 2, 9, 5])
-    for part in minibatches(loosened(rows(7, groups), m, True, 2), m, 2, torch.Generator().manual_seed(0)):
+    for part in minibatches(flatten_decisions(rows(7, groups), m, True, 2), m, 2, torch.Generator().manual_seed(0)):
         for g in part.group.unique():
             assert (part.group == g).sum() == (groups == g).sum()
 

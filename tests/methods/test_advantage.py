@@ -29,29 +29,28 @@ from torch import Tensor
 import anypo
 from anypo import Method, Trajectories
 from anypo.errors import UsageError
-from anypo.parts import (
+from anypo.parts.collect import KnapsackBudget
+from anypo.parts.collect.budget import allocate, chance_times_gain
+from anypo.parts.credit import (
     AddProgress,
     Baseline,
     Combine,
-    Decoupled,
     DecoupledBaseline,
     EntropyModulate,
-    GateChannels,
-    HingeDivergence,
-    KnapsackBudget,
     MaxVarianceRows,
-    Mean,
     MixedValueAtRisk,
-    Perception,
-    ShortestContrast,
-    SnrAdam,
     TopTokens,
-    TrackedQuantile,
     WeightedBaseline,
 )
-from anypo.parts.knapsack import SuccessRate, allocate, value
-from anypo.policies.table import SoftmaxTable
-from anypo.stages import Want
+from anypo.parts.knobs import TrackedQuantile
+from anypo.parts.knobs.tracked import SuccessRate
+from anypo.parts.reduce import Decoupled, Mean
+from anypo.parts.score import GateChannels
+from anypo.parts.step import SnrAdam
+from anypo.parts.terms import HingeDivergence, Perception
+from anypo.parts.trust import ShortestContrast
+from anypo.policies.tabular import SoftmaxTable
+from anypo.protocols import BatchSpec
 from anypo.tasks.pool import StartPool
 from anypo.types import Request
 
@@ -148,7 +147,7 @@ def as_arrays(b: Trajectories) -> dict[str, Any]:
 
 
 def full(value: float, *shape: int) -> Tensor:
-    return torch.full(shape, value, dtype=F64)
+    return torch.full(shape, chance_times_gain, dtype=F64)
 
 
 def agree(found: Any, wanted: Any, what: str) -> None:
@@ -338,8 +337,8 @@ def test_the_normaliser_has_the_least_second_moment_of_all_beta_normalisers(a: f
         (moment(1 + u * (a + 1) / 2, 1 + v * (b + 1) / 2), 1 + u * (a + 1) / 2, 1 + v * (b + 1) / 2)
         for u, v in product(np.linspace(0.02, 0.98, 97), repeat=2)
     ]
-    value, x, y = min(grid)
-    assert moment(*best) <= value * (1 + 1e-12)
+    chance_times_gain, x, y = min(grid)
+    assert moment(*best) <= chance_times_gain * (1 + 1e-12)
     close([x, y], best, rtol=0, atol=(max(a, b) + 1) / 2 * 0.01)
     drawn = torch.as_tensor(np.random.default_rng(1).beta(a, b, 200_000))
     close(parameters(drawn), best, rtol=0.02)
@@ -823,7 +822,7 @@ def test_progress_reaches_groups_whose_outcomes_agree_and_a_batch_without_it_is_
 
 def test_segments_hold_as_many_uncertain_tokens_as_each_other() -> None:
     pytest.importorskip("transformers")
-    from anypo.policies.language import _segments
+    from anypo.policies.language.model import _segments
 
     rng = torch.Generator().manual_seed(0)
     for _ in range(100):
@@ -865,12 +864,14 @@ def test_the_greedy_budget_is_the_dynamic_programme_and_the_brute_force() -> Non
 
 def test_the_gain_is_largest_for_starts_solved_a_third_of_the_time() -> None:
     grid = np.linspace(0, 1, 30001)
-    gain = [value(10**6, float(p)) for p in grid[1:-1]]
+    gain = [chance_times_gain(10**6, float(p)) for p in grid[1:-1]]
     close(grid[1 + int(np.argmax(gain))], 1 / 3, atol=1e-4)
-    assert value(5, 0.0) == value(5, 1.0) == 0
+    assert chance_times_gain(5, 0.0) == chance_times_gain(5, 1.0) == 0
     for p in (0.02, 0.3, 0.9):
-        close([value(n, p) for n in (1, 2, 9)], [budget_value(n, p) for n in (1, 2, 9)])
-        assert np.all(np.diff([value(n, p) for n in range(1, 60)], n=2) <= 1e-15)  # concave, so greedy is exact
+        close([chance_times_gain(n, p) for n in (1, 2, 9)], [budget_value(n, p) for n in (1, 2, 9)])
+        assert np.all(
+            np.diff([chance_times_gain(n, p) for n in range(1, 60)], n=2) <= 1e-15
+        )  # concave, so greedy is exact
 
 
 def test_solved_starts_stay_at_the_least_and_hopeless_ones_share_what_is_left() -> None:
@@ -900,14 +901,14 @@ def test_more_groups_teach_something_than_with_equal_budgets(a: float, b: float,
     assert best > uniform + rise  # most where many prompts are hard, little where they are easy or hard alike
 
 
-def asked(method: Method, pool: StartPool, want: Want) -> list[Request]:
+def asked(method: Method, pool: StartPool, want: BatchSpec) -> list[Request]:
     """The requests of one batch."""
     return next(method.stages["collect"](pool, want))
 
 
 def test_budgets_follow_the_rates_seen_last_and_the_total_stays() -> None:
     method, pool = anypo.method("knapsack-rl"), StartPool(6, seed=0)
-    want = Want(6, 8)
+    want = BatchSpec(6, 8)
     first = asked(method, pool, want)
     assert [r.samples for r in first] == [8] * 6  # nothing is known yet
     start = torch.arange(6).repeat_interleave(8)
@@ -932,7 +933,7 @@ def test_budgets_follow_the_rates_seen_last_and_the_total_stays() -> None:
 def test_starts_not_seen_yet_get_their_equal_share() -> None:
     collect = KnapsackBudget(low=2, high=128)
     collect.history.rates = {0: 0.0, 1: 1.0, 2: 0.4}
-    requests = next(collect(StartPool(10, seed=3), Want(10, 8)))
+    requests = next(collect(StartPool(10, seed=3), BatchSpec(10, 8)))
     known = {r.start: r.samples for r in requests if r.start in (0, 1, 2)}
     assert {r.samples for r in requests if r.start not in (0, 1, 2)} == {8}
     assert sum(known.values()) == 24
@@ -998,9 +999,9 @@ def test_papos_entropy_term_lowers_the_entropy_under_the_true_input_alone() -> N
     b = group_of([1.0, 1.0], width=3, extra={"logp_ablated": full(-2.5, 2, 3)})
     part = Perception(coef=0.0, eta=0.05)
     logp = b.logp.requires_grad_()
-    value, _ = part(b.but(logp=logp), Mean("row"))
-    value.backward()
-    close(value.detach(), 0.05 * (1.0 + 2.5))
+    chance_times_gain, _ = part(b.but(logp=logp), Mean("row"))
+    chance_times_gain.backward()
+    close(chance_times_gain.detach(), 0.05 * (1.0 + 2.5))
     close(logp.grad, full(-0.05 / 6, 2, 3))
 
 
@@ -1062,11 +1063,11 @@ def test_drpos_gradient_is_the_finite_difference_of_its_loss() -> None:
 def test_drpos_hinge_opens_beyond_delta_with_the_slope_of_the_multiplier_form(shift: float) -> None:
     """log pi_old - log pi = shift everywhere; the slope is that of sg(beta [KL - delta]_+) KL."""
     b = group_of([1.0, 0.0], x=-shift, width=2).but(logp=full(-1.0 - shift, 2, 2).requires_grad_())
-    value, metrics = HingeDivergence()(b, Mean("token"))
+    chance_times_gain, metrics = HingeDivergence()(b, Mean("token"))
     excess = max(shift - 1e-4, 0.0)
-    close(value.detach(), 500 * excess**2, atol=1e-10)
+    close(chance_times_gain.detach(), 500 * excess**2, atol=1e-10)
     close(metrics["kl_hinge"], shift)
-    (g,) = torch.autograd.grad(value, b.logp)
+    (g,) = torch.autograd.grad(chance_times_gain, b.logp)
     close(g, full(-1e3 * excess / 4, 2, 2), atol=1e-9)
 
 

@@ -11,8 +11,9 @@ import tiny
 import torch
 
 import anypo
-from anypo.parts import LogRatio, PairContrast
-from anypo.policies.language import LanguageModel
+from anypo.parts.ratio import LogRatio
+from anypo.parts.trust import PairContrast
+from anypo.policies.language.model import LanguageModel
 from anypo.types import Trajectories
 
 pytest.importorskip("trl")
@@ -187,6 +188,6 @@ def test_reward_trainer_loss(tmp_path: Path) -> None:
             scores = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
             theirs = made.compute_loss(model, inputs)
         w, l = scores.chunk(2)  # noqa: E741
-        method = anypo.method("bt-rm", terms=[anypo.parts.Centering(center)] if center else [])
+        method = anypo.method("bt-rm", terms=[anypo.parts.terms.Centering(center)] if center else [])
         ours, _ = method.loss(anypo.Comparisons(score_chosen=w, score_rejected=l))
         assert float(ours) == pytest.approx(float(theirs), rel=1e-5)

@@ -10,16 +10,26 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 import anypo
-from anypo import Trajectories, parts
+from anypo import Trajectories
 from anypo import config as configuration
 from anypo.errors import UsageError
-from anypo.evidence.laboratory import assemble, run_experiment
-from anypo.loops import run as runs
-from anypo.loops.learn import learn, with_views
+from anypo.evidence.experiments.assemble import assemble
+from anypo.evidence.experiments.registry import run_experiment
+from anypo.loops.learn import learn
 from anypo.loops.update import gradient
-from anypo.policies.control import MLPPolicy
-from anypo.policies.generative import DiffusionPolicy, FlowPolicy, pretrain
-from anypo.tasks.multimodal import Multimodal
+from anypo.loops.views import with_views
+from anypo.parts.credit import Baseline, BatchScale, Combine, DenoisingDiscount, Gae, LimitAdvantage, SegmentGae
+from anypo.parts.critic import Value
+from anypo.parts.ratio import ChainRatio, LogRatio, MatchingRatio, NormalisedRatio
+from anypo.parts.reduce import Mean
+from anypo.parts.terms import MeanDivergence
+from anypo.parts.trust import Clip, StepClip
+from anypo.policies.control.mlp import MLPPolicy
+from anypo.policies.generative.diffusion import DiffusionPolicy
+from anypo.policies.generative.flow import FlowPolicy
+from anypo.policies.generative.pretrain import pretrain
+from anypo.runs.folder import create
+from anypo.tasks.plane import Multimodal
 from anypo.types import Request
 
 POLICY_GRADIENT = ("grpo", "ppo", "reinforce", "rloo", "a2c", "gspo", "cispo", "dapo", "dr-grpo", "minpro")
@@ -76,8 +86,8 @@ def test_advantages_of_segments_are_those_of_rows_whose_decisions_they_are():
     short = batch(
         reward=[[1.0, 2, 3], [3, 4, 0]], value=[[0.5, 0.2, 1], [0.1, 0.3, 0]], bootstrap=[2.0, 0.7], done=[0, 1]
     )
-    wanted = parts.Gae(0.9, 0.8)(short.but(mask=torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()))
-    found = parts.SegmentGae(0.9, 0.8)(rows)
+    wanted = Gae(0.9, 0.8)(short.but(mask=torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()))
+    found = SegmentGae(0.9, 0.8)(rows)
     at = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 0, 0, 1, 0, 0]])
     for name in ("advantage", "returns"):
         torch.testing.assert_close(
@@ -89,11 +99,11 @@ def test_the_denoising_discount_and_the_clip_of_every_step():
     rows = batch(
         mask=[[1, 1, 0, 1, 1, 1]], advantage=[[2.0, 2, 0, 2, -1, 3]], logp=[[0.0] * 6], segment=[[0, 0, 0, 0, 1, 2]]
     )
-    found = parts.DenoisingDiscount(0.5)(rows.clean())
+    found = DenoisingDiscount(0.5)(rows.clean())
     assert found.advantage.tolist() == [[0.5, 1, 0, 2, -1, 3]]
     assert found.extra["denoised"].tolist() == [[0, 0.5, 0, 1, 1, 1]]
     x = torch.log(torch.tensor([[1.5, 1.5, 1.0, 1.5, 0.5, 1.05]], dtype=torch.float64))
-    s, _ = parts.StepClip(first=0.1, last=0.3, c=2.0)(x, found)
+    s, _ = StepClip(first=0.1, last=0.3, c=2.0)(x, found)
     middle = 0.1 + 0.2 * (math.exp(1) - 1) / (math.exp(2) - 1)
     wanted = [1.1 * 0.5, (1 + middle) * 1, 0, 1.3 * 2, -0.7, 1.05 * 3]
     np.testing.assert_allclose(s[0].numpy(), wanted, rtol=1e-12)
@@ -104,11 +114,11 @@ def test_scaling_and_limiting_advantages():
     rows = batch(logp=torch.zeros(4, 2)).but(
         score=score, advantage=torch.tensor([[2.0, 2], [-30, 1], [4, 4], [0, 0]]).double()
     )
-    scaled = parts.BatchScale(0.0)(rows).advantage
+    scaled = BatchScale(0.0)(rows).advantage
     torch.testing.assert_close(scaled, rows.advantage / score.std())
-    limited = parts.LimitAdvantage(5.0)(rows).advantage
+    limited = LimitAdvantage(5.0)(rows).advantage
     assert limited.tolist() == [[2, 2], [-5, 1], [4, 4], [0, 0]]
-    assert parts.LimitAdvantage(5.0, unit=1.0)(rows).advantage.tolist() == [[0.4, 0.4], [-1, 0.2], [0.8, 0.8], [0, 0]]
+    assert LimitAdvantage(5.0, unit=1.0)(rows).advantage.tolist() == [[0.4, 0.4], [-1, 0.2], [0.8, 0.8], [0, 0]]
 
 
 def test_the_ratio_of_a_chain_is_that_of_its_mean_logp_with_the_start():
@@ -118,15 +128,15 @@ def test_the_ratio_of_a_chain_is_that_of_its_mean_logp_with_the_start():
     rows = rows.put({"logp_noise": torch.tensor([[-1.2, 0, -0.4, 9]], dtype=torch.float64)})
     first = (0.3 + 0.5 - 1.2) / 3 - (0.1 + 0.2 - 1.2) / 3
     second = -1.0 - (0.1 - 0.4) / 2  # -4.2 is below the limit
-    np.testing.assert_allclose(parts.ChainRatio(1.0)(rows)[0].numpy(), [first, first, second, 0], rtol=1e-12)
+    np.testing.assert_allclose(ChainRatio(1.0)(rows)[0].numpy(), [first, first, second, 0], rtol=1e-12)
 
 
 def test_pseudo_log_ratios_per_action_and_weighted():
     rows = batch(mask=[[1, 1, 1]], logp=[[-1.0, -2.0, -9.0]], logp_old=[[-2.0, -2.5, -1.0]], segment=[[0, 0, 1]])
-    found = parts.MatchingRatio("segment", limit=3.0)(rows)
+    found = MatchingRatio("segment", limit=3.0)(rows)
     assert found.tolist() == [[0.75, 0.75, -3.0]]
     rows = rows.put({"noise_share": torch.tensor([[0.2, 0.5, 1.0]], dtype=torch.float64)})
-    weighted = parts.MatchingRatio("draw", None, "ghuber", 0.25)(rows)
+    weighted = MatchingRatio("draw", None, "ghuber", 0.25)(rows)
     wanted = [t * 4 * (old**0.25 - now**0.25) for t, now, old in ((0.2, 1, 2), (0.5, 2, 2.5), (1.0, 9, 1))]
     np.testing.assert_allclose(weighted[0].numpy(), wanted, rtol=1e-8)
 
@@ -138,7 +148,7 @@ def test_the_divergence_of_means_is_that_of_the_gaussians_times_the_width_over_t
     rows = batch(logp=torch.zeros(3, 4)).put(fields)
     normal = torch.distributions.Normal
     kl = torch.distributions.kl_divergence(normal(mean, std[..., None]), normal(ref, std[..., None])).sum(-1)
-    found, _ = parts.MeanDivergence(0.04)(rows, parts.Mean("token"))
+    found, _ = MeanDivergence(0.04)(rows, Mean("token"))
     torch.testing.assert_close(found, 0.04 * (kl * width / 5).mean())
 
 
@@ -157,7 +167,7 @@ def test_the_normalised_ratio_is_centred_and_alike_at_every_noise():
                 "step_std": torch.full((20_000, 1), s, dtype=torch.float64),
             }
         )
-        guarded, plain = parts.NormalisedRatio()(rows), parts.LogRatio()(rows)
+        guarded, plain = NormalisedRatio()(rows), LogRatio()(rows)
         assert abs(guarded.mean()) < 1e-3
         assert float(guarded.std()) == pytest.approx(float(shift.square().mean() / d) ** 0.5, rel=0.03)
         assert float(plain.mean()) == pytest.approx(-float(shift.square().mean()) / (2 * s**2), rel=0.05, abs=1e-3)
@@ -178,8 +188,8 @@ def test_dppo_with_one_step_is_ppo_on_a_gaussian_policy():
     rows = rows.map(lambda t: t.double() if t.is_floating_point() else t)
     with torch.no_grad():
         policy.actor[-1].bias += 0.3
-    mine = anypo.method("dppo", trust=parts.StepClip(0.2, 0.2))
-    theirs = anypo.method("ppo", critic=[parts.Value(0.5)])
+    mine = anypo.method("dppo", trust=StepClip(0.2, 0.2))
+    theirs = anypo.method("ppo", critic=[Value(0.5)])
     one, other = mine.prepare(rows), theirs.prepare(rows)
     torch.testing.assert_close(one.advantage, other.advantage, rtol=0, atol=1e-9)
     assert (one.advantage.abs() > 0.01).any()
@@ -193,7 +203,7 @@ def test_reinflow_with_one_step_and_constant_noise_is_ppo_on_a_gaussian_with_mea
     rows = rows.map(lambda t: t.double() if t.is_floating_point() else t)
     with torch.no_grad():
         policy.actor[-1].bias += 0.05
-    mine = anypo.method("reinflow", ratio=parts.ChainRatio(limit=1e6), terms=[])
+    mine = anypo.method("reinflow", ratio=ChainRatio(limit=1e6), terms=[])
     ready = viewed(mine, policy, mine.prepare(rows))
     live = policy.evaluate(ready, {"logp", "value"})
     loss, metrics = mine.loss(ready.put(live))
@@ -201,7 +211,7 @@ def test_reinflow_with_one_step_and_constant_noise_is_ppo_on_a_gaussian_with_mea
     mean = (x0 + policy.network(features, x0, torch.zeros(32).double())).clamp(-1, 1)
     gaussian = torch.distributions.Normal(mean, 0.2).log_prob(rows.trace["next"][:, 0]).mean(-1)
     halves = {"logp": gaussian[:, None] / 2, "logp_old": rows.logp_old / 2}
-    theirs = anypo.method("ppo", critic=[parts.Value(0.5)], trust=parts.Clip(0.01, 0.01))
+    theirs = anypo.method("ppo", critic=[Value(0.5)], trust=Clip(0.01, 0.01))
     wanted, _ = theirs.loss(ready.put(live | halves))
     assert abs(float((loss - wanted).detach())) < 1e-9
     assert 0 < float(metrics["clip_fraction"]) < 1
@@ -219,7 +229,7 @@ def test_on_policy_fpo_and_awm_follow_the_gradient_of_the_weighted_matching_loss
     a = torch.randn(24, generator=seeded()).double()
     rows = rows.but(advantage=a[:, None].expand(-1, 10).clone())
     found = []
-    for name, ratio in (("fpo", parts.MatchingRatio("segment")), ("awm", parts.MatchingRatio("draw", None))):
+    for name, ratio in (("fpo", MatchingRatio("segment")), ("awm", MatchingRatio("draw", None))):
         method = anypo.method(name, ratio=ratio, terms=[], critic=[])
         ready = viewed(method, policy, rows)
         torch.testing.assert_close(
@@ -240,7 +250,7 @@ def test_other_draws_than_those_stored_do_not_give_a_ratio_of_one():
     rows = on_policy(policy)
     old = policy.evaluate(rows, {"cfm"})["cfm"].detach()
     rows.trace["noise"] = torch.randn(rows.trace["noise"].shape, generator=seeded(5)).double()
-    moved = parts.MatchingRatio()(rows.put({"logp": policy.evaluate(rows, {"cfm"})["cfm"], "logp_old": old}))
+    moved = MatchingRatio()(rows.put({"logp": policy.evaluate(rows, {"cfm"})["cfm"], "logp_old": old}))
     assert moved.abs().min() > 1e-6
 
 
@@ -264,9 +274,7 @@ def test_the_gradient_of_ddpo_is_that_of_the_expected_reward():
     rows = Trajectories(
         logp_old=logp, mask=torch.ones_like(logp).bool(), score=reward, group=torch.zeros(n).long(), trace=trace
     )
-    method = anypo.method(
-        "ddpo", credit=[parts.Combine(), parts.Baseline("group", scale=None)], reduce=parts.Mean("sum")
-    )
+    method = anypo.method("ddpo", credit=[Combine(), Baseline("group", scale=None)], reduce=Mean("sum"))
     ascent = -slopes(method, policy, method.prepare(rows))
     wanted = []
     with torch.no_grad():
@@ -296,7 +304,7 @@ def test_policy_gradients_train_a_flow_policy(method, task, tmp_path):
         small = {"steps": 400, "collect": {"requests": 1, "samples": 2}, "step": {"epochs": 1, "minibatch": 512}}
         if anypo.method(method).traits["critic"]:
             small["steps"] = 600
-    run = runs.create(configuration.from_dict({**values, **small}))
+    run = create(configuration.from_dict({**values, **small}))
     before = [p.clone() for p in run.policy.parameters()]
     records = []
     last = learn(run, records.append)
@@ -311,12 +319,12 @@ def test_behaviour_cloning_improves_the_matching_loss_of_its_own_policy_and_refu
     kinds = ("diffusion", "flow") if name == "diffusion-policy" else ("flow", "diffusion")
     values = {"method": name, "task": "multimodal", "steps": 60, "step": {"lr": 5e-3}}
     records = []
-    run = runs.create(configuration.from_dict({**values, "policy": kinds[0], "out": str(tmp_path / "r")}))
+    run = create(configuration.from_dict({**values, "policy": kinds[0], "out": str(tmp_path / "r")}))
     learn(run, records.append)
     assert records[-1]["loss"] < 0.9 * records[1]["loss"]
     assert run.task.shown == 60 * 128
     with pytest.raises(UsageError, match="cannot give"):
-        learn(runs.create(configuration.from_dict({**values, "policy": kinds[1], "out": str(tmp_path / "s")})))
+        learn(create(configuration.from_dict({**values, "policy": kinds[1], "out": str(tmp_path / "s")})))
 
 
 @pytest.mark.parametrize("name", ["ddpo", "flow-grpo", "awm"])

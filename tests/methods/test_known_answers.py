@@ -13,7 +13,12 @@ from torch.nn.functional import cosine_similarity, logsigmoid
 
 import anypo
 from anypo import Trajectories
-from anypo.parts import Baseline, Clip, Combine, Divergence, LogRatio, Mean, Value
+from anypo.parts.credit import Baseline, Combine
+from anypo.parts.critic import Value
+from anypo.parts.ratio import LogRatio
+from anypo.parts.reduce import Mean
+from anypo.parts.terms import Divergence
+from anypo.parts.trust import Clip
 
 CLIPPED = ["ppo", "grpo", "dr-grpo", "dapo"]
 

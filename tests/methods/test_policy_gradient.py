@@ -19,33 +19,23 @@ from torch import Tensor
 import anypo
 from anypo import Method, Trajectories
 from anypo.loops.update import gradient
-from anypo.parts import (
-    BalancedDrop,
-    Baseline,
+from anypo.parts.credit import BalancedDrop, Baseline, Combine, ExtendedGae, Gae, GateBySuccess, Whiten
+from anypo.parts.knobs.controllers import KlController
+from anypo.parts.reduce import Mean, ScaledMean
+from anypo.parts.terms import Divergence, Entropy, EntropyGatedKl, Imitate
+from anypo.parts.trust import (
     BoundedTarget,
     Clip,
-    Combine,
-    Divergence,
-    Entropy,
-    EntropyGatedKl,
-    ExtendedGae,
     FiberGate,
-    Gae,
-    GateBySuccess,
     HazardModulated,
-    Imitate,
     MaskedLikelihood,
-    Mean,
     MedianTarget,
     RecentredClip,
     SetContrast,
-    Share,
     TwoBranchClip,
     Unclipped,
-    Whiten,
 )
-from anypo.parts.pessimism import KlController
-from anypo.policies.table import SoftmaxTable
+from anypo.policies.tabular import SoftmaxTable
 
 CASES = 60
 F64 = torch.float64
@@ -93,7 +83,7 @@ def built(recipe: str) -> Method:
             "credit": [Combine(), Baseline(scale=None), GateBySuccess(above=0.25)],
             "terms": [Imitate(0.3), Entropy(0.001)],
         },
-        "chord-plain": {"reduce": Share("token", coef=0.1), "terms": [Imitate(0.9)]},
+        "chord-plain": {"reduce": ScaledMean("token", coef=0.1), "terms": [Imitate(0.9)]},
         "chord-is": {"terms": [Imitate(0.1, phi="likely", cutoff=0.5)]},
     }
     found = anypo.method(name, **variants.get(recipe, {}))

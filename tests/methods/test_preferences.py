@@ -10,7 +10,9 @@ import torch
 
 import anypo
 from anypo import Comparisons
-from anypo.parts import LikeBest, LogRatio, PairContrast, PairwiseClip
+from anypo.parts.ratio import LogRatio
+from anypo.parts.terms import LikeBest
+from anypo.parts.trust import PairContrast, PairwiseClip
 
 CASES = 50
 NAMES = ("dpo", "ipo", "simpo", "slic", "cpo-contrastive", "orpo-odds", "rpo-sft", "cpl", "kto", "copg")

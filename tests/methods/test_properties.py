@@ -17,7 +17,7 @@ from strategies import LEAVES, all_reads, batches, needs, random_batch, same_bit
 import anypo
 from anypo.errors import UsageError
 from anypo.evidence.properties import PROPERTIES, WILD, tensors
-from anypo.parts import describe
+from anypo.parts.registry import describe
 from anypo.types import STEP_FIELDS
 
 EXAMPLES = 6

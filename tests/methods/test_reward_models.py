@@ -12,7 +12,11 @@ from strategies import random_batch
 
 import anypo
 from anypo import Comparisons, Trajectories
-from anypo.parts import AdaptiveKl, Centering, ConservativeScore, KeepExtremes, PairContrast, TokenKl
+from anypo.parts.credit import KeepExtremes
+from anypo.parts.knobs import AdaptiveKl
+from anypo.parts.score import ConservativeScore, TokenKl
+from anypo.parts.terms import Centering
+from anypo.parts.trust import PairContrast
 
 CASES = 50
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import anypo
 from anypo import Trajectories
-from anypo.parts import (
+from anypo.parts.credit import (
     AddProgress,
     Baseline,
     Combine,
@@ -25,10 +25,10 @@ from anypo.parts import (
     NStep,
     ReferencePoint,
     Returns,
-    Value,
     WeightedBaseline,
     Whiten,
 )
+from anypo.parts.critic import Value
 from anypo.types import FIELDS
 
 SAMPLING = [n for n in anypo.methods() if not anypo.method(n).traits["replays"]]

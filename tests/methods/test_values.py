@@ -12,25 +12,12 @@ from torch import Tensor
 
 import anypo
 from anypo import Trajectories
-from anypo.parts import (
-    TD,
-    Advantage,
-    Alternate,
-    BestExpert,
-    Clone,
-    CloneAction,
-    CloneGoodAction,
-    Conservative,
-    DualValue,
-    Expectile,
-    GaussianTD,
-    Gumbel,
-    Mean,
-    MixtureMatching,
-    Pathwise,
-    Temperature,
-    Tracked,
-)
+from anypo.parts.credit import Advantage
+from anypo.parts.critic import TD, Conservative, DualValue, Expectile, GaussianTD, Gumbel, MixtureMatching
+from anypo.parts.knobs import Alternate, Temperature, Tracked
+from anypo.parts.reduce import Mean
+from anypo.parts.terms import CloneAction, CloneGoodAction
+from anypo.parts.trust import BestExpert, Pathwise, WeightedBC
 
 F64 = torch.float64
 
@@ -346,9 +333,9 @@ def test_one_expert_is_sac() -> None:
 def test_weighted_likelihood_is_capped_and_with_constant_q_it_is_cloning() -> None:
     logp = f64(-1.0, -2.0)
     b = batch(logp=logp, q_taken=f64([5.0, 9.0], [1.0, 1.0]), v_now=f64(0.0, 1.0))
-    s, _ = Clone(weighted=True)(None, Advantage(beta=3.0)(b))
+    s, _ = WeightedBC(weighted=True)(None, Advantage(beta=3.0)(b))
     close(s, f64([100.0 * -1.0], [1.0 * -2.0]))  # exp(15) is cut at 100
-    close(Clone()(None, b)[0], logp.unsqueeze(1))
+    close(WeightedBC()(None, b)[0], logp.unsqueeze(1))
 
 
 def test_advantage_of_the_policys_own_draw() -> None:
@@ -364,7 +351,7 @@ def test_weighted_likelihood_recovers_the_closed_form() -> None:
     for _ in range(2000):
         optimizer.zero_grad()
         b = batch(logp=logits.log_softmax(0)).but(advantage=a.unsqueeze(1), weight=mu.unsqueeze(1))
-        (-Mean("token")(Clone(weighted=True)(None, b)[0], b)).backward()
+        (-Mean("token")(WeightedBC(weighted=True)(None, b)[0], b)).backward()
         optimizer.step()
     close(logits.detach().softmax(0), (mu * a.exp()) / (mu * a.exp()).sum(), atol=1e-3, rtol=0)
 

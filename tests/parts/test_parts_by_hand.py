@@ -11,31 +11,19 @@ from torch import Tensor
 import anypo
 from anypo import Trajectories
 from anypo.errors import MissingField, UsageError
-from anypo.parts import (
-    Baseline,
-    Clip,
-    Combine,
-    Divergence,
-    DropTruncated,
-    DynamicSampling,
-    Entropy,
-    Gae,
-    KeepInformative,
-    KlPenalty,
-    LogRatio,
-    Mean,
-    MinPrefix,
-    NStep,
-    OverlongPenalty,
-    Returns,
-    TruncatedWeight,
-    Value,
-    Whiten,
-)
-from anypo.parts.score import overlong
-from anypo.parts.statistics import group_stats, last_valid, next_valid, ratio, whiten
-from anypo.parts.terms import divergence
-from anypo.stages import Want
+from anypo.parts.collect import DynamicSampling
+from anypo.parts.credit import Baseline, Combine, DropTruncated, Gae, KeepInformative, NStep, Returns, Whiten
+from anypo.parts.critic import Value
+from anypo.parts.ops.groups import group_stats
+from anypo.parts.ops.log_ratio import divergence
+from anypo.parts.ops.masked import last_valid, next_valid, ratio, whiten
+from anypo.parts.ratio import LogRatio, MinPrefix
+from anypo.parts.reduce import Mean
+from anypo.parts.score import KlPenalty, OverlongPenalty
+from anypo.parts.score.penalties import overlong
+from anypo.parts.terms import Divergence, Entropy
+from anypo.parts.trust import Clip, TruncatedWeight
+from anypo.protocols import BatchSpec
 from anypo.types import Request
 
 
@@ -300,7 +288,7 @@ def answer(requests: list[Request], outcomes: dict[int, list[float]]) -> Traject
 
 def drive(part: DynamicSampling, outcomes: dict[int, list[float]], requests: int = 2) -> tuple[Trajectories, int]:
     pool = Starts()
-    asking = part(pool, Want(requests, 2))
+    asking = part(pool, BatchSpec(requests, 2))
     asked = next(asking)
     while True:
         try:

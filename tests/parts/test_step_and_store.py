@@ -11,7 +11,8 @@ from torch import Tensor
 
 from anypo import Trajectories
 from anypo.errors import RunError
-from anypo.parts import Adam, Fresh, RMSProp, Sgd
+from anypo.parts.step import Adam, RMSProp, Sgd
+from anypo.parts.store import Fresh
 
 RECIPES = [Sgd(lr=0.1), Adam(lr=0.1), RMSProp(lr=0.1)]
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: type(r).__name__)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from anypo.policies.chunked import functionals
-from anypo.policies.sampling import Filter
+from anypo.policies.language.filter import Filter
+from anypo.policies.language.output_head import functionals
 
 FILTERS = [Filter(), Filter(temperature=0.7), Filter(top_k=5), Filter(top_p=0.8), Filter(1.3, 7, 0.9)]
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anypo.errors import RunError, UsageError
-from anypo.policies.control import Categoricals, MLPPolicy
-from anypo.policies.normalize import RunningNorm
+from anypo.policies.control.distributions import Categoricals
+from anypo.policies.control.mlp import MLPPolicy
+from anypo.policies.control.normalize import RunningNorm
 from anypo.types import Trajectories
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)

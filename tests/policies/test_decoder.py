@@ -13,8 +13,8 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from anypo.policies.cache import opened
-from anypo.policies.decoder import Step, written
+from anypo.kernels.kv_cache import opened
+from anypo.kernels.llama_decode import Step, written
 
 FAMILY = {
     "llama": {},

@@ -12,13 +12,15 @@ from gymnasium.spaces import Box, Discrete
 from anypo import config as configuration
 from anypo import policies
 from anypo.errors import UsageError
-from anypo.loops import run as runs
 from anypo.loops.learn import learn
-from anypo.policies import generative
-from anypo.policies.control import MLPPolicy
-from anypo.policies.generative import DiffusionPolicy, FlowPolicy, pretrain
-from anypo.tasks.gym import Gym
-from anypo.tasks.multimodal import Multimodal
+from anypo.policies.control.mlp import MLPPolicy
+from anypo.policies.generative import diffusion
+from anypo.policies.generative.diffusion import DiffusionPolicy
+from anypo.policies.generative.flow import FlowPolicy
+from anypo.policies.generative.pretrain import pretrain
+from anypo.runs.folder import create, reopen
+from anypo.tasks.control.gym import Gym
+from anypo.tasks.plane import Multimodal
 from anypo.types import Request, Trajectories
 
 LINE = Box(-1.0, 1.0, (1,), np.float32)
@@ -161,7 +163,7 @@ def test_the_error_of_euler_steps_falls_with_their_number():
 
 
 def test_denoising_with_the_exact_noise_gives_gaussian_data_back(monkeypatch):
-    monkeypatch.setattr(generative, "BOX", 100.0)
+    monkeypatch.setattr(diffusion, "BOX", 100.0)
     m, s = 2.0, 1.0
 
     def spread(steps, eta):
@@ -286,12 +288,12 @@ def test_a_generative_policy_needs_numbers_to_act_with():
 def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     policy = {"name": "flow", "pretrain": 10, "tuned": 5}
     values = {"method": "ppo", "task": "multimodal", "policy": policy, "steps": 4, "checkpoint_every": 2}
-    whole = runs.create(configuration.from_dict({**values, "out": str(tmp_path / "r")}))
+    whole = create(configuration.from_dict({**values, "out": str(tmp_path / "r")}))
     learn(whole)
     for path in (tmp_path / "r" / "checkpoints" / "batch-00000004").iterdir():
         path.unlink()
     (tmp_path / "r" / "checkpoints" / "batch-00000004").rmdir()
-    again = runs.reopen(tmp_path / "r")
+    again = reopen(tmp_path / "r")
     assert again.batch == 2
     learn(again)
     assert all(torch.equal(a, b) for a, b in zip(whole.policy.parameters(), again.policy.parameters(), strict=True))

@@ -10,9 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anypo.errors import UsageError
-from anypo.policies import alike, cache, language, sampling
-from anypo.policies.language import LanguageModel
-from anypo.policies.sampling import Filter, draw, uniform
+from anypo.kernels import kv_cache as cache
+from anypo.kernels import unique_rows as alike
+from anypo.policies.language import generate, model
+from anypo.policies.language.filter import Filter
+from anypo.policies.language.generate import draw_tokens, uniform
+from anypo.policies.language.model import LanguageModel
 from anypo.types import Trajectories
 
 FILTERS = {
@@ -199,7 +202,7 @@ def test_samples_that_agree_are_written_as_one_row(
     prompts = [policy.encode(p) for p in PROMPTS]
     reads = reading(policy, monkeypatch)
     with monkeypatch.context() as m:
-        m.setattr(sampling, "SHARED", 0.0)
+        m.setattr(generate, "SHARED", 0.0)
         alone = rows(likely_to_end(policy, 10), prompts, samples=8)
     apart = reads.copy()
     reads.clear()
@@ -268,7 +271,7 @@ def test_the_numbers_of_a_stream_are_uniform_and_those_of_others_are_independent
 def test_sampled_frequencies_are_the_probabilities():
     p = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0]])
     u = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
-    drawn = draw(p.expand(len(u), -1), u)
+    drawn = draw_tokens(p.expand(len(u), -1), u)
     assert torch.bincount(drawn, minlength=6).tolist() == pytest.approx([0, 5000, 0, 3000, 2000, 0], abs=2)
 
 
@@ -404,7 +407,7 @@ def test_tiles_shared_prompts_and_checkpointing_change_neither_value_nor_gradien
     monkeypatch.undo()
     assert [n for n, _ in reads] == [23], "one pass, and nothing for a row without decisions"
     for tile in (2048, 30):
-        monkeypatch.setattr(language, "TILE", {True: tile})
+        monkeypatch.setattr(model, "TILE", {True: tile})
         for checkpointing in (False, True):
             reads.clear()
             policy.checkpointing = checkpointing
@@ -433,11 +436,11 @@ def test_equal_rows_change_neither_value_nor_gradient(
     )
     with monkeypatch.context() as m:
         m.setattr(cache, "opened", lambda config: None)
-        m.setattr(language, "repeated", lambda trace, valid: None)
+        m.setattr(model, "dedupe", lambda trace, valid: None)
         plain = evaluated(policy, b)
     tokens = sum(n * width for n, width in reads)
     for tile in (2048, 30):
-        monkeypatch.setattr(language, "TILE", {True: tile})
+        monkeypatch.setattr(model, "TILE", {True: tile})
         reads.clear()
         now = evaluated(policy, b)
         assert sum(n * width for n, width in reads) < 0.75 * tokens
@@ -450,7 +453,7 @@ def test_rows_are_alike_only_where_all_their_tokens_are(monkeypatch: pytest.Monk
     x = torch.randint(3, (500, 4), generator=seeded())
     for factor in (alike.FACTOR, 0):  # with 0 the hash is that of the first column
         monkeypatch.setattr(alike, "FACTOR", factor)
-        first, line = alike.alike(x)
+        first, line = alike.unique_rows(x)
         assert len(first) == len({tuple(row) for row in x.tolist()})
         assert torch.equal(x[first[line]], x)
         assert all(first[k] == (line == k).nonzero()[0, 0] for k in range(len(first)))
@@ -459,11 +462,11 @@ def test_rows_are_alike_only_where_all_their_tokens_are(monkeypatch: pytest.Monk
 def test_rows_that_differ_are_evaluated_as_they_are(llama: Path):
     policy = forget_eos(LanguageModel.load(llama, max_new=12))
     b = rows(policy, [policy.encode("a")], samples=8)
-    assert alike.repeated(b.trace, b.valid) is None
+    assert alike.dedupe(b.trace, b.valid) is None
     twice = {key: x.repeat(2, *[1] * (x.ndim - 1)) for key, x in b.trace.items()}
-    first, line = alike.repeated(twice, b.valid.repeat(2, 1))
+    first, line = alike.dedupe(twice, b.valid.repeat(2, 1))
     assert torch.equal(first[line], torch.arange(8).repeat(2))
-    assert alike.repeated(twice, torch.cat([b.valid, b.valid.tril(-1)])) is None, "other decisions"
+    assert alike.dedupe(twice, torch.cat([b.valid, b.valid.tril(-1)])) is None, "other decisions"
 
 
 def test_prompts_that_are_short_or_differ_are_not_shared(llama: Path):

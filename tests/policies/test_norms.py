@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 
-from anypo.policies.language import LanguageModel
-from anypo.policies.norms import RootMeanSquare, normalizing, norms
+from anypo.kernels.rms_norm import RootMeanSquare, normalizing, norms
+from anypo.policies.language.model import LanguageModel
 
 
 def test_value_and_gradient_are_those_of_the_definition():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from anypo.policies.perceptron import LARGEST, ROWS, SMALL, multilayer, tanh_
+from anypo.kernels.mlp import LARGEST, ROWS, SMALL, multilayer, tanh_
 
 
 def test_the_fast_tanh_is_tanh():

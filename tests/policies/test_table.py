@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from anypo.policies.table import SoftmaxTable
+from anypo.policies.tabular import SoftmaxTable
 from anypo.types import Trajectories
 
 

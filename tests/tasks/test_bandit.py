@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from anypo.policies.control import MLPPolicy
-from anypo.policies.table import SoftmaxTable
+from anypo.policies.control.mlp import MLPPolicy
+from anypo.policies.tabular import SoftmaxTable
 from anypo.tasks.bandit import Bandit
 from anypo.types import Request
 

@@ -8,9 +8,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from anypo.errors import RunError, UsageError
-from anypo.policies.control import ActorCritic, Categoricals, MLPPolicy
-from anypo.policies.table import SoftmaxTable
-from anypo.tasks.gym import Gym
+from anypo.policies.control.actor_critic import ActorCritic
+from anypo.policies.control.distributions import Categoricals
+from anypo.policies.control.mlp import MLPPolicy
+from anypo.policies.tabular import SoftmaxTable
+from anypo.tasks.control.gym import Gym
 from anypo.types import Request
 
 

@@ -13,10 +13,13 @@ import torch
 import anypo
 from anypo import config as configuration
 from anypo.errors import UsageError
-from anypo.loops import run as runs
-from anypo.loops.learn import held_out, learn
-from anypo.policies.language import LanguageModel
-from anypo.tasks import pairs
+from anypo.loops.evaluate import held_out
+from anypo.loops.learn import learn
+from anypo.policies.language.model import LanguageModel
+from anypo.runs.folder import create, reopen
+from anypo.runs.run import Run
+from anypo.tasks.text.pairs import Pairs, checked, load
+from anypo.tasks.text.task import Record
 from anypo.types import Request
 
 CHAT = [{"role": "user", "content": "what is 2+2?"}]
@@ -44,20 +47,20 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def run(folder: Path, data: Path, model: Path, method: str, **values: Any) -> runs.Run:
+def run(folder: Path, data: Path, model: Path, method: str, **values: Any) -> Run:
     given = {
         "method": method, "task": {"name": f"pairs:{data}", **values.pop("task", {})}, "policy": f"hf:{model}", "steps": 8,
         "collect": {"requests": 16}, "step": {"lr": 3e-3}, "out": str(folder),
     }  # fmt: skip
-    return runs.create(configuration.from_dict(given | values))
+    return create(configuration.from_dict(given | values))
 
 
 # reading
 
 
 def test_a_record_is_a_group_of_its_two_answers_with_marks(policy: LanguageModel) -> None:
-    records = [pairs.checked(pairs.Record(rule(i)), "here") for i in range(4)]
-    task = pairs.Pairs("p", records[:3], records[3:])
+    records = [checked(Record(rule(i)), "here") for i in range(4)]
+    task = Pairs("p", records[:3], records[3:])
     task.prepare(policy)
     b, metrics = task.rollout(policy, [Request(2, 8), Request(0)], torch.Generator())
     assert b.check() is b
@@ -73,13 +76,13 @@ def test_a_record_is_a_group_of_its_two_answers_with_marks(policy: LanguageModel
 
 def test_chat_messages_give_the_answer_after_the_prompt() -> None:
     said = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
-    short = pairs.checked(pairs.Record(prompt=CHAT, chosen=said("4"), rejected="5"), "x")
-    long = pairs.checked(pairs.Record(prompt=CHAT, chosen=CHAT + said("4"), rejected=CHAT + said("5")), "x")
-    text = pairs.checked(pairs.Record(prompt="what is 2+2?", chosen=CHAT + said("4"), rejected=said("5")), "x")
+    short = checked(Record(prompt=CHAT, chosen=said("4"), rejected="5"), "x")
+    long = checked(Record(prompt=CHAT, chosen=CHAT + said("4"), rejected=CHAT + said("5")), "x")
+    text = checked(Record(prompt="what is 2+2?", chosen=CHAT + said("4"), rejected=said("5")), "x")
     assert [(r["chosen"], r["rejected"]) for r in (short, long, text)] == [("4", "5")] * 3
     other = [{"role": "user", "content": "what is 3+3?"}]
     with pytest.raises(UsageError, match="x has a `chosen` that is neither text nor one chat message after the prompt"):
-        pairs.checked(pairs.Record(prompt=CHAT, chosen=other + said("4"), rejected="5"), "x")
+        checked(Record(prompt=CHAT, chosen=other + said("4"), rejected="5"), "x")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_a_malformed_line_is_one_sentence_with_file_and_line(line: str, sentence
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(rule(0)) + "\n\n" + line + "\n")
     with pytest.raises(UsageError) as caught:
-        pairs.load(path)
+        load(path)
     assert sentence in str(caught.value)
     assert str(caught.value).startswith(f"{path} line 3 ")
     assert "\n" not in str(caught.value)
@@ -108,20 +111,20 @@ def test_a_folder_of_datasets_gives_the_same_records(tmp_path: Path) -> None:
     data = datasets.Dataset.from_list([rule(i) for i in range(6)])
     data.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=data, test=data.select([0])).save_to_disk(tmp_path / "two")
-    wanted = pairs.load(write(tmp_path / "p.jsonl", [rule(i) for i in range(6)]))
-    assert pairs.load(tmp_path / "one") == pairs.load(tmp_path / "two") == wanted
+    wanted = load(write(tmp_path / "p.jsonl", [rule(i) for i in range(6)]))
+    assert load(tmp_path / "one") == load(tmp_path / "two") == wanted
     datasets.DatasetDict(other=data).save_to_disk(tmp_path / "three")
     with pytest.raises(UsageError, match="no split `train`, only other"):
-        pairs.load(tmp_path / "three")
+        load(tmp_path / "three")
     with pytest.raises(UsageError, match="is no data set"):
-        pairs.load(tmp_path)
+        load(tmp_path)
 
 
 def test_answers_beyond_the_context_are_named_or_cut(policy: LanguageModel, tmp_path: Path) -> None:
-    records = pairs.load(write(tmp_path / "p.jsonl", [rule(0), rule(1) | {"chosen": "a" * 200}, rule(2)]))
+    records = load(write(tmp_path / "p.jsonl", [rule(0), rule(1) | {"chosen": "a" * 200}, rule(2)]))
     with pytest.raises(UsageError, match=r"line 2 has 6 tokens of prompt and 201 of an answer, more than the context"):
-        pairs.Pairs("p", records, records).prepare(policy)
-    task = pairs.Pairs("p", records, records, max_new=10)
+        Pairs("p", records, records).prepare(policy)
+    task = Pairs("p", records, records, max_new=10)
     task.prepare(policy)
     b, _ = task.rollout(policy, [Request(1)], torch.Generator())
     assert b.lengths.tolist() == [10, 3]
@@ -129,10 +132,8 @@ def test_answers_beyond_the_context_are_named_or_cut(policy: LanguageModel, tmp_
 
 
 def test_scores_of_the_file_are_the_score(policy: LanguageModel) -> None:
-    records = [
-        pairs.checked(pairs.Record(rule(i) | {"score_chosen": 2 + i, "score_rejected": 0.5}), "x") for i in range(3)
-    ]
-    task = pairs.Pairs("p", records, records)
+    records = [checked(Record(rule(i) | {"score_chosen": 2 + i, "score_rejected": 0.5}), "x") for i in range(3)]
+    task = Pairs("p", records, records)
     task.prepare(policy)
     b, _ = task.rollout(policy, [Request(1), Request(2)], torch.Generator())
     assert b.score.tolist() == [3.0, 0.5, 4.0, 0.5]
@@ -143,8 +144,8 @@ def test_scores_of_the_file_are_the_score(policy: LanguageModel) -> None:
 
 def test_held_out_measures_are_those_of_the_log_ratios_to_the_start(model: Path) -> None:
     policy = LanguageModel.load(model)
-    records = [pairs.checked(pairs.Record(rule(i)), "x") for i in range(40)]
-    task = pairs.Pairs("p", records[:1], records)
+    records = [checked(Record(rule(i)), "x") for i in range(40)]
+    task = Pairs("p", records[:1], records)
     task.prepare(policy)
     assert task.evaluate(policy, torch.Generator())["ranking_accuracy"] == 0.5
     before = [logp(policy, r, k) for r in records for k in ("chosen", "rejected")]
@@ -170,8 +171,8 @@ def logp(policy: LanguageModel, record: dict[str, Any], key: str) -> float:
 
 
 def test_mismatched_answers_are_those_of_the_next_group(policy: LanguageModel) -> None:
-    records = [pairs.checked(pairs.Record(rule(i)), "x") for i in range(3)]
-    task = pairs.Pairs("p", records, records)
+    records = [checked(Record(rule(i)), "x") for i in range(3)]
+    task = Pairs("p", records, records)
     task.prepare(policy)
     b, _ = task.rollout(policy, [Request(0), Request(1), Request(2)], torch.Generator())
     found = policy.mismatched(b)
@@ -240,15 +241,15 @@ def test_a_method_that_needs_samples_says_so(tmp_path: Path, model: Path) -> Non
 def test_a_resumed_run_measures_from_the_same_start(tmp_path: Path, model: Path) -> None:
     data = write(tmp_path / "p.jsonl", [rule(i) for i in range(30)])
     last = learn(run(tmp_path / "r", data, model, "dpo", steps=3))
-    again = held_out(runs.reopen(tmp_path / "r"))
+    again = held_out(reopen(tmp_path / "r"))
     assert again == {k: v for k, v in last.items() if k.startswith("eval/")}
 
 
 def test_the_gradient_of_a_run_is_that_of_the_formula(model: Path) -> None:
     """DPO's loss on a batch of data, by transformers alone in float64."""
     policy = LanguageModel.load(model, dtype="float64")
-    records = [pairs.checked(pairs.Record(rule(i)), "x") for i in range(5)]
-    task = pairs.Pairs("p", records, records)
+    records = [checked(Record(rule(i)), "x") for i in range(5)]
+    task = Pairs("p", records, records)
     task.prepare(policy)
     b, _ = task.rollout(policy, [Request(i) for i in range(5)], torch.Generator())
     ref = policy.evaluate(b, {"logp"})["logp"].detach()
@@ -279,9 +280,9 @@ def reward_models(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list
 
 
 def test_a_saved_reward_model_scores_texts_as_it_did_in_its_run(reward_models: list[Path]) -> None:
-    from anypo.tasks.rewards import make
+    from anypo.tasks.text.rewards import make
 
-    made = runs.reopen(reward_models[0])
+    made = reopen(reward_models[0])
     reward = make(f"model:{reward_models[0]}")
     assert reward.name == "rm0"
     records = made.task.heldout
@@ -301,7 +302,7 @@ def test_several_reward_models_are_channels_of_an_ensemble(
         "method": "rm-ensemble", "task": {"name": f"jsonl:{data}", "reward": [f"model:{m}" for m in reward_models], "max_new": 4},
         "policy": f"hf:{model}", "steps": 1, "collect": {"requests": 4, "samples": 4}, "out": str(tmp_path / "r"),
     }  # fmt: skip
-    made = runs.create(configuration.from_dict(config))
+    made = create(configuration.from_dict(config))
     assert made.task.channels == ("rm0", "rm1")
     b, _ = made.task.rollout(made.policy, [Request(0, 3)], torch.Generator().manual_seed(0))
     spread = (b.scores[:, 0] - b.scores[:, 1]).square() / 2
@@ -310,7 +311,7 @@ def test_several_reward_models_are_channels_of_an_ensemble(
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path: Path, model: Path) -> None:
-    from anypo.tasks.rewards import make
+    from anypo.tasks.text.rewards import make
 
     with pytest.raises(UsageError, match=r"holds no finished reward model; a reward model is written model:RUN"):
         make(f"model:{tmp_path}")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from anypo.errors import RunError, UsageError
-from anypo.tasks.rewards import Reward, load, make, within
+from anypo.tasks.text.rewards import Reward, load, make, within
 
 
 def call(reward: Any, completions: list[Any], prompts: list[Any] | None = None, **columns: list) -> list[float | None]:

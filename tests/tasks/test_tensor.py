@@ -11,10 +11,12 @@ import torch
 
 from anypo import tasks
 from anypo.errors import UsageError
-from anypo.parts import Gae, NStep, Returns
-from anypo.policies.control import ActorCritic, Categoricals, MLPPolicy
-from anypo.policies.generative import FlowPolicy
-from anypo.tasks.tensor import ENVIRONMENTS, Tensors
+from anypo.parts.credit import Gae, NStep, Returns
+from anypo.policies.control.actor_critic import ActorCritic
+from anypo.policies.control.distributions import Categoricals
+from anypo.policies.control.mlp import MLPPolicy
+from anypo.policies.generative.flow import FlowPolicy
+from anypo.tasks.control.tensor import ENVIRONMENTS, Tensors
 from anypo.types import Request, Trajectories
 
 

@@ -10,9 +10,9 @@ import tiny
 import torch
 
 from anypo.errors import RunError, UsageError
-from anypo.policies.language import LanguageModel
-from anypo.tasks import jsonl, reasoning
-from anypo.tasks.text import TextTask, combine
+from anypo.policies.language.model import LanguageModel
+from anypo.tasks.text import jsonl, reasoning
+from anypo.tasks.text.task import TextTask, combine
 from anypo.types import Request
 
 CHAT = [{"role": "user", "content": "what is 2+2?"}]

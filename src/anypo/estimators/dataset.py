@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.errors import UsageError
-from anypo.parts.transitions import Table, episode_returns, trajectory_values
+from anypo.parts.store.episodes import Table, episode_returns, trajectory_values
 
 
 def discounted_returns(data: Table, gamma: float = 1.0) -> Float[Tensor, " episode"]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anypo.method import Method
+from anypo.method.method import Method
 from anypo.types import FIELDS, STEP_FIELDS, Trajectories
 
 LEAVES = ("logp", "value", "entropy")

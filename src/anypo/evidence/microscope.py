@@ -12,9 +12,9 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.evidence.batches import LEAVES, all_reads, random_batch
-from anypo.evidence.laboratory import gradient_quality
-from anypo.method import Method
-from anypo.parts import describe
+from anypo.evidence.experiments.gradients import gradient_quality
+from anypo.method.method import Method
+from anypo.parts.registry import describe
 from anypo.types import FIELDS, Trajectories
 
 SIGNS = (1.0, -1.0)

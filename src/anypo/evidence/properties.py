@@ -21,8 +21,8 @@ from anypo.evidence.batches import (
     random_advantage,
     same_bits,
 )
-from anypo.method import Method
-from anypo.method import method as find
+from anypo.method.method import Method
+from anypo.method.registry import method as find
 from anypo.types import Trajectories
 
 RUBBISH = (float("nan"), 1e9, -1e9, float("-inf"))

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anypo.policies.anchor import applied, snapshot
-from anypo.policies.table import SoftmaxTable
+from anypo.policies.tabular import SoftmaxTable
+from anypo.policies.weights import snapshot, swap_params
 from anypo.types import Request, Trajectories
 
 
@@ -49,7 +49,7 @@ class Toy:
         if self.rollouts % self.sync == 0:
             self.stale = snapshot(policy)
         self.rollouts += 1
-        with applied(policy, self.stale):
+        with swap_params(policy, self.stale):
             b, metrics = self.play(policy, requests, generator)
         assert b.logp_old is not None
         if self.noise_logp:

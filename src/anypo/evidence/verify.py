@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from anypo import __version__
-from anypo.evidence.laboratory import CHEAP, run_experiment
+from anypo.evidence.experiments.registry import CHEAP, run_experiment
 from anypo.evidence.microscope import gain
 from anypo.evidence.properties import check
-from anypo.method import Claim, Method
-from anypo.method import method as find
+from anypo.method.card import Claim
+from anypo.method.method import Method
+from anypo.method.registry import method as find
 
 SUPPORTED, MIXED, UNSUPPORTED = "supported", "mixed", "not supported at this scale"
 LEDGER = Path("evidence/ledger.json")

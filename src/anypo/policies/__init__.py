@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from anypo.errors import UsageError, unknown
-from anypo.stages import Network
+from anypo.views import Network
 
 POLICIES = {
     "mlp": "perceptrons for control: categorical or Gaussian, with a value head where the method learns one",
@@ -59,17 +59,17 @@ def make(
             f"the policy {name} has no value networks, which the method learns; use one of {', '.join(ACTORS)}"
         )
     if kind in ACTORS:
-        from anypo.policies import actors
+        from anypo.policies.control import off_policy as actors
 
         cls = getattr(actors, ACTORS[kind])
         _check(kind, options, actors.Actor, *(["experts"] if kind == "experts" else []))
         return cls(task.observation_space, task.action_space, value=value, networks=networks, seed=seed, **options)
     if kind in ("mlp", "table", "flow", "diffusion"):
         return _control(kind, options, task, value, seed)
-    from anypo.policies.language import LanguageModel
+    from anypo.policies.language.model import LanguageModel
 
     if kind == "tiny":
-        from anypo.policies import tiny
+        from anypo.policies.language import tiny
 
         if not hasattr(task, "demonstrations"):
             raise UsageError(f"the task {task.name} has no base model of its own: --policy hf:NAME_OR_DIR")
@@ -82,14 +82,16 @@ def make(
 
 def _control(kind: str, options: dict[str, Any], task: Any, value: bool | tuple[str, ...], seed: int) -> Any:
     if kind == "table":
-        from anypo.policies.table import SoftmaxTable
+        from anypo.policies.tabular import SoftmaxTable
 
         if not hasattr(task, "arms"):
             raise UsageError(f"the policy table needs a task with contexts and arms, {task.name} has none")
         _check(kind, options, SoftmaxTable)
         return SoftmaxTable(task.starts, task.arms, value=value, seed=seed, **options)
-    from anypo.policies.control import MLPPolicy
-    from anypo.policies.generative import DiffusionPolicy, FlowPolicy, pretrain
+    from anypo.policies.control.mlp import MLPPolicy
+    from anypo.policies.generative.diffusion import DiffusionPolicy
+    from anypo.policies.generative.flow import FlowPolicy
+    from anypo.policies.generative.pretrain import pretrain
 
     steps = int(options.pop("pretrain", 0))
     classes: dict[str, Any] = {"mlp": MLPPolicy, "flow": FlowPolicy, "diffusion": DiffusionPolicy}

@@ -24,7 +24,7 @@ class Moments:
 
 
 @torch.no_grad()
-def products(
+def step_products(
     hidden: Float[Tensor, "decision width"],
     logps: Float[Tensor, "decision choice"],
     taken: Int[Tensor, " decision"],

@@ -23,9 +23,10 @@ from anypo.config import from_dict, merge, parse_flags
 from anypo.errors import UsageError
 from anypo.evidence.microscope import gain
 from anypo.loops.learn import learn
-from anypo.loops.run import create, reopen, rewind
-from anypo.method import method as find_method
+from anypo.method.registry import method as find_method
 from anypo.report.console import finish, records, result_of
+from anypo.runs.files import rewind
+from anypo.runs.folder import create, reopen
 
 RESAMPLES = 5000
 """Bootstrap resamples of every interval."""

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from anypo.loops.run import Run
 from anypo.report.plan import lines
+from anypo.runs.run import Run
 
 Watch = Callable[[dict[str, Any]], None]
 SHOWN = ("reward", "train/return", "train/reward", "ratio", "kl_ref", "entropy", "dead_groups", "grad_norm")

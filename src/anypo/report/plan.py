@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from anypo.loops.checks import notes
-from anypo.loops.run import Run
+from anypo.runs.preflight import notes
+from anypo.runs.run import Run
 
 
 def lines(run: Run) -> list[tuple[str, str]]:

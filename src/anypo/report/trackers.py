@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from anypo.errors import UsageError, unknown
-from anypo.loops.run import Run
+from anypo.runs.run import Run
 
 Watch = Callable[[dict[str, Any]], None]
 TRACKERS = ("tensorboard", "wandb", "trackio")

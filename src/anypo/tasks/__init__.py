@@ -27,11 +27,11 @@ def make(spec: dict[str, Any], seed: int) -> Any:
     options = dict(spec)
     kind, _, rest = str(options.pop("name")).partition(":")
     if kind == "sums":
-        from anypo.tasks.sums import Sums
+        from anypo.tasks.text.sums import Sums
 
         return _call(Sums, "sums", options)
     if kind == "jsonl":
-        from anypo.tasks import jsonl
+        from anypo.tasks.text import jsonl
 
         _needs(rest, "jsonl:FILE")
         reward = options.pop("reward", None)
@@ -39,31 +39,31 @@ def make(spec: dict[str, Any], seed: int) -> Any:
             raise UsageError("a jsonl task needs a reward: --reward FILE.py:FUNCTION, or exact, numeric, math, regex")
         return _call(jsonl.make, "jsonl", options, rest, reward if isinstance(reward, list) else [reward])
     if kind == "pairs":
-        from anypo.tasks import pairs
+        from anypo.tasks.text import pairs
 
         _needs(rest, "pairs:FILE")
         reward = options.pop("reward", [])
         return _call(pairs.make, "pairs", options, rest, reward if isinstance(reward, list) else [reward])
     if kind == "reasoning-gym":
-        from anypo.tasks import reasoning
+        from anypo.tasks.text import reasoning
 
         _needs(rest, "reasoning-gym:NAME")
         return _call(reasoning.make, "reasoning-gym", options, rest)
     if kind == "gym":
-        from anypo.tasks.gym import Gym
+        from anypo.tasks.control.gym import Gym
 
         _needs(rest, "gym:ENV_ID")
         return _call(Gym, "gym", {"seed": seed, **options}, rest)
     if kind == "tensor":
-        from anypo.tasks.tensor import Tensors
+        from anypo.tasks.control.tensor import Tensors
 
         _needs(rest, "tensor:NAME")
         return _call(Tensors, "tensor", {"seed": seed, **options}, rest)
     if kind in ("minari", "data"):
-        from anypo.tasks import data
+        from anypo.tasks.control import offline as data
 
         _needs(rest, "minari:ID" if kind == "minari" else "data:FILE.npz or data:FILE.parquet")
-        from anypo.tasks.gym import Gym
+        from anypo.tasks.control.gym import Gym
 
         make = data.make_minari if kind == "minari" else data.make_file
         return _call(make, kind, {"seed": seed, **options}, rest, more=Gym)
@@ -72,7 +72,7 @@ def make(spec: dict[str, Any], seed: int) -> Any:
 
         return _call(Bandit, "bandit", options)
     if kind == "multimodal":
-        from anypo.tasks.multimodal import Multimodal
+        from anypo.tasks.plane import Multimodal
 
         return _call(Multimodal, "multimodal", options)
     raise unknown("task", str(spec["name"]), TASKS)

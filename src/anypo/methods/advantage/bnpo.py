@@ -1,8 +1,11 @@
 """BNPO: the baseline's scale is a Beta density fitted to the batch's success rates."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import BetaNormalize, Clip, Mean
+from anypo.parts.credit import BetaNormalize
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import Clip
 
 bnpo = register(
     grpo.but(

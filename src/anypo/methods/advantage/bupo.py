@@ -1,8 +1,11 @@
 """BuPO: GRPO that first trains the policy an inner layer already forms, then the whole model."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Clip, InnerRatio, LogRatio, Mean
+from anypo.parts.ratio import InnerRatio, LogRatio
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import Clip
 
 bupo = register(
     grpo.but(

@@ -1,15 +1,19 @@
 """DRPO: right answers are raised, the short ones most, against the log-mean of the wrong ones; no right answer is pushed down."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Combine, Each, HingeDivergence, ShortestContrast
+from anypo.parts.credit import Combine
+from anypo.parts.reduce import GroupMean
+from anypo.parts.terms import HingeDivergence
+from anypo.parts.trust import ShortestContrast
 
 drpo = register(
     grpo.but(
         credit=[Combine()],
         ratio=None,
         trust=ShortestContrast(tau=10.0, lam=0.1),
-        reduce=Each(),
+        reduce=GroupMean(),
         terms=[HingeDivergence(beta=1e3, delta=1e-4)],
         card=Card(
             id="drpo",

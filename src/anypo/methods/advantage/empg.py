@@ -1,9 +1,10 @@
 """EMPG: GRPO whose credit is larger on steps the policy was sure of."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import Baseline, Combine, EntropyModulate
+from anypo.parts.credit import Baseline, Combine, EntropyModulate
 
 empg = register(
     grpo.but(

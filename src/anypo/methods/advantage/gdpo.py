@@ -1,9 +1,10 @@
 """GDPO: GRPO whose reward channels are normalised one by one before they are added."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import DecoupledBaseline
+from anypo.parts.credit import DecoupledBaseline
 
 gdpo = register(
     grpo.but(

@@ -1,9 +1,10 @@
 """GRPO-VPS: GRPO that credits every segment with how much it raised the policy's belief in the right answer."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import AddProgress, Baseline, Combine
+from anypo.parts.credit import AddProgress, Baseline, Combine
 
 grpo_vps = register(
     grpo.but(

@@ -1,9 +1,11 @@
 """Knapsack RL: GRPO with the rollouts of a batch dealt out to the prompts where they are likeliest to teach."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import KnapsackBudget, Mean
+from anypo.parts.collect import KnapsackBudget
+from anypo.parts.reduce import Mean
 
 knapsack_rl = register(
     grpo.but(

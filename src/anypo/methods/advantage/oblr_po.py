@@ -1,9 +1,11 @@
 """OBLR-PO: the baseline weighs scores by gradient norms, and the learning rate follows the gradient's signal-to-noise ratio."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import Combine, SnrAdam, WeightedBaseline
+from anypo.parts.credit import Combine, WeightedBaseline
+from anypo.parts.step import SnrAdam
 
 oblr_po = register(
     grpo.but(

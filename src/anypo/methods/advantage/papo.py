@@ -1,8 +1,10 @@
 """PAPO: GRPO that is rewarded for answering differently when the input is hidden."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Divergence, Mean, Perception
+from anypo.parts.reduce import Mean
+from anypo.parts.terms import Divergence, Perception
 
 papo = register(
     grpo.but(

@@ -1,8 +1,12 @@
 """RiskPO: the scores of five prompts are added, and the lower part of their distribution is what is raised."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Clip, Mean, MixedValueAtRisk, TrackedQuantile
+from anypo.parts.credit import MixedValueAtRisk
+from anypo.parts.knobs import TrackedQuantile
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import Clip
 
 riskpo = register(
     grpo.but(

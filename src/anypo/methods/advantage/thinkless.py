@@ -1,9 +1,11 @@
 """Thinkless: the token that chooses how to answer and the answer are averaged apart."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.dr_grpo import dr_grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import Decoupled, Divergence, Mean
+from anypo.parts.reduce import Decoupled, Mean
+from anypo.parts.terms import Divergence
 
 thinkless = register(
     dr_grpo.but(

@@ -1,8 +1,11 @@
 """A2PR: TD3+BC held at the better one of the recorded action and an autoencoder's, where that is better than average."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.td3_bc import td3_bc
-from anypo.parts import TD, AdvantageAutoencoder, Alternate, CloneGoodAction, PolicyValue
+from anypo.parts.critic import TD, AdvantageAutoencoder, PolicyValue
+from anypo.parts.knobs import Alternate
+from anypo.parts.terms import CloneGoodAction
 
 a2pr = register(
     td3_bc.but(

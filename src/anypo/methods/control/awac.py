@@ -1,8 +1,11 @@
 """AWAC: the policy's own Q, and advantage-weighted likelihood of the actions in one store of data and experience."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.iql import iql
-from anypo.parts import TD, Adam, Advantage
+from anypo.parts.credit import Advantage
+from anypo.parts.critic import TD
+from anypo.parts.step import Adam
 
 awac = register(
     iql.but(

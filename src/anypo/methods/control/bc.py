@@ -1,14 +1,16 @@
 """BC: the likelihood of the actions in the data."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.sac import sac
-from anypo.parts import Clone, FromData
+from anypo.parts.collect import FromData
+from anypo.parts.trust import WeightedBC
 
 bc = register(
     sac.but(
         collect=FromData(),
         critic=[],
-        trust=Clone(),
+        trust=WeightedBC(),
         card=Card(
             id="bc",
             title="ALVINN: An Autonomous Land Vehicle in a Neural Network",

@@ -1,8 +1,13 @@
 """CQL: SAC on data with Q pushed down where the policy or chance would act, and up at the recorded actions."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.sac import sac
-from anypo.parts import TD, Adam, Conservative, FromData, Pathwise, Temperature
+from anypo.parts.collect import FromData
+from anypo.parts.critic import TD, Conservative
+from anypo.parts.knobs import Temperature
+from anypo.parts.step import Adam
+from anypo.parts.trust import Pathwise
 
 cql = register(
     sac.but(

@@ -1,8 +1,11 @@
 """DDPG: the deterministic policy gradient, through a critic learned from replayed transitions."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.sac import sac
-from anypo.parts import TD, Explore, Pathwise
+from anypo.parts.collect import Explore
+from anypo.parts.critic import TD
+from anypo.parts.trust import Pathwise
 
 ddpg = register(
     sac.but(

@@ -1,15 +1,21 @@
 """DQN: Q-learning with a network, replayed transitions and a target network."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.sac import sac
-from anypo.parts import TD, Adam, Explore, Follow, Linear, Transitions
+from anypo.parts.collect import Explore
+from anypo.parts.critic import TD
+from anypo.parts.knobs import Linear
+from anypo.parts.step import Adam
+from anypo.parts.store import Transitions
+from anypo.parts.trust import NoPolicyLoss
 
 dqn = register(
     sac.but(
         collect=Explore(first=1000, random=Linear(1.0, 0.05, until=0.3)),
         store=Transitions(batch=64, capacity=100_000, ratio=0.5),
         critic=[TD(next="max", ensemble=1, huber=1.0, tau=1.0, every=128)],
-        trust=Follow(),
+        trust=NoPolicyLoss(),
         step=Adam(lr=2.3e-3, epochs=1, minibatch=0, grad_norm=10.0, schedule="constant", warmup=0),
         card=Card(
             id="dqn",

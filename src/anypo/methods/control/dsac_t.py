@@ -1,8 +1,11 @@
 """DSAC-T: SAC with a Gaussian return critic, whose mean is regressed on mean targets and whose gradient does not scale with rewards."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.sac import sac
-from anypo.parts import GaussianTD, Pathwise, Temperature, Tracked
+from anypo.parts.critic import GaussianTD
+from anypo.parts.knobs import Temperature, Tracked
+from anypo.parts.trust import Pathwise
 
 alpha = Temperature()
 dsac_t = register(

@@ -1,8 +1,9 @@
 """f-DVL: IQL with the implicit maximiser of a dual: a total-variation or chi2 surrogate that no outlier can blow up."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.iql import iql
-from anypo.parts import TD, DualValue
+from anypo.parts.critic import TD, DualValue
 
 f_dvl = register(
     iql.but(

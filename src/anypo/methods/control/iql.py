@@ -1,14 +1,19 @@
 """IQL: values by expectile regression on recorded actions alone, the policy by advantage-weighted likelihood."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.bc import bc
-from anypo.parts import TD, Adam, Advantage, Clone, Cosine, Expectile
+from anypo.parts.credit import Advantage
+from anypo.parts.critic import TD, Expectile
+from anypo.parts.knobs import Cosine
+from anypo.parts.step import Adam
+from anypo.parts.trust import WeightedBC
 
 iql = register(
     bc.but(
         critic=[Expectile(t=0.7), TD(next="value")],
         credit=[Advantage(beta=3.0)],
-        trust=Clone(weighted=True),
+        trust=WeightedBC(weighted=True),
         step=Adam(
             lr=3e-4, epochs=1, minibatch=0, grad_norm=None, schedule="constant", warmup=0, policy_lr=Cosine(3e-4, 0.0)
         ),

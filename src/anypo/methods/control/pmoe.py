@@ -1,8 +1,11 @@
 """PMOE: SAC with a mixture of experts, of which only the one whose action is best learns."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.sac import sac
-from anypo.parts import TD, BestExpert, Temperature
+from anypo.parts.critic import TD
+from anypo.parts.knobs import Temperature
+from anypo.parts.trust import BestExpert
 
 alpha = Temperature()
 pmoe = register(

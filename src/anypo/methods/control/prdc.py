@@ -1,8 +1,10 @@
 """PRDC: TD3+BC held at the nearest recorded pair of state and action instead of the action recorded in this state."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.td3_bc import td3_bc
-from anypo.parts import Alternate, CloneAction
+from anypo.parts.knobs import Alternate
+from anypo.parts.terms import CloneAction
 
 prdc = register(
     td3_bc.but(

@@ -1,8 +1,9 @@
 """ReCOIL: imitation from any data by matching mixtures of occupancies; no reward, no discriminator."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.iql import iql
-from anypo.parts import DualValue, MixtureMatching
+from anypo.parts.critic import DualValue, MixtureMatching
 
 recoil = register(
     iql.but(

@@ -1,8 +1,12 @@
 """RLPD: SAC with half of every minibatch from data, an ensemble of normalised critics and many updates per step."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.sac import sac
-from anypo.parts import TD, Alternate, Clock, Pathwise, Temperature, Transitions
+from anypo.parts.critic import TD
+from anypo.parts.knobs import Alternate, Clock, Temperature
+from anypo.parts.store import Transitions
+from anypo.parts.trust import Pathwise
 
 alpha = Temperature()
 rlpd = register(

@@ -1,7 +1,15 @@
 """SAC: off-policy actor-critic that maximises return and entropy, whose weight is tuned by a dual."""
 
-from anypo.method import Card, Claim, Method, register
-from anypo.parts import TD, Adam, Explore, Mean, Pathwise, Temperature, Transitions
+from anypo.method.card import Card, Claim
+from anypo.method.method import Method
+from anypo.method.registry import register
+from anypo.parts.collect import Explore
+from anypo.parts.critic import TD
+from anypo.parts.knobs import Temperature
+from anypo.parts.reduce import Mean
+from anypo.parts.step import Adam
+from anypo.parts.store import Transitions
+from anypo.parts.trust import Pathwise
 
 alpha = Temperature()
 sac = register(

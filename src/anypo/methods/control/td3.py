@@ -1,8 +1,11 @@
 """TD3: deterministic policy gradient with two critics, smoothed target actions and delayed policy updates."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.ddpg import ddpg
-from anypo.parts import TD, Alternate, Pathwise
+from anypo.parts.critic import TD
+from anypo.parts.knobs import Alternate
+from anypo.parts.trust import Pathwise
 
 td3 = register(
     ddpg.but(

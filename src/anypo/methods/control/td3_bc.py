@@ -1,8 +1,12 @@
 """TD3+BC: TD3 on data, held at the recorded actions by a squared term on the scale of Q."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.td3 import td3
-from anypo.parts import Alternate, CloneAction, FromData, Pathwise
+from anypo.parts.collect import FromData
+from anypo.parts.knobs import Alternate
+from anypo.parts.terms import CloneAction
+from anypo.parts.trust import Pathwise
 
 td3_bc = register(
     td3.but(

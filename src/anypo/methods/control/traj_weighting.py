@@ -1,8 +1,9 @@
 """Trajectory weighting: TD3+BC on data in which good trajectories are drawn more often. The store serves every offline method."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.td3_bc import td3_bc
-from anypo.parts import WeightedTrajectories
+from anypo.parts.store import WeightedTrajectories
 
 traj_weighting = register(
     td3_bc.but(

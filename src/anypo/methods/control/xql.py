@@ -1,8 +1,10 @@
 """XQL: IQL with the soft maximum of Q by Gumbel regression."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.control.iql import iql
-from anypo.parts import TD, Advantage, Gumbel
+from anypo.parts.credit import Advantage
+from anypo.parts.critic import TD, Gumbel
 
 xql = register(
     iql.but(

@@ -1,8 +1,9 @@
 """N-PG-IGT: REINFORCE with normalised momentum whose samples are taken where the momentum is going."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.reinforce import reinforce
-from anypo.parts import Transport
+from anypo.parts.step import Transport
 
 n_pg_igt = register(
     reinforce.but(

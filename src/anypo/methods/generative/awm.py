@@ -1,8 +1,12 @@
 """AWM: the pretraining loss itself, weighted by the advantage; the policy is held near its own moving average."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.generative.flow_grpo import flow_grpo
-from anypo.parts import Baseline, BatchScale, Clip, Combine, GuessDivergence, LimitAdvantage, MatchingRatio
+from anypo.parts.credit import Baseline, BatchScale, Combine, LimitAdvantage
+from anypo.parts.ratio import MatchingRatio
+from anypo.parts.terms import GuessDivergence
+from anypo.parts.trust import Clip
 
 awm = register(
     flow_grpo.but(

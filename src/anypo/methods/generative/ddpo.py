@@ -1,9 +1,12 @@
 """DDPO: denoising as a decision process; every step has the credit of the sample and its own exact likelihood ratio."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import Baseline, Clip, Combine, LimitAdvantage, Mean
+from anypo.parts.credit import Baseline, Combine, LimitAdvantage
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import Clip
 
 ddpo = register(
     grpo.but(

@@ -1,8 +1,11 @@
 """Diffusion Policy: behaviour cloning of the expert's actions by a conditional denoising diffusion model."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Matching, Mean, OnlyDemonstrations
+from anypo.parts.collect import OnlyDemonstrations
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import Matching
 
 diffusion_policy = register(
     grpo.but(

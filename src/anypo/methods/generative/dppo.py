@@ -1,8 +1,11 @@
 """DPPO: PPO in two layers of time; advantages belong to actions, ratios to denoising steps, and noisy steps count less."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.ppo import ppo
-from anypo.parts import DenoisingDiscount, Gae, SegmentGae, StepClip, Value, Whiten
+from anypo.parts.credit import DenoisingDiscount, Gae, SegmentGae, Whiten
+from anypo.parts.critic import Value
+from anypo.parts.trust import StepClip
 
 dppo = register(
     ppo.but(

@@ -1,8 +1,10 @@
 """Flow-GRPO: GRPO on a flow model whose sampler is made stochastic without changing its marginals."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.generative.ddpo import ddpo
-from anypo.parts import Baseline, BatchScale, Combine, LimitAdvantage, MeanDivergence
+from anypo.parts.credit import Baseline, BatchScale, Combine, LimitAdvantage
+from anypo.parts.terms import MeanDivergence
 
 flow_grpo = register(
     ddpo.but(

@@ -1,8 +1,9 @@
 """Flow matching as behaviour cloning: the policy learns the straight velocity from noise to the expert's action."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.generative.diffusion_policy import diffusion_policy
-from anypo.parts import Matching
+from anypo.parts.trust import Matching
 
 flow_matching_policy = register(
     diffusion_policy.but(

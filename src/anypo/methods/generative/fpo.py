@@ -1,8 +1,12 @@
 """FPO: PPO whose likelihood ratio is the exponential of the fall of the flow-matching loss on the action taken."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.ppo import ppo
-from anypo.parts import Clip, MatchingRatio, SegmentGae, Value, Whiten
+from anypo.parts.credit import SegmentGae, Whiten
+from anypo.parts.critic import Value
+from anypo.parts.ratio import MatchingRatio
+from anypo.parts.trust import Clip
 
 fpo = register(
     ppo.but(

@@ -1,14 +1,17 @@
 """GRPO-Guard: Flow-GRPO with ratios that are centred and scaled alike at every step, so that clipping acts on both signs."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.generative.flow_grpo import flow_grpo
-from anypo.parts import Clip, NormalisedRatio, PerWidth
+from anypo.parts.ratio import NormalisedRatio
+from anypo.parts.reduce import StepWidthMean
+from anypo.parts.trust import Clip
 
 grpo_guard = register(
     flow_grpo.but(
         ratio=NormalisedRatio(),
         trust=Clip(2e-6, 2e-6),
-        reduce=PerWidth("token"),
+        reduce=StepWidthMean("token"),
         terms=[],
         card=Card(
             id="grpo-guard",

@@ -1,8 +1,13 @@
 """ReinFlow: PPO on the likelihood of the whole chain of a flow policy, whose steps have learned noise."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.ppo import ppo
-from anypo.parts import ChainRatio, Clip, Entropy, SegmentGae, Value, Whiten
+from anypo.parts.credit import SegmentGae, Whiten
+from anypo.parts.critic import Value
+from anypo.parts.ratio import ChainRatio
+from anypo.parts.terms import Entropy
+from anypo.parts.trust import Clip
 
 reinflow = register(
     ppo.but(

@@ -1,9 +1,12 @@
 """GHPO: GRPO that shows more and more of the reference solution where every sample fails."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import Baseline, Combine, HintLadder, Mean
+from anypo.parts.collect import HintLadder
+from anypo.parts.credit import Baseline, Combine
+from anypo.parts.reduce import Mean
 
 ghpo = register(
     grpo.but(

@@ -1,8 +1,13 @@
 """A2C: REINFORCE with a learned value, n-step bootstrapped returns and an entropy bonus."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.reinforce import reinforce
-from anypo.parts import Entropy, Mean, NStep, RMSProp, Value
+from anypo.parts.credit import NStep
+from anypo.parts.critic import Value
+from anypo.parts.reduce import Mean
+from anypo.parts.step import RMSProp
+from anypo.parts.terms import Entropy
 
 a2c = register(
     reinforce.but(

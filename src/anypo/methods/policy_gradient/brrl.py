@@ -1,9 +1,14 @@
 """BRRL: the ratio is drawn to a bounded target instead of being clipped. For groups (GBPO), and with a median critic (BPO)."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import ppo
-from anypo.parts import Adam, Baseline, BoundedTarget, Combine, Gae, Mean, Median, MedianTarget, Value
+from anypo.parts.credit import Baseline, Combine, Gae
+from anypo.parts.critic import Median, Value
+from anypo.parts.reduce import Mean
+from anypo.parts.step import Adam
+from anypo.parts.trust import BoundedTarget, MedianTarget
 
 PAPER = {
     "title": "Bounded Ratio Reinforcement Learning",

@@ -1,9 +1,11 @@
 """CAPO: GRPO without the tokens whose own step would change policy or objective too much."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import Adam, Baseline, Combine, KeepStable
+from anypo.parts.credit import Baseline, Combine, KeepStable
+from anypo.parts.step import Adam
 
 capo_curvature = register(
     grpo.but(

@@ -1,8 +1,11 @@
 """CHORD: GRPO and imitation in one loss, the demonstrations' tokens weighted by how unsure the policy is of them."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Imitate, Mean, Share, WithDemonstrations
+from anypo.parts.collect import WithDemonstrations
+from anypo.parts.reduce import Mean, ScaledMean
+from anypo.parts.terms import Imitate
 
 MU = 0.1
 """Weight of imitation; 1 - MU is that of the policy's own samples."""
@@ -10,7 +13,7 @@ MU = 0.1
 chord = register(
     grpo.but(
         collect=WithDemonstrations(apart=16),
-        reduce=Share("token", coef=1 - MU),
+        reduce=ScaledMean("token", coef=1 - MU),
         terms=[Imitate(MU, phi="uncertain")],
         card=Card(
             id="chord",

@@ -1,8 +1,10 @@
 """CISPO: GRPO whose importance weight is capped and detached, so that no token ever loses its gradient."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Mean, TruncatedWeight
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import TruncatedWeight
 
 cispo = register(
     grpo.but(

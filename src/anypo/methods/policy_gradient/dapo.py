@@ -1,9 +1,13 @@
 """DAPO: GRPO with a higher upper clip, the mean over all tokens, and no batch filled with groups that teach nothing."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import Baseline, Clip, Combine, DropTruncated, DynamicSampling, KeepInformative, Mean
+from anypo.parts.collect import DynamicSampling
+from anypo.parts.credit import Baseline, Combine, DropTruncated, KeepInformative
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import Clip
 
 dapo = register(
     grpo.but(

@@ -1,8 +1,9 @@
 """DHPO: half GRPO, half GSPO: token and row ratios, each clipped in its own box, are mixed."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import TwoBranchClip
+from anypo.parts.trust import TwoBranchClip
 
 dhpo = register(
     grpo.but(

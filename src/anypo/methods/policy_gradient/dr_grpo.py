@@ -1,9 +1,11 @@
 """Dr. GRPO: GRPO without its two divisions, by the group's spread and by the row's length."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
-from anypo.parts import Baseline, Combine, Mean
+from anypo.parts.credit import Baseline, Combine
+from anypo.parts.reduce import Mean
 
 dr_grpo = register(
     grpo.but(

@@ -1,8 +1,9 @@
 """FiberPO: a row's common drift and its tokens' deviations from it have budgets of their own."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import FiberGate
+from anypo.parts.trust import FiberGate
 
 fiberpo = register(
     grpo.but(

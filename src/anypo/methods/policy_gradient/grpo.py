@@ -1,8 +1,12 @@
 """GRPO: PPO without a critic; the baseline is the group of answers to the same prompt."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.ppo import ppo
-from anypo.parts import Adam, Baseline, Combine, Divergence, Mean
+from anypo.parts.credit import Baseline, Combine
+from anypo.parts.reduce import Mean
+from anypo.parts.step import Adam
+from anypo.parts.terms import Divergence
 
 grpo = register(
     ppo.but(

@@ -1,8 +1,10 @@
 """GSPO: GRPO whose ratio, and clip, belong to the whole answer: the geometric mean of its token ratios."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Clip, LogRatio
+from anypo.parts.ratio import LogRatio
+from anypo.parts.trust import Clip
 
 gspo = register(
     grpo.but(

@@ -1,8 +1,13 @@
 """HPT: where every sample of a prompt fails, learn from its demonstration instead."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.dr_grpo import dr_grpo
-from anypo.parts import Adam, Baseline, Combine, Entropy, GateBySuccess, Imitate, Unclipped, WithDemonstrations
+from anypo.parts.collect import WithDemonstrations
+from anypo.parts.credit import Baseline, Combine, GateBySuccess
+from anypo.parts.step import Adam
+from anypo.parts.terms import Entropy, Imitate
+from anypo.parts.trust import Unclipped
 
 hpt = register(
     dr_grpo.but(

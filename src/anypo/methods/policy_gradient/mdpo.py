@@ -1,8 +1,14 @@
 """MDPO: mirror descent: ten steps on the unclipped surrogate with a divergence from the sampling policy whose weight grows."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.ppo import ppo
-from anypo.parts import Adam, Clip, Divergence, Gae, Reciprocal, Unclipped, Value, Whiten
+from anypo.parts.credit import Gae, Whiten
+from anypo.parts.critic import Value
+from anypo.parts.knobs import Reciprocal
+from anypo.parts.step import Adam
+from anypo.parts.terms import Divergence
+from anypo.parts.trust import Clip, Unclipped
 
 mdpo = register(
     ppo.but(

@@ -2,9 +2,10 @@
 
 import torch
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import HazardModulated
+from anypo.parts.trust import HazardModulated
 
 
 def weight(r: torch.Tensor, a: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """MinPRO: CISPO whose ratio also carries the smallest ratio of the tokens before it."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.cispo import cispo
-from anypo.parts import MinPrefix
+from anypo.parts.ratio import MinPrefix
 
 minpro = register(
     cispo.but(

@@ -2,9 +2,14 @@
 
 import torch
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.a2c import a2c
-from anypo.parts import Adam, Clip, Gae, LogRatio, Value, Whiten
+from anypo.parts.credit import Gae, Whiten
+from anypo.parts.critic import Value
+from anypo.parts.ratio import LogRatio
+from anypo.parts.step import Adam
+from anypo.parts.trust import Clip
 
 
 def clipped_weight(low: float, high: float):

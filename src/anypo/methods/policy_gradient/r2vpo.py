@@ -1,8 +1,11 @@
 """R2VPO: the ratio's variance is held at a bound by a multiplier; nothing is clipped."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Dual, Mean, Unclipped, VariancePenalty
+from anypo.parts.knobs import Dual
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import Unclipped, VariancePenalty
 
 r2vpo = register(
     grpo.but(

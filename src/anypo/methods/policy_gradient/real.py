@@ -1,15 +1,19 @@
 """REAL: rewards are labels; each group is a classification of its rows by their log-ratio."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Combine, Each, LogRatio, SetContrast
+from anypo.parts.credit import Combine
+from anypo.parts.ratio import LogRatio
+from anypo.parts.reduce import GroupMean
+from anypo.parts.trust import SetContrast
 
 real = register(
     grpo.but(
         credit=[Combine()],
         ratio=LogRatio("row", how="mean"),
         trust=SetContrast(tau=0.5, degenerate="keep"),
-        reduce=Each(),
+        reduce=GroupMean(),
         terms=[],
         card=Card(
             id="real",

@@ -2,9 +2,12 @@
 
 import torch
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Baseline, Combine, MaskedLikelihood, Mean
+from anypo.parts.credit import Baseline, Combine
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import MaskedLikelihood
 
 
 def weight(r: torch.Tensor, a: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,14 @@
 """REINFORCE: the likelihood of every decision, weighted by the return that followed it."""
 
-from anypo.method import Card, Claim, Method, register
-from anypo.parts import Adam, Ask, Fresh, Likelihood, Mean, Returns
+from anypo.method.card import Card, Claim
+from anypo.method.method import Method
+from anypo.method.registry import register
+from anypo.parts.collect import Ask
+from anypo.parts.credit import Returns
+from anypo.parts.reduce import Mean
+from anypo.parts.step import Adam
+from anypo.parts.store import Fresh
+from anypo.parts.trust import Likelihood
 
 reinforce = register(
     Method(

@@ -1,8 +1,14 @@
 """ReMix: GRPO on a mixture of fresh and recent rows, clipped around the policy the update starts from, then on fresh rows alone."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Adam, Clip, Divergence, Fresh, Mean, RecentredClip, Replay, Staircase
+from anypo.parts.knobs import Staircase
+from anypo.parts.reduce import Mean
+from anypo.parts.step import Adam
+from anypo.parts.store import Fresh, Replay
+from anypo.parts.terms import Divergence
+from anypo.parts.trust import Clip, RecentredClip
 
 BETA = 0.01
 """Weight of the two divergences together; their shares are lam and 1 - lam, lam falling from 1 to 0.5."""

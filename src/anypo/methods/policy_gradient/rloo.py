@@ -1,8 +1,10 @@
 """RLOO: REINFORCE with the mean of the other answers to the same prompt as baseline, the KL inside the reward."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.reinforce import reinforce
-from anypo.parts import Baseline, Combine, KlPenalty
+from anypo.parts.credit import Baseline, Combine
+from anypo.parts.score import KlPenalty
 
 rloo = register(
     reinforce.but(

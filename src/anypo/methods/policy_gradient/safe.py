@@ -1,8 +1,12 @@
 """SAFE: PPO on outcome scores with a pessimistic pair of critics and a divergence penalty that a controller switches."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.ppo import ppo
-from anypo.parts import Adam, Entropy, EntropyGatedKl, PessimisticBaseline, PessimisticValue
+from anypo.parts.credit import PessimisticBaseline
+from anypo.parts.critic import PessimisticValue
+from anypo.parts.step import Adam
+from anypo.parts.terms import Entropy, EntropyGatedKl
 
 safe = register(
     ppo.but(

@@ -1,8 +1,11 @@
 """T-PPO: PPO that learns from rows before they are finished."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.ppo import clipped_weight, ppo
-from anypo.parts import ExtendedGae, FinishedValue, Gae, Value, Window
+from anypo.parts.collect import Window
+from anypo.parts.credit import ExtendedGae, Gae
+from anypo.parts.critic import FinishedValue, Value
 
 t_ppo = register(
     ppo.but(

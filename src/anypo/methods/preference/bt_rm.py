@@ -1,8 +1,10 @@
 """Bradley-Terry reward model: a scalar score per answer, so that the difference of two scores explains which one is preferred."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import LearnedScore, PairContrast
+from anypo.parts.ratio import LearnedScore
+from anypo.parts.trust import PairContrast
 
 bt_rm = register(
     dpo.but(

@@ -1,8 +1,9 @@
 """CoPG: policy gradient by contrast of regularised rewards, right on samples of any policy without importance weights."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import RewardContrast
+from anypo.parts.trust import RewardContrast
 
 copg = register(
     dpo.but(

@@ -1,8 +1,10 @@
 """CPL: preferences over segments of behaviour are explained by the policy's own likelihoods, with a conservative bias."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import BiasedContrast, LogRatio
+from anypo.parts.ratio import LogRatio
+from anypo.parts.trust import BiasedContrast
 
 cpl = register(
     dpo.but(

@@ -1,8 +1,10 @@
 """CPO: DPO without a reference, beside imitation of the preferred answer."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import LikeBest, LogRatio
+from anypo.parts.ratio import LogRatio
+from anypo.parts.terms import LikeBest
 
 cpo_contrastive = register(
     dpo.but(

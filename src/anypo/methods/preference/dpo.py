@@ -1,15 +1,19 @@
 """DPO: of two answers the preferred one is made likelier than the other, both measured against the reference."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import Combine, Each, LogRatio, PairContrast
+from anypo.parts.credit import Combine
+from anypo.parts.ratio import LogRatio
+from anypo.parts.reduce import GroupMean
+from anypo.parts.trust import PairContrast
 
 dpo = register(
     grpo.but(
         credit=[Combine()],
         ratio=LogRatio("row", how="sum", anchor="ref"),
         trust=PairContrast("logistic", beta=0.1),
-        reduce=Each(),
+        reduce=GroupMean(),
         terms=[],
         card=Card(
             id="dpo",

@@ -1,8 +1,9 @@
 """IPO: the gap of log-ratios is drawn to a finite target instead of growing without end."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import PairContrast
+from anypo.parts.trust import PairContrast
 
 ipo = register(
     dpo.but(

@@ -1,8 +1,11 @@
 """KTO: answers are marked good or bad one by one, and valued against a reference point as people value gains and losses."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import Combine, Mean, ProspectValue, ReferencePoint
+from anypo.parts.credit import Combine, ReferencePoint
+from anypo.parts.reduce import Mean
+from anypo.parts.trust import ProspectValue
 
 kto = register(
     dpo.but(

@@ -1,8 +1,9 @@
 """Online DPO: the pair is the best and the worst of several answers that the policy itself has just given."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import Combine, KeepExtremes
+from anypo.parts.credit import Combine, KeepExtremes
 
 online_dpo = register(
     dpo.but(

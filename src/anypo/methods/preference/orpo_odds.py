@@ -1,8 +1,11 @@
 """ORPO: imitation of the preferred answer with a penalty on the odds of the other; one stage, no reference."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import LikeBest, LogRatio, OddsContrast
+from anypo.parts.ratio import LogRatio
+from anypo.parts.terms import LikeBest
+from anypo.parts.trust import OddsContrast
 
 orpo_odds = register(
     dpo.but(

@@ -1,8 +1,10 @@
 """P3O: policy gradient on reward differences of pairs, each row's ratio clipped; blind to shifts of the reward."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import LogRatio, PairwiseClip
+from anypo.parts.ratio import LogRatio
+from anypo.parts.trust import PairwiseClip
 
 p3o_pairwise = register(
     dpo.but(

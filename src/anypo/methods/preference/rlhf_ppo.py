@@ -1,8 +1,12 @@
 """RLHF by PPO: a learned reward at the end of an answer, and a price on every token for leaving the reference."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.ppo import ppo
-from anypo.parts import Adam, Gae, Standardize, TokenKl, Value
+from anypo.parts.credit import Gae, Standardize
+from anypo.parts.critic import Value
+from anypo.parts.score import TokenKl
+from anypo.parts.step import Adam
 
 rlhf_ppo = register(
     ppo.but(

@@ -1,8 +1,9 @@
 """Reward-model ensembles: a score on which several reward models disagree is worth less."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts import ConservativeScore
+from anypo.parts.score import ConservativeScore
 
 rm_ensemble = register(
     grpo.but(

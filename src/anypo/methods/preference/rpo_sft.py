@@ -1,8 +1,10 @@
 """RPO: DPO with a small imitation term, which is pessimism about answers that were never compared."""
 
-from anypo.method import Card, Claim, Reduction, register
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import LikeBest, PairContrast
+from anypo.parts.terms import LikeBest
+from anypo.parts.trust import PairContrast
 
 rpo_sft = register(
     dpo.but(

@@ -1,8 +1,10 @@
 """SimPO: no reference; the reward is the mean log-likelihood, with a margin."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import LogRatio, PairContrast
+from anypo.parts.ratio import LogRatio
+from anypo.parts.trust import PairContrast
 
 simpo = register(
     dpo.but(

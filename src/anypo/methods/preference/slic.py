@@ -1,8 +1,11 @@
 """SLiC-HF: a margin on sequence likelihoods, and imitation of the preferred answer."""
 
-from anypo.method import Card, Claim, register
+from anypo.method.card import Card, Claim
+from anypo.method.registry import register
 from anypo.methods.preference.dpo import dpo
-from anypo.parts import LikeBest, LogRatio, PairContrast
+from anypo.parts.ratio import LogRatio
+from anypo.parts.terms import LikeBest
+from anypo.parts.trust import PairContrast
 
 slic = register(
     dpo.but(

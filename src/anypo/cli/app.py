@@ -1,0 +1,69 @@
+"""The command line's application: options shared by commands, errors as one sentence. Every flag of `train` is a dotted path of
+the run's YAML file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from anypo.config import Config, from_dict, load, merge, parse_flags
+from anypo.errors import RunError, UsageError
+
+app = typer.Typer(
+    help="Policy optimization in which every published method is a difference from one you already know.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+Words = Annotated[list[str], typer.Argument(metavar="METHOD|config.yaml [FLAGS]", show_default=False)]
+
+
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder", show_default=False)]
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
+
+
+out = Console(soft_wrap=True)
+
+
+def configuration(words: list[str]) -> Config:
+    """The Config of `METHOD [FLAGS]` or `config.yaml [FLAGS]`: the file, then the flags on top."""
+    names, flags = parse_flags(words)
+    if len(names) != 1:
+        given = f"got {', '.join(names)}" if names else "got none"
+        raise UsageError(f"name one METHOD or config.yaml, {given}; see `anypo methods`")
+    name = names[0]
+    if not name.endswith((".yaml", ".yml")):
+        return from_dict({**flags, "method": name})
+    path = Path(name)
+    values = load(path)
+    # A run's own file makes a new run beside it.
+    if values.get("out") and Path(values["out"]).resolve() == path.resolve().parent:
+        values["out"] = None
+    return from_dict(merge(values, flags))
+
+
+def main() -> None:
+    """Entry point: errors of use end in one line and exit code 2, failures during a run in exit code 1."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except (UsageError, RunError) as error:
+        sys.stderr.write(f"anypo: {error}\n")
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.stderr.write("anypo: interrupted before the run began\n")
+        sys.exit(130)

@@ -1,0 +1,141 @@
+"""Commands that list and explain."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from anypo.cli.app import FREE, AsJson, app, configuration, out
+
+
+@app.command("methods")
+def list_methods(
+    family: Annotated[str | None, typer.Option(help="only this family")] = None, as_json: AsJson = False
+) -> None:
+    """The methods, and what each changes in its base."""
+    cards = [card_of(name) for name in method_ids()]
+    families = sorted({card["family"] for card in cards})
+    if family is not None and family not in families:
+        from anypo.errors import unknown
+
+        raise unknown("family", family, families)
+    cards = [card for card in cards if family in (None, card["family"])]
+    if as_json:
+        typer.echo(json.dumps(cards, indent=2))
+        return
+    table = Table("method", "year", "base", "changed", "verdict", "title")
+    for card in sorted(cards, key=lambda c: (c["year"], c["id"])):
+        seen = (card["evidence"] or {}).get("verdict") or ""
+        table.add_row(
+            card["id"], str(card["year"]), card["base"] or "", ", ".join(card["changed"]), seen, card["title"]
+        )
+    out.print(table)
+
+
+def method_ids() -> list[str]:
+    import anypo
+
+    return anypo.methods()
+
+
+def card_of(name: str) -> dict[str, Any]:
+    """A registered method as plain values."""
+    import anypo
+    from anypo.evidence.verify import ledger, summary
+
+    found = anypo.method(name)
+    facts = {key: getattr(found.card, key) for key in ("id", "title", "year", "arxiv", "family", "base")}
+    evidence = summary(ledger().get(name, {}))
+    return {**facts, "stages": found.texts(), "changed": found.changed, "evidence": evidence}
+
+
+@app.command()
+def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = None, as_json: AsJson = False) -> None:
+    """The parts each stage can be filled with, and their settings."""
+    from dataclasses import MISSING, fields
+
+    from anypo.errors import unknown
+    from anypo.parts.registry import PARTS
+    from anypo.stages import SLOTS
+
+    if stage is not None and stage not in SLOTS:
+        raise unknown("stage", stage, SLOTS)
+    found = [
+        {
+            "stage": slot,
+            "part": name,
+            "settings": {f.name: None if f.default is MISSING else f.default for f in fields(cls)},
+            "does": (cls.__doc__ or "").strip().split("\n")[0],
+        }
+        for slot, known in PARTS.items()
+        if stage in (None, slot)
+        for name, cls in known.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table("stage", "part", "settings", "does")
+    for row in found:
+        settings = ", ".join(f"{name}={value}" for name, value in row["settings"].items())
+        table.add_row(row["stage"], row["part"], settings, row["does"])
+    out.print(table)
+
+
+@app.command("tasks")
+def list_tasks() -> None:
+    """The tasks and the policies, by the names `train` takes."""
+    from anypo.policies import POLICIES
+    from anypo.tasks import TASKS
+
+    for kind, known in (("task", TASKS), ("policy", POLICIES)):
+        table = Table(kind, "what")
+        for name, text in known.items():
+            table.add_row(name, text)
+        out.print(table)
+
+
+@app.command(context_settings=FREE)
+def explain(
+    words: Annotated[list[str], typer.Argument(metavar="METHOD [--STAGE part]", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """A method's stages with the changed ones marked, its equation, source and cost; `--STAGE part` shows what would change."""
+    import anypo
+
+    config = configuration(words)
+    found = anypo.method(config.method).configure(config.stages)
+    if not as_json:
+        typer.echo(found.explain())
+        for line in evidence_lines(config.method):
+            typer.echo(line)
+        return
+    facts = {key: getattr(found.card, key) for key in ("equation", "source", "claim", "confidence")}
+    typer.echo(
+        json.dumps({**card_of(config.method), **facts, "stages": found.texts(), "changed": found.changed}, indent=2)
+    )
+
+
+def evidence_lines(name: str) -> list[str]:
+    """What the ledger holds about a method, a line each."""
+    from anypo.evidence.verify import ledger
+
+    found = ledger().get(name)
+    if found is None:
+        return ["Evidence   none recorded: anypo verify " + name]
+    p = found["properties"]
+    lines = [
+        f"Properties {p['passed']} of {p['of']} hold on {p['cases']} random batches",
+        f"Verdict    {found.get('verdict', 'no claim tested')}",
+    ]
+    lines += [f"  failed   {sentence}" for sentence in p["failed"]]
+    for claim in found["claims"]:
+        low, high = claim["interval"]
+        lines.append(f"  {claim['verdict']}: {claim['text']}")
+        lines.append(
+            f"    {claim['experiment']}, {claim['measure']} ({claim['better']} is better) against {claim['against']}: effect"
+            f" {claim['effect']:.3g} [{low:.3g}, {high:.3g}], {len(claim['seeds'])} seeds, {claim['seconds']:.0f} s"
+        )
+    return lines

@@ -1,0 +1,136 @@
+"""Commands about evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from anypo.cli.app import FREE, AsJson, app, configuration, out
+from anypo.cli.catalogue import method_ids
+from anypo.errors import UsageError
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="METHOD...", show_default=False)] = None,
+    family: Annotated[str | None, typer.Option(help="every method of a family")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="every method")] = False,
+    quick: Annotated[bool, typer.Option(help="properties, and experiments under about five seconds only")] = False,
+    seeds: Annotated[str, typer.Option(help="a number of seeds, or a range such as 10-19")] = "10",
+    jobs: Annotated[int, typer.Option(min=1, help="methods at once")] = 1,
+    keep: Annotated[bool, typer.Option("--record", help="write what was found into the ledger")] = False,
+    path: Annotated[Path, typer.Option("--ledger", help="where the ledger is written")] = Path("evidence/ledger.json"),
+    report: Annotated[Path | None, typer.Option(help="run nothing; write the ledger as a Markdown table there")] = None,
+) -> None:
+    """Check a method's properties, and put its claims to the test: effect, 95% interval over paired seeds, verdict.
+
+    A claim is supported if the interval lies above 0, not supported at this scale if the mean is not above 0, else mixed.
+    Ends with exit code 1 if a property fails; a verdict is never an error.
+    """
+    from anypo.evidence.verify import examine_all, markdown, record
+
+    if report is not None:
+        report.write_text(markdown())
+        return
+    chosen = methods_to_verify(names or [], family, everything)
+    if keep and quick:
+        raise UsageError("--record writes whole records; leave --quick out")
+    failed, verdicts, records = 0, {}, {}
+    for name, found in examine_all(chosen, seed_range(seeds), quick, jobs):
+        p = found["properties"]
+        failed += len(p["failed"])
+        typer.echo(f"{name}: {p['passed']} of {p['of']} properties on {p['cases']} batches, {found['seconds']:.0f} s")
+        for sentence in p["failed"]:
+            typer.echo(f"  FAILED {sentence}")
+        for claim in found["claims"]:
+            low, high = claim["interval"]
+            typer.echo(
+                f"  {claim['verdict']}: {claim['text']} ({claim['experiment']}/{claim['measure']} against {claim['against']}:"
+                f" {claim['effect']:.3g} [{low:.3g}, {high:.3g}], {len(claim['seeds'])} seeds, {claim['seconds']:.0f} s)"
+            )
+        if "verdict" in found:
+            verdicts[found["verdict"]] = verdicts.get(found["verdict"], 0) + 1
+        records[name] = found
+        if keep:
+            record(path, {name: found})
+    told = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())) or "no claim tested"
+    typer.echo(f"{len(records)} methods: {failed} properties failed; {told}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def methods_to_verify(names: list[str], family: str | None, everything: bool) -> list[str]:
+    """The ids meant by exactly one of names, a family, or everything."""
+    import anypo
+    from anypo.errors import unknown
+
+    if sum((bool(names), family is not None, everything)) != 1:
+        raise UsageError("name methods, or give --family F, or --all")
+    if names:
+        return [anypo.method(name).card.id for name in names]
+    cards = {name: anypo.method(name).card for name in method_ids()}
+    families = sorted({card.family for card in cards.values()})
+    if family is not None and family not in families:
+        raise unknown("family", family, families)
+    return [name for name, card in cards.items() if everything or card.family == family]
+
+
+def seed_range(text: str) -> list[int]:
+    """`5` is seeds 0 to 4, `10-19` these ten."""
+    low, dash, high = text.partition("-")
+    if not low.isdigit() or (dash and not high.isdigit()):
+        raise UsageError(f"--seeds takes a number or a range such as 10-19, not {text!r}")
+    found = list(range(int(low), int(high) + 1)) if dash else list(range(int(low)))
+    if not found:
+        raise UsageError(f"--seeds {text} names no seed")
+    return found
+
+
+@app.command(context_settings=FREE)
+def microscope(
+    words: Annotated[list[str], typer.Argument(metavar="METHOD [--STAGE part]", show_default=False)],
+    png: Annotated[Path | None, typer.Option("--png", help="picture of the weight curve")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a method's gradient is made of: weight over ratio, on-policy gain, bias on an enumerable problem, dead terms."""
+    from dataclasses import asdict
+
+    import anypo
+    from anypo.evidence.microscope import look, picture
+
+    config = configuration(words)
+    found = anypo.method(config.method).configure(config.stages)
+    reading = look(found)
+    if png is not None and reading.curve:
+        picture(reading, config.method, png)
+    if as_json:
+        typer.echo(json.dumps(asdict(reading), indent=2))
+        return
+    if reading.gain is None:
+        typer.echo("weight and gain: none, the policy does not learn from the advantage of its log-probabilities")
+    else:
+        table = Table("log ratio", "W (A = +1)", "W (A = -1)")
+        for x, up, down in reading.curve:
+            table.add_row(f"{x:+.2f}", f"{up:.3f}", f"{down:.3f}")
+        out.print(table)
+        typer.echo(f"on-policy gain {reading.gain:.3f} (plain REINFORCE with the same advantages and mean is 1)")
+    if reading.quality is None:
+        typer.echo(
+            "gradient on enumerable sequences: not measured, the method looks at what a table of logits does not have"
+        )
+    else:
+        q = reading.quality
+        typer.echo(
+            f"gradient on enumerable sequences: cosine {q['cosine']:.3f} per batch, bias {q['bias']:.3f} (sine of the angle of the"
+            f" mean), variance {q['variance']:.2f}"
+        )
+    for name in reading.idle:
+        typer.echo(f"switched off (coefficient 0): {name}")
+    for name in reading.dead:
+        typer.echo(f"DEAD: {name} contributes no gradient at all")
+    if not reading.dead:
+        typer.echo("no dead term")

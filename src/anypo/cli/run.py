@@ -1,0 +1,134 @@
+"""Commands that train and use runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from anypo.cli.app import FREE, Folder, Words, app, configuration, out
+from anypo.errors import UsageError
+
+
+@app.command(context_settings=FREE, no_args_is_help=True)
+def train(words: Words) -> None:
+    """Train METHOD, or what a YAML file says with flags on top; the last line is the run's folder and its measure before and after.
+
+    Every flag takes a value and is a dotted path of the YAML file:
+
+    - `--task T`: sums (default), jsonl:FILE, pairs:FILE, gym:ENV_ID, tensor:NAME, ... (see `anypo tasks`); `--task.OPTION value`
+    - `--policy P`: tiny, hf:NAME_OR_DIR, mlp, table (default: the task's own); `--policy.OPTION value`, such as `--policy.lora.r 8`
+    - `--reward FILE.py:FUNCTION`: a reward of a jsonl or pairs task, or exact, numeric, math, regex, model:RUN; may be repeated
+    - `--STAGE part` and `--STAGE.setting value`: collect, ...; see `anypo parts`
+    - `--steps N`: length in batches, or environment steps for Gymnasium; `--target X`: stop once the held-out measure reaches X
+    - `--seed S`, `--out DIR`, `--episodes N` (per evaluation), `--evaluate-every N`, `--checkpoint-every N` (batches)
+    - `--device auto|cpu|cuda`, `--autocast auto|on|off`, `--micro N` (decisions per forward pass), `--threads N`
+    - `--compile on`: machine code for control's updates and rollouts, made in about a minute by a C++ compiler
+    - `--trackers tensorboard,wandb,trackio`
+    - `--set PATH=VALUE`: any of these in another spelling; may be repeated
+
+    Example: `anypo train grpo --ratio min-prefix --trust.high 0.28 --steps 100`
+    """
+    config = configuration(words)
+    from anypo.report.trackers import check
+    from anypo.runs.folder import create
+
+    check(config.trackers)
+    existed = config.out is not None and Path(config.out).exists()
+    run = create(config)
+    try:
+        go(run)
+    except UsageError:
+        if run.batch == 0 and run.folder is not None and not existed:
+            shutil.rmtree(run.folder)
+        raise
+
+
+@app.command()
+def resume(folder: Folder) -> None:
+    """Go on with a run from its newest checkpoint."""
+    from anypo.report.console import result_of, summary
+    from anypo.runs.files import rewind
+    from anypo.runs.folder import reopen
+
+    if result := result_of(folder):
+        out.print(f"{folder} is finished", highlight=False)
+        typer.echo(summary(folder, result))
+        return
+    run = reopen(folder)
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        rewind(run, name)
+    go(run)
+
+
+def go(run: Any) -> None:
+    """Plan, learn with live progress, finish."""
+    from anypo.loops.learn import learn
+    from anypo.report.console import finish, plan, progress
+    from anypo.report.trackers import tracked
+
+    plan(run, out)
+    try:
+        with progress(run, out) as watch, tracked(run, run.config.trackers, watch) as watch_all:
+            learn(run, watch_all)
+        line = finish(run)
+    except KeyboardInterrupt:
+        typer.echo(f"anypo: interrupted; go on with `anypo resume {run.folder}`", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(line)
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    episodes: Annotated[int | None, typer.Option(min=1, help="held-out episodes or prompts")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the evaluation")] = None,
+) -> None:
+    """Measure a run's newest checkpoint on held-out starts; the last line is the number (accuracy, or mean return)."""
+    from anypo.loops.evaluate import held_out
+    from anypo.runs.folder import reopen
+
+    run = reopen(folder)
+    run.config.episodes = episodes or run.config.episodes
+    run.config.seed = run.config.seed if seed is None else seed
+    found = {name.removeprefix("eval/"): value for name, value in held_out(run).items()}
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+    typer.echo(f"{folder} after {run.batch} batches: {shown}")
+    typer.echo(f"{found[run.task.metric]:.6g}")
+
+
+@app.command()
+def sample(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(help="what to complete", show_default=False)],
+    n: Annotated[int, typer.Option("-n", min=1, help="completions")] = 1,
+    greedy: Annotated[bool, typer.Option("--greedy", help="the likeliest token every time")] = False,
+    max_new: Annotated[int | None, typer.Option("--max-new", min=1, help="tokens at most")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="show every token: given ones dim, those trained on green")
+    ] = False,
+) -> None:
+    """Complete a prompt with a run's language model."""
+    import torch
+
+    from anypo.runs.folder import reopen
+
+    run = reopen(folder)
+    if not hasattr(run.task, "records"):
+        raise UsageError(f"{folder} is a run of {run.task.name}; `sample` needs a language model")
+    chat = not isinstance(run.task.records[0]["prompt"], str)
+    ids = run.policy.encode([{"role": "user", "content": prompt}] if chat else prompt)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        done = run.policy.sample([ids], generator, samples=n, max_new=max_new or run.task.max_new, greedy=greedy)
+    for row, length in zip(done.ids.tolist(), done.lengths.tolist(), strict=True):
+        if tokens:
+            pieces = run.policy.tokenizer.convert_ids_to_tokens([*ids, *row[:length]])
+            colours = ["dim"] * len(ids) + ["green"] * length
+            out.print(Text("|").join(Text(p, c) for p, c in zip(pieces, colours, strict=True)))
+        else:
+            typer.echo(run.policy.decode(row[:length]))

@@ -1,0 +1,1 @@
+"""The laboratory: experiments that claims are tested with."""

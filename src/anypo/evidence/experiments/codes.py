@@ -1,0 +1,62 @@
+"""Learning hidden codes: the experiment most claims use."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.toys import Codes
+from anypo.loops.learn import learn
+from anypo.method.method import Method
+
+
+def trained(
+    method: Method,
+    seed: int,
+    *,
+    batches: int = 100,
+    lr: float = 0.1,
+    requests: int = 16,
+    samples: int = 8,
+    epochs: int = 1,
+    minibatch: int = 0,
+    **task: Any,
+) -> Measures:
+    """Train on hidden codes (settings of `toys.Codes`) and report how it went:
+
+    success, solved, worst, passk, weakest, entropy at the end (exact, see `Codes.evaluate`); curve: mean success over the
+    run; ratio_far: largest |log of the mean ratio's maximum|; spike: largest gradient norm over the median one; length_right,
+    length_wrong: over the last tenth; hint: mean hint over the last tenth; live_rows: share of rows
+    with an advantage; dead_groups: share of groups without a difference in outcome.
+    """
+    run = assemble(
+        method, Codes(seed=seed, **task), seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=epochs,
+        minibatch=minibatch,
+    )  # fmt: skip
+    records: list[dict[str, Any]] = []
+    learn(run, records.append)
+    held = [r for r in records if "eval/success" in r]
+    last = {name.removeprefix("eval/"): value for name, value in held[-1].items() if name.startswith("eval/")}
+    late = records[-max(1, batches // 10) :]
+
+    def mean(name: str, some: list[dict[str, Any]]) -> float:
+        found = [r[name] for r in some if name in r]
+        return sum(found) / len(found) if found else 0.0
+
+    norms = [r["grad_norm"] for r in records if r.get("grad_norm", 0) > 0]
+    reached = [r["batch"] for r in held if r["eval/success"] >= 0.8]
+    return {
+        **last,
+        "curve": mean("eval/success", held),
+        "batches_to_80": float(reached[0] if reached else batches + 1),
+        "ratio_max": max((r.get("ratio_max", 1.0) for r in records[1:]), default=1.0),
+        "kl_old": mean("kl_old", records),
+        "spike": max(norms) / statistics.median(norms) if norms else 1.0,
+        "length_right": mean("length_right", late),
+        "length_wrong": mean("length_wrong", late),
+        "hint": mean("hint", late),
+        "dead_groups": mean("dead_groups", records),
+        "live_rows": mean("live_rows", records),
+        "decisions": mean("decisions", records),
+    }

@@ -1,0 +1,93 @@
+"""Bias, variance and direction of gradients on an enumerable problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.toys import Sequences
+from anypo.loops.learn import learn
+from anypo.loops.update import gradient
+from anypo.loops.views import minibatch_views, with_views
+from anypo.method.method import Method
+
+
+def gradient_quality(
+    method: Method,
+    seed: int,
+    *,
+    repeats: int = 100,
+    requests: int = 4,
+    samples: int = 8,
+    drift: float = 0.0,
+    **task: Any,
+) -> Measures:
+    """The objective's gradient on `repeats` batches of enumerable sequences against the exact gradient of the expected reward:
+
+    cosine: mean over batches; bias: sine of the angle between the mean estimate and the truth, with sampling noise in it;
+    variance: tr Cov / |mean|^2; gain: projection of the mean estimate on the truth, over its length. drift: the policy has moved
+    by this much (standard deviation per logit) since the rows were sampled.
+    """
+    toy = Sequences(seed=seed, **task)
+    run = assemble(method, toy, seed, batches=1, lr=0.1, requests=requests, samples=samples, epochs=1, minibatch=0)
+    group = torch.arange(requests).repeat_interleave(samples)
+    old = run.policy.logits.detach().clone()
+    new = old + drift * torch.randn(old.shape, generator=torch.Generator().manual_seed(seed + 1))
+    estimates = []
+    for _ in range(repeats):
+        with torch.no_grad():
+            run.policy.logits.copy_(old)
+        rows = method.prepare(with_views(run, method, toy.batch(run.policy, group, run.generator)))
+        with torch.no_grad():
+            run.policy.logits.copy_(new)
+        run.policy.logits.grad = None
+        gradient(method, run.policy, minibatch_views(run, method, rows), run.config.micro)
+        found = run.policy.logits.grad
+        estimates.append(torch.zeros_like(old).double() if found is None else -found.double())
+    with torch.no_grad():
+        run.policy.logits.copy_(new)
+    truth = toy.exact_gradient(run.policy).flatten()
+    each = torch.stack(estimates).flatten(1)
+    middle = each.mean(0)
+    angle = torch.nn.functional.cosine_similarity(middle, truth, dim=0, eps=1e-12)
+    return {
+        "cosine": float(torch.nn.functional.cosine_similarity(each, truth[None], dim=1, eps=1e-12).mean()),
+        "bias": float((1 - angle.square()).clamp(min=0).sqrt()),
+        "variance": float((each - middle).square().sum(1).mean() / middle.square().sum().clamp(min=1e-24)),
+        "gain": float(middle @ truth / truth.square().sum()),
+    }
+
+
+def direction(
+    method: Method,
+    seed: int,
+    *,
+    batches: int = 150,
+    lr: float = 0.05,
+    samples: int = 4,
+    noise: float = 0.3,
+    **task: Any,
+) -> Measures:
+    """How well the direction a step follows agrees with the exact gradient where the policy stands, over a run on sequences:
+    cosine and squared error of unit vectors, means over the run; success at the end."""
+    toy = Sequences(seed=seed, noise=noise, **task)
+    run = assemble(method, toy, seed, batches=batches, lr=lr, requests=1, samples=samples, epochs=1, minibatch=0)
+    cosines: list[float] = []
+
+    def watch(record: dict[str, Any]) -> None:
+        followed = getattr(run.stepper, "direction", None)
+        if record["batch"] == 0:
+            return
+        if followed:
+            ascent = followed[0]
+        else:
+            assert run.policy.logits.grad is not None
+            ascent = -run.policy.logits.grad
+        truth = toy.exact_gradient(run.policy).flatten()
+        cosines.append(float(torch.nn.functional.cosine_similarity(ascent.double().flatten(), truth, dim=0, eps=1e-12)))
+
+    last = learn(run, watch)
+    mean = sum(cosines) / len(cosines)
+    return {"cosine": mean, "error": 2 - 2 * mean, "success": last["eval/success"]}

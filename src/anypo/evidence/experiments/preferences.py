@@ -1,0 +1,67 @@
+"""Preferences and proxy rewards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.toys import Sequences
+from anypo.loops.learn import learn
+from anypo.method.method import Method
+from anypo.types import Comparisons
+
+
+def proxied(
+    method: Method,
+    seed: int,
+    *,
+    batches: int = 150,
+    lr: float = 0.1,
+    requests: int = 1,
+    samples: int = 64,
+    minibatch: int = 0,
+    proxies: int = 5,
+    **task: Any,
+) -> Measures:
+    """Train where only proxies of the true reward are seen (`toys.Sequences`): true reward at the end (`success`, 0 to 1 between the
+    worst and the best outcome), its best over the run (`peak`), what was lost since (`fall`)."""
+    toy = Sequences(seed=seed, proxies=proxies, **task)
+    run = assemble(
+        method, toy, seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=1, minibatch=minibatch
+    )
+    records: list[dict[str, Any]] = []
+    last = learn(run, records.append)["eval/success"]
+    peak = max(r["eval/success"] for r in records if "eval/success" in r)
+    return {"success": last, "peak": peak, "fall": peak - last}
+
+
+def recovered(
+    method: Method, seed: int, *, items: int = 10, comparisons: int = 5000, updates: int = 1500, lr: float = 0.05
+) -> Measures:
+    """Fit one number per item to comparisons drawn from Bradley-Terry probabilities of known scores. The number is the item's learned
+    score and, after a softmax, its log-probability, so reward models and policies fit the same numbers. rmse: to the known
+    scores, both centred, at the best scale, over their standard deviation."""
+    g = torch.Generator().manual_seed(seed)
+    truth = torch.randn(items, generator=g, dtype=torch.float64)
+    i, j = torch.randint(items, (2, comparisons), generator=g)
+    first = torch.rand(comparisons, generator=g, dtype=torch.float64) < torch.sigmoid(truth[i] - truth[j])
+    w, l = torch.where(first, i, j)[i != j], torch.where(first, j, i)[i != j]  # noqa: E741
+    kinds, count = torch.unique(w * items + l, return_counts=True)
+    w, l = kinds // items, kinds % items  # noqa: E741
+    fitted = torch.zeros(items, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([fitted], lr)
+    for update in range(updates):
+        optimizer.param_groups[0]["lr"] = lr * (1 - update / updates)
+        logp, ref = fitted.log_softmax(0), torch.zeros(len(w), dtype=torch.float64)
+        pairs = Comparisons(
+            logp[w], logp[l], ref, ref, score_chosen=fitted[w], score_rejected=fitted[l], weight=count / count.double().mean()
+        )  # fmt: skip
+        loss, _ = method.loss(pairs)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, y = (v.detach() - v.detach().mean() for v in (fitted, truth))
+    scale = (x @ y) / (x @ x).clamp(min=1e-24)
+    return {"rmse": float((scale * x - y).square().mean().sqrt() / y.square().mean().sqrt()), "scale": float(scale)}

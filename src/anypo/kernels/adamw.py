@@ -1,0 +1,43 @@
+"""AdamW in one fused call, and the norm of many tensors."""
+
+from __future__ import annotations
+
+import torch
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """AdamW that on a CPU can call the fused kernel itself: for a small network, what torch does around it takes most of a step."""
+
+    @torch.no_grad()
+    def at_once(self) -> bool:
+        """The step by one call of the kernel per group; False, and nothing happens, where that cannot be."""
+        groups = [(g, params) for g in self.param_groups if (params := [p for p in g["params"] if p.grad is not None])]
+        if not all(g["fused"] and p.device.type == "cpu" and p in self.state for g, params in groups for p in params):
+            return False
+        for group, params in groups:
+            states = [self.state[p] for p in params]
+            first, second, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                params,
+                [p.grad for p in params],
+                first,
+                second,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+        return True
+
+
+def total_norm(tensors: list[torch.Tensor]) -> float:
+    """Euclidean norm of all of them together."""
+    if len({t.device for t in tensors}) != 1:
+        return float(torch.nn.utils.get_total_norm(tensors))
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))

@@ -1,0 +1,67 @@
+"""Cut batches into minibatches and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from anypo.method.method import Method
+from anypo.parts.ops.groups import index_groups
+from anypo.stages import LEVELS
+from anypo.types import Trajectories
+
+
+def fits(batch: Trajectories, micro: int) -> bool:
+    """Whether one forward pass takes the whole batch."""
+    rows, steps = batch.shape
+    return rows * steps <= micro
+
+
+def microbatches(batch: Trajectories, micro: int) -> list[Tensor]:
+    """Row indices of micro-batches of at most `micro` decisions, rows of like length together (one row at least)."""
+    rows = batch.shape[0]
+    if fits(batch, micro):
+        return [torch.arange(rows, device=batch.valid.device)]
+    lengths, order = batch.lengths.sort(descending=True, stable=True)
+    pieces, start = [], 0
+    while start < rows:
+        size = max(1, micro // max(int(lengths[start]), 1))
+        pieces.append(order[start : start + size])
+        start += size
+    return pieces
+
+
+def flatten_decisions(batch: Trajectories, method: Method, independent: bool, size: int | None) -> Trajectories:
+    """The batch as single decisions, where minibatches of `size` may be cut from those. What a row ended in is not theirs."""
+    if not (size and independent and method.level == "decision"):
+        return batch
+    extra = {name: tensor for name, tensor in batch.extra.items() if name != "last"}
+    return batch.but(bootstrap=None, done=None, truncated=None, extra=extra).decisions()
+
+
+def minibatches(
+    batch: Trajectories, method: Method, size: int | None, generator: torch.Generator
+) -> Iterator[Trajectories]:
+    """One shuffled pass over the batch, in minibatches of about `size` (equal within one, nothing dropped).
+
+    The unit is the smallest that keeps the objective exact: rows (single decisions, once `loosened`), else whole groups; a method
+    that needs the whole batch gets it.
+    """
+    level = LEVELS.index(method.level)
+    if not size or level == LEVELS.index("batch"):
+        yield batch
+        return
+    rows = batch.shape[0]
+    if level == LEVELS.index("group") and batch.group is not None:
+        unit, units = index_groups(batch.group)
+    else:
+        unit, units = torch.arange(rows), rows
+    pieces = max(1, round(rows / size))
+    order, pieces = torch.randperm(units, generator=generator), min(pieces, max(units, 1))
+    if units == rows:  # the whole pass is put in order at once: a minibatch is then a slice, which copies nothing
+        yield from batch.rows(order).slices(pieces)
+        return
+    for piece in order.tensor_split(pieces):
+        yield batch.rows(torch.isin(unit, piece).nonzero()[:, 0])

@@ -1,0 +1,7 @@
+"""Methods: named fillings of the nine stages, written as differences from one another."""
+
+from anypo.method.card import Card, Claim, Reduction
+from anypo.method.method import Method
+from anypo.method.registry import METHODS, load, method, methods, register
+
+__all__ = ["METHODS", "Card", "Claim", "Method", "Reduction", "load", "method", "methods", "register"]

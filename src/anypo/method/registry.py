@@ -1,0 +1,43 @@
+"""The registry of methods."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import pkgutil
+from typing import Any
+
+from anypo.errors import UsageError, unknown
+from anypo.method.method import Method
+
+METHODS: dict[str, Method] = {}
+
+
+def register(new: Method) -> Method:
+    """Make a method known by the id on its card; returns it."""
+    if new.card.id in METHODS:
+        raise UsageError(f"the method id {new.card.id!r} is taken")
+    METHODS[new.card.id] = new
+    return new
+
+
+def load() -> dict[str, Method]:
+    """Import every file below anypo/methods, once; returns the registry."""
+    package = importlib.import_module("anypo.methods")
+    for module in pkgutil.walk_packages(package.__path__, "anypo.methods."):
+        importlib.import_module(module.name)
+    return METHODS
+
+
+def methods() -> list[str]:
+    """The registered ids."""
+    return sorted(load())
+
+
+def method(name: str, **stages: Any) -> Method:
+    """A fresh copy of a registered method, with any stages replaced: `method("grpo", ratio=MinPrefix())`."""
+    known = load()
+    if name not in known:
+        raise unknown("method", name, known)
+    found = copy.deepcopy(known[name])
+    return found.but(**stages) if stages else found

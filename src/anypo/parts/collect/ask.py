@@ -1,0 +1,22 @@
+"""Collect: ask once for starts and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from anypo.parts.registry import register
+from anypo.protocols import BatchSpec, Pool
+from anypo.types import Request, Trajectories
+
+
+@register("collect")
+@dataclass(frozen=True)
+class Ask:
+    """One ask: `requests` starts with `samples` rows each. What is left None, the task recommends."""
+
+    requests: int | None = None
+    samples: int | None = None
+
+    def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
+        return (yield pool.draw(want.requests, want.samples, want.horizon))

@@ -1,0 +1,49 @@
+"""Collect demonstrations beside, or instead of, rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+
+from anypo.parts.registry import register
+from anypo.protocols import BatchSpec, Pool
+from anypo.types import Request, Trajectories
+
+
+@register("collect")
+@dataclass(frozen=True)
+class WithDemonstrations:
+    """One ask, and demonstrations beside it: `apart` of them for starts drawn on their own, or, with None, one for every start
+    asked, in the group of its samples. Source: HPT, arXiv 2509.04419; apart: CHORD, arXiv 2508.11408.
+    """
+
+    requests: int | None = None
+    samples: int | None = None
+    apart: int | None = None
+
+    def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
+        requests = pool.draw(want.requests, want.samples, want.horizon)
+        rows = yield requests
+        assert rows.group is not None
+        shown = requests if self.apart is None else pool.draw(self.apart, 1)
+        taught = yield [Request(request.start, expert=True) for request in shown]
+        if self.apart is None:
+            taught = taught.but(group=rows.group.unique())
+        own = torch.zeros_like(rows.group, dtype=torch.bool)
+        return Trajectories.cat([rows.but(expert_mask=own), taught])
+
+
+@register("collect")
+@dataclass(frozen=True)
+class OnlyDemonstrations:
+    """The task's demonstrations for the starts drawn, as the rows to learn from; the policy acts only when it is measured."""
+
+    requests: int | None = None
+    samples: int | None = None
+
+    def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
+        drawn = pool.draw(want.requests, want.samples, want.horizon)
+        rows = yield [Request(r.start, r.samples, expert=True) for r in drawn]
+        return rows.but(expert_mask=None, score=None, scores=None)

@@ -1,0 +1,24 @@
+"""Collect nothing: offline data."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from anypo.parts.registry import register
+from anypo.protocols import BatchSpec, Pool
+from anypo.types import Request, Trajectories
+
+
+@register("collect")
+@dataclass(frozen=True)
+class FromData:
+    """Nothing is collected: what is learned from is in the store."""
+
+    requests: int | None = None
+    samples: int | None = None
+    offline = True
+
+    def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories | None]:
+        return None
+        yield  # a generator that asks for nothing

@@ -1,0 +1,45 @@
+"""Collect a window of each rollout and continue it in the next batch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+
+from anypo.parts.registry import register
+from anypo.protocols import BatchSpec, Pool
+from anypo.types import Request, Trajectories
+
+
+@register("collect")
+@dataclass(frozen=True)
+class Window:
+    """At most `window` decisions per row and batch (half the horizon where left open); rows that are not finished then go on in
+    the next batch, and new starts fill the rest. Rows hold all their decisions so far, `fresh` marks those just made, `done` the
+    finished ones; an unfinished row has no outcome yet. Environments that stand go on anyway.
+    Source: T-PPO, arXiv 2506.15050.
+    """
+
+    requests: int | None = None
+    samples: int | None = None
+    window: int | None = None
+
+    def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
+        if pool.standing or want.horizon is None:
+            return (yield pool.draw(want.requests, want.samples, want.horizon))
+        size = self.window or max(1, want.horizon // 2)
+        waiting, pool.unfinished = pool.unfinished, []
+        going = [Request(int(row.start), 1, size, prefix=row) for row in waiting if row.start is not None]
+        rows = yield [*going, *pool.draw(want.requests * want.samples - len(going), 1, size)]
+        if rows.truncated is None:  # nothing is ever cut
+            return rows
+        open_ = rows.truncated & (rows.lengths < want.horizon)
+        pool.unfinished = [
+            Trajectories(
+                mask=row.mask, logp_old=row.logp_old, start=row.start, trace={"completion": row.trace["completion"]}
+            )
+            for row in (rows.rows(open_.nonzero()[i]) for i in range(int(open_.sum())))
+        ]
+        waits = {name: torch.where(open_, 0.0, t) for name in ("score",) if (t := rows.get(name)) is not None}
+        return rows.but(done=~open_, truncated=rows.truncated & ~open_, scores=None, budget=want.horizon, **waits)

@@ -1,0 +1,76 @@
+"""Collect again until a batch can teach something."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+
+from anypo.parts.ops.groups import index_groups
+from anypo.parts.ops.outcomes import informative_rows, scored
+from anypo.parts.registry import register
+from anypo.protocols import BatchSpec, Pool
+from anypo.types import Request, Trajectories
+
+
+@register("collect")
+@dataclass(frozen=True)
+class DynamicSampling:
+    """Ask again until the batch is full of groups whose outcomes differ (0 < #correct < G for a right/wrong verifier).
+
+    At most `rounds` asks; a batch that is still short is used as it is, so a solved or hopeless task cannot hang the run.
+    Source: DAPO, arXiv 2503.14476, eq. 11.
+    """
+
+    requests: int | None = None
+    samples: int | None = None
+    rounds: int = 4
+
+    def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
+        kept: list[Trajectories] = []
+        missing = want.requests
+        rows = None
+        for _ in range(self.rounds):
+            rows = yield pool.draw(missing, want.samples, want.horizon)
+            informative = rows.rows(informative_rows(rows))
+            if informative.shape[0]:
+                assert informative.group is not None
+                missing -= index_groups(informative.group)[1]
+                kept.append(informative)
+            if missing <= 0:
+                break
+        assert rows is not None
+        return Trajectories.cat(kept) if kept else rows
+
+
+@register("collect")
+@dataclass(frozen=True)
+class HintLadder:
+    """Ask again, with a longer hint each time, for the starts whose samples all failed; the last rung keeps what it gets.
+
+    rungs: shares of the reference solution that are shown. A row failed where its first outcome channel (its score where
+    there are none) is not above 0. The hint is given, so log-probs and credit are those of the hinted start.
+    The share shown stands in `hint` [N]. Source: GHPO, arXiv 2507.10628.
+    """
+
+    requests: int | None = None
+    samples: int | None = None
+    rungs: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+
+    def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
+        requests = pool.draw(want.requests, want.samples, want.horizon)
+        kept: list[Trajectories] = []
+        for rung in self.rungs:
+            rows = yield [replace(request, hint=rung or None) for request in requests]
+            outcome = scored(rows).score if rows.scores is None else rows.scores[:, 0]
+            assert rows.group is not None and outcome is not None
+            index, groups = index_groups(rows.group)
+            solved = torch.zeros(groups, dtype=torch.bool, device=index.device)
+            solved[index[outcome > 0]] = True
+            rows = rows.put({"hint": torch.full_like(index, rung, dtype=torch.float32)})
+            kept.append(rows if rung == self.rungs[-1] else rows.rows(solved[index]))
+            requests = [request for request, done in zip(requests, solved.tolist(), strict=True) if not done]
+            if not requests:
+                break
+        return Trajectories.cat([rows for rows in kept if rows.shape[0]])

@@ -1,0 +1,94 @@
+"""Returns and advantage estimators along a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from anypo.numbers import Number
+from anypo.parts.ops.masked import last_valid, next_valid
+from anypo.parts.ops.outcomes import bootstrap_of, finished, rewarded
+from anypo.parts.ops.returns import discounted
+from anypo.parts.registry import register
+from anypo.types import Trajectories
+
+
+@register("credit")
+@dataclass(frozen=True)
+class Returns:
+    """A_t = sum_{k >= t} gamma^(k-t) r_k along the row's valid decisions, no baseline."""
+
+    gamma: Number = 1.0
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        b = rewarded(b)
+        assert b.reward is not None
+        reward = torch.where(b.valid, b.reward, 0.0)
+        return b.but(advantage=torch.where(b.valid, discounted(reward, b.valid, float(self.gamma)), 0.0))
+
+
+@register("credit")
+@dataclass(frozen=True)
+class Gae:
+    """A_t = sum_k (gamma lam)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t; returns R = A + V; V_old = V.
+
+    V after the row's last decision is the bootstrap, 0 where the row is done. Source: arXiv 1506.02438, eq. 16.
+    """
+
+    gamma: Number = 0.99
+    lam: Number = 0.95
+    reads = ("value",)
+    bootstraps = True
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        b = rewarded(b)
+        assert b.reward is not None and b.value is not None
+        valid, value, gamma = b.valid, b.value.detach(), float(self.gamma)
+        end = bootstrap_of(b, value).unsqueeze(1)
+        following = torch.cat([value, end], 1).gather(1, next_valid(valid))
+        delta = torch.where(valid, b.reward + gamma * following - value, 0.0)
+        advantage = torch.where(valid, discounted(delta, valid, gamma * float(self.lam)), 0.0)
+        return b.but(advantage=advantage, returns=torch.where(valid, advantage + value, 0.0), value_old=value)
+
+
+@register("credit")
+@dataclass(frozen=True)
+class NStep:
+    """R_t = sum_{k<n} gamma^k r_{t+k} + gamma^n V_{t+n}, shorter at the end of a row; A_t = R_t - V_t.
+
+    Source: A3C, arXiv 1602.01783, sec. 4.
+    """
+
+    n: int = 5
+    gamma: Number = 0.99
+    reads = ("value",)
+    bootstraps = True
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        b = rewarded(b)
+        assert b.reward is not None and b.value is not None
+        value = b.value.detach()
+        end, after = bootstrap_of(b, value).unsqueeze(1), next_valid(b.valid)
+        target = value
+        for _ in range(self.n):
+            target = b.reward + float(self.gamma) * torch.cat([target, end], 1).gather(1, after)
+        target = torch.where(b.valid, target, 0.0)
+        return b.but(advantage=torch.where(b.valid, target - value, 0.0), returns=target, value_old=value)
+
+
+@register("credit")
+@dataclass(frozen=True)
+class ExtendedGae(Gae):
+    """GAE in which the value of what follows an unfinished row is held at that of its last decision, V(s_l) := V(s_{l-1}).
+
+    returns: the sum of rewards to go, for the rows that are finished. Source: T-PPO, arXiv 2506.15050.
+    """
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        assert b.value is not None
+        value = b.value.detach()
+        held = torch.where(last_valid(b.valid), value, 0.0).sum(1)
+        after = b.but(bootstrap=torch.where(finished(b), 0.0, held), done=None)
+        returns = Returns(self.gamma)(b).advantage
+        return super().__call__(after).but(returns=returns, bootstrap=b.bootstrap, done=b.done)

@@ -1,0 +1,70 @@
+"""State values regressed onto returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from anypo.numbers import Number
+from anypo.parts.ops.averages import token_mean
+from anypo.parts.ops.outcomes import finished
+from anypo.parts.registry import register
+from anypo.stages import Level
+from anypo.types import Trajectories, whole
+
+
+@register("critic")
+@dataclass(frozen=True)
+class Value:
+    """coef * token-mean of 0.5 (V - R)^2; with `clip`, the larger of that and the same for V_old + clip(V - V_old, +-clip).
+
+    Source: A3C, arXiv 1602.01783, sec. 4; clipping as in PPO's reference implementation.
+    """
+
+    coef: Number = 0.5
+    clip: Number | None = None
+    level: ClassVar[Level] = "decision"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("value", "returns") if self.clip is None else ("value", "returns", "value_old")
+
+    def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+        assert b.value is not None and b.returns is not None
+        target = b.returns.detach()
+        error = (b.value - target).square()
+        if self.clip is not None:
+            assert b.value_old is not None
+            bound = float(self.clip)
+            near = b.value_old + (b.value - b.value_old).clamp(-bound, bound)
+            error = torch.maximum(error, (near - target).square())
+        loss = token_mean(0.5 * error, b)
+        return float(self.coef) * loss, {"value_loss": loss.detach(), "explained_variance": explained(b)}
+
+
+@register("critic")
+@dataclass(frozen=True)
+class FinishedValue(Value):
+    """The value loss on all decisions of the rows that are finished; the others wait. Source: T-PPO, arXiv 2506.15050."""
+
+    def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().__call__(b.but(mask=b.valid & finished(b).unsqueeze(1)))
+
+
+def explained(b: Trajectories) -> Tensor:
+    """1 - Var(R - V) / Var(R) over valid decisions: 1 is a perfect critic, 0 a constant one."""
+    assert b.value is not None and b.returns is not None
+    both = torch.stack([b.returns - b.value.detach(), b.returns])
+    if whole(b.valid):
+        left, total = both.var((1, 2), correction=0).unbind()
+        return 1 - left / total.clamp(min=1e-12)
+    valid, count = b.valid, b.valid.sum().clamp(min=1)
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.where(valid, x, 0.0).sum((1, 2), keepdim=True) / count
+
+    left, total = mean((both - mean(both)).square()).flatten()
+    return 1 - left / total.clamp(min=1e-12)

@@ -1,0 +1,101 @@
+"""Coefficients that hold a metric at a target."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from anypo.parts.knobs.base import Moving, register_knob
+from anypo.parts.ops.log_ratio import sampled_kl
+from anypo.types import Trajectories
+
+
+@register_knob
+@dataclass
+class AdaptiveKl(Moving):
+    """A coefficient that holds the divergence at `target`: c <- c (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon) after every
+    batch, KL the mean over its n rows of the summed log pi_old - log pi_ref (nats). Source: arXiv 1909.08593, sec. 2.2.
+    """
+
+    start: float = 0.05
+    target: float = 6.0
+    horizon: float = 10_000.0
+    value: float = field(default=0.0, init=False)
+    every: ClassVar[Literal["batch", "update"]] = "batch"
+
+    def __post_init__(self) -> None:
+        self.value = self.start
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return f"adaptive(kl={self.target:g})"
+
+    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
+        kl = float(sampled_kl(b).sum(1).mean())
+        if math.isfinite(kl):
+            self.value *= 1 + min(max(kl / self.target - 1, -0.2), 0.2) * b.shape[0] / self.horizon
+
+
+@register_knob
+@dataclass
+class Dual(Moving):
+    """A multiplier by dual ascent after every update: value <- max(0, value + rate (metric - bound))."""
+
+    start: float
+    metric: str
+    bound: float
+    rate: float = 1.0
+    value: float = field(default=0.0, init=False)
+    every: ClassVar[Literal["batch", "update"]] = "update"
+
+    def __post_init__(self) -> None:
+        self.value = self.start
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return f"dual({self.metric}<={self.bound:g})"
+
+    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
+        gap = metrics[self.metric] - self.bound
+        if math.isfinite(gap):
+            self.value = max(0.0, self.value + self.rate * gap)
+
+
+@register_knob
+@dataclass
+class Temperature(Moving):
+    """alpha = exp(x) by Adam on x (rate `lr`) with the gradient -alpha (log pi + target): entropy is held at `target`, minus the
+    number of action dimensions unless given. Rests at updates without the metric `logp_policy`.
+
+    Source: SAC, arXiv 1812.05905, eq. 18.
+    """
+
+    start: float = 1.0
+    lr: float = 3e-4
+    target: float | None = None
+    state: tuple[float, float, float, int] = field(default=(0.0, 0.0, 0.0, 0), init=False)
+    every: ClassVar[Literal["batch", "update"]] = "update"
+
+    def __post_init__(self) -> None:
+        self.state = (math.log(self.start), 0.0, 0.0, 0)
+
+    def __float__(self) -> float:
+        return math.exp(self.state[0])
+
+    def __str__(self) -> str:
+        return f"temperature({'-dim' if self.target is None else format(self.target, 'g')})"
+
+    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
+        if not math.isfinite(logp := metrics.get("logp_policy", math.nan)):
+            return
+        target = -float(b.trace["action"].shape[-1]) if self.target is None else self.target
+        x, m, v, n = self.state
+        g = -math.exp(x) * (logp + target)
+        n, m, v = n + 1, 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        x -= self.lr * (m / (1 - 0.9**n)) / (math.sqrt(v / (1 - 0.999**n)) + 1e-8)
+        self.state = (x, m, v, n)

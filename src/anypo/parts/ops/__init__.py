@@ -1,0 +1,1 @@
+"""Functions without state that parts share."""

@@ -1,0 +1,52 @@
+"""Masked statistics and the importance ratio. Rules that hold library-wide: the standard deviation is the sample one (ddof=1),
+computed in two passes; NaN marks a missing value and enters nothing; along a row masked decisions are skipped."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from anypo.types import whole
+
+
+def ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """exp(x), with x limited only where its square would overflow: +-40 in float32, +-322 in float64.
+
+    The slope beyond the limit is that at the limit, not 0: a penalty that has become huge still pulls the right way.
+    """
+    limit = math.log(torch.finfo(x.dtype).max) / 2.2
+    if not x.requires_grad:
+        return x.clamp(-limit, limit).exp()
+    return (x + (x.clamp(-limit, limit) - x).detach()).exp()
+
+
+def masked_mean(x: Float[Tensor, "*any"], mask: Bool[Tensor, "*any"]) -> Float[Tensor, ""]:
+    """Mean over the valid decisions (or rows); 0 where there are none."""
+    if whole(mask) and x.shape == mask.shape and x.is_floating_point():
+        return x.mean()
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(x: Float[Tensor, "row step"], mask: Bool[Tensor, "row step"], ddof: int = 1) -> Float[Tensor, "row step"]:
+    """(x - mean) / (std + 1e-8) over all valid decisions; 0 under the mask, and where fewer than two are valid."""
+    count = mask.sum()
+    centred = torch.where(mask, x - masked_mean(x, mask), 0.0)
+    std = (centred.square().sum() / (count - ddof).clamp(min=1)).sqrt()
+    return centred / (std + 1e-8)
+
+
+def last_valid(mask: Bool[Tensor, "row step"]) -> Bool[Tensor, "row step"]:
+    """True at each row's last valid decision."""
+    after = mask.flip(1).cumsum(1).flip(1)
+    return mask & (after == 1)
+
+
+def next_valid(mask: Bool[Tensor, "row step"]) -> Int[Tensor, "row step"]:
+    """For every slot the position of the next valid decision after it; T (one past the end) where there is none."""
+    width = mask.shape[1]
+    at = torch.where(mask, torch.arange(width, device=mask.device), width)
+    following = torch.cat([at[:, 1:], at.new_full((len(at), 1), width)], 1)
+    return following.flip(1).cummin(1).values.flip(1)

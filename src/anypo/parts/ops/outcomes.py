@@ -1,0 +1,72 @@
+"""Outcomes of rows: scores, rewards, bootstrap values."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from anypo.errors import MissingField
+from anypo.parts.ops.groups import group_stats
+from anypo.parts.ops.masked import last_valid
+from anypo.types import Trajectories
+
+
+def scored(b: Trajectories, weights: tuple[float, ...] | None = None) -> Trajectories:
+    """b with one outcome per row: its score, else the weighted sum of its channels, else the sum of its rewards.
+
+    A missing channel (NaN) is left out of the sum, it is not zero; a row without any outcome loses its mask, unless it is
+    a demonstration.
+    """
+    if b.scores is not None and (b.score is None or weights is not None):
+        scale = b.scores.new_tensor(weights if weights is not None else [1.0] * b.scores.shape[1])
+        known = ~b.scores.isnan()
+        score = torch.where(known, b.scores * scale, 0.0).sum(1)
+        score = torch.where(known.any(1), score, torch.nan)
+    elif b.score is not None:
+        score = b.score
+    elif b.reward is not None:
+        score = torch.where(b.valid, b.reward, 0.0).sum(1)
+    else:
+        raise MissingField("score")
+    if (expert := b.get("expert_mask")) is None:
+        return b.but(score=score, mask=b.valid & ~score.isnan().unsqueeze(1))
+    score = torch.where(expert != 0, torch.nan, score)
+    return b.but(score=score, mask=b.valid & (~score.isnan() | (expert != 0)).unsqueeze(1))
+
+
+def rewarded(b: Trajectories) -> Trajectories:
+    """b with a reward per decision: its own, else the outcome on each row's last valid decision."""
+    if b.reward is not None:
+        return b
+    b = scored(b)
+    assert b.score is not None
+    return b.but(reward=torch.where(last_valid(b.valid), b.score.unsqueeze(1), 0.0))
+
+
+def bootstrap_of(b: Trajectories, like: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
+    """Value of the state after each row: 0 where it ended in a terminal state, which all do unless the batch says otherwise."""
+    if b.bootstrap is None:
+        if b.done is not None and not bool((b.done != 0).all()):
+            raise MissingField("bootstrap")
+        return like.new_zeros(len(like))
+    return b.bootstrap if b.done is None else torch.where(b.done != 0, 0.0, b.bootstrap)
+
+
+def informative_rows(b: Trajectories) -> torch.Tensor:
+    """[N] booleans: the outcomes of the row's group are not all equal."""
+    outcome = scored(b).score
+    assert outcome is not None
+    return group_stats(outcome, b.group)[2] > 0
+
+
+def spread(b: Trajectories, a: Float[Tensor, " row"]) -> Float[Tensor, "row step"]:
+    """One number per row on all its valid decisions, 0 elsewhere."""
+    return torch.where(b.valid, a.unsqueeze(1), 0.0)
+
+
+def finished(b: Trajectories) -> Bool[Tensor, " row"]:
+    """Rows that ended: all of them unless `done` (or a bootstrap value) says otherwise."""
+    if b.done is not None:
+        return b.done != 0
+    return torch.full((b.shape[0],), b.bootstrap is None, device=b.valid.device)

@@ -1,0 +1,31 @@
+"""The clipped surrogate and what trust parts share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anypo.types import Trajectories, whole
+
+
+def advantage_at(x: Tensor, b: Trajectories) -> Tensor:
+    """The advantage at the level of x: as it is per decision, its mean over the row where x has one number per row."""
+    assert b.advantage is not None
+    a = b.advantage.detach()
+    return a if x.ndim == 2 else b.row_mean(a)
+
+
+def share(flag: Tensor, b: Trajectories) -> Tensor:
+    """Share of decisions (or rows) for which a flag holds."""
+    flag = flag.detach().to(torch.float32)
+    return (
+        flag.mean()
+        if flag.ndim == 1 or (whole(b.valid) and flag.shape == b.valid.shape)
+        else (flag * b.valid).sum() / b.valid.sum().clamp(min=1)
+    )
+
+
+def clipped(r: Tensor, a: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """min(r A, clip(r, 1 - low, 1 + high) A), and where the clip acted."""
+    bound = r.clamp(1 - low, 1 + high) * a
+    return torch.minimum(r * a, bound), bound < r * a

@@ -1,0 +1,57 @@
+"""Targets and regressions of value functions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypo.numbers import Number
+from anypo.parts.ops.averages import token_mean
+from anypo.types import Trajectories
+
+
+def soft_min(b: Trajectories, alpha: float) -> Float[Tensor, "row step"]:
+    """V = -alpha (logsumexp(-v1/alpha, -v2/alpha) - log 2): the smaller one as alpha -> 0, their mean as alpha -> inf.
+    Without a second head, the value itself."""
+    assert b.value is not None
+    other = b.get("value_b")
+    if other is None:
+        return b.value
+    return -alpha * (torch.logaddexp(-b.value / alpha, -other / alpha) - math.log(2))
+
+
+POLYAK = 0.005
+"""Share by which targets follow, unless a method says otherwise."""
+
+
+def field(b: Trajectories, name: str) -> Tensor:
+    """A field the part has declared to read."""
+    found = b.get(name)
+    assert found is not None
+    return found
+
+
+def backup(b: Trajectories, after: Float[Tensor, "row step"], gamma: float) -> Float[Tensor, "row step"]:
+    """r + gamma (1 - d) * value of what follows, as a constant."""
+    return (field(b, "reward") + gamma * (1 - field(b, "terminal")) * after).detach()
+
+
+def regress(error: Float[Tensor, "row step member"], b: Trajectories, huber: float | None = None) -> Float[Tensor, ""]:
+    """Sum over the ensemble of the mean of error^2 / 2, or of its Huber form, linear beyond `huber`."""
+    half = 0.5 * error.square()
+    if huber is not None:
+        half = torch.where(error.abs() <= huber, half, huber * (error.abs() - 0.5 * huber))
+    return token_mean(half.sum(-1), b)
+
+
+def member_subset(
+    values: Float[Tensor, "... member"], subset: int | None, clock: Number
+) -> Float[Tensor, "... chosen"]:
+    """`subset` members of the ensemble, others at every tick of the clock; all without one."""
+    if subset is None:
+        return values
+    order = torch.randperm(values.shape[-1], generator=torch.Generator().manual_seed(int(float(clock))))
+    return values[..., order[:subset].to(values.device)]

@@ -1,0 +1,155 @@
+"""The registry of parts: kebab-case name per stage, as typed on the command line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from anypo.errors import UsageError, unknown
+from anypo.numbers import Knob
+from anypo.parts.knobs.base import KNOBS
+from anypo.parts.ops.names import kebab
+from anypo.stages import CHAINS, SLOTS
+
+PARTS: dict[str, dict[str, type]] = {slot: {} for slot in SLOTS}
+
+
+T = TypeVar("T", bound=type)
+
+
+RENAMED = {
+    ("reduce", "each"): "group-mean",
+    ("reduce", "share"): "scaled-mean",
+    ("reduce", "per-width"): "step-width-mean",
+    ("trust", "clone"): "weighted-bc",
+    ("trust", "follow"): "no-policy-loss",
+}
+"""Former names of parts, which still work and say what they are called now."""
+
+
+def register(stage: str) -> Callable[[T], T]:
+    """Register a part with its stage under its class name in kebab case (MinPrefix -> min-prefix); a class decorator.
+
+    Raises:
+        UsageError: the stage has a part of that name.
+    """
+
+    def add(cls: T) -> T:
+        name = kebab(cls.__name__)
+        if name in PARTS[stage]:
+            raise UsageError(f"the {stage} stage has a part {name!r} already; choose another class name")
+        PARTS[stage][name] = cls
+        return cls
+
+    return add
+
+
+def find(stage: str, name: str) -> type:
+    """Return the part class of that name; the error for an unknown one names the nearest."""
+    if (stage, name) in RENAMED:
+        warnings.warn(f"the {stage} part {name!r} is called {RENAMED[stage, name]!r} now", stacklevel=2)
+        name = RENAMED[stage, name]
+    if name not in PARTS[stage]:
+        raise unknown(f"{stage} part", name, PARTS[stage])
+    return PARTS[stage][name]
+
+
+def stage_of(part: Any) -> str:
+    """The stage a part belongs to."""
+    return next(s for s, parts in PARTS.items() if type(part) in parts.values())
+
+
+def describe(part: Any) -> str:
+    """A part as short text, `clip(low=0.2, high=0.28)`: its settings, None and defaults of False left out."""
+    settings = []
+    for f in fields(part):
+        value = getattr(part, f.name)
+        default = None if f.default is MISSING else f.default
+        if value is None or value is False or (isinstance(value, tuple) and value == default):
+            continue
+        settings.append(f"{f.name}={value if not isinstance(value, float) else format(value, 'g')}")
+    return f"{kebab(type(part).__name__)}({', '.join(settings)})" if settings else kebab(type(part).__name__)
+
+
+def as_list(stage: str, value: Any) -> list[Any]:
+    """A slot's content as a list, whether the slot holds one part or a chain."""
+    if stage in CHAINS:
+        return list(value)
+    return [] if value is None else [value]
+
+
+def build(stage: str, spec: Any, current: Any = None) -> Any:
+    """A slot's content from its configuration; `current` is what the method has there.
+
+    One part: `"clip"`, `{"part": "clip", "low": 0.1}`, or `{"low": 0.1}` to change the current one. A chain:
+    `"combine,baseline"`, a list of parts, or `{"baseline": {"scale": None}}` to change links by name or position.
+    """
+    if spec is None or spec == "none":
+        return () if stage in CHAINS else None
+    if stage not in CHAINS:
+        return build_part(stage, spec, current)
+    if isinstance(spec, str):
+        spec = [name.strip() for name in spec.split(",") if name.strip()]
+    if isinstance(spec, list):
+        return tuple(build_part(stage, s) for s in spec)
+    if not isinstance(spec, dict):
+        raise UsageError(f"{stage}: expected part names or settings, got {spec!r}")
+    chain = list(current or ())
+    for key, settings in spec.items():
+        names = [kebab(type(p).__name__) for p in chain]
+        if str(key).isdigit() and int(key) < len(chain):
+            at = int(key)
+        elif key in names:
+            at = names.index(key)
+        elif len(chain) == 1 and not isinstance(settings, dict):
+            at, settings = 0, {key: settings}
+        else:
+            raise unknown(f"link of the {stage} chain", str(key), names)
+        chain[at] = build_part(stage, settings, chain[at])
+    return tuple(chain)
+
+
+def build_part(stage: str, spec: Any, current: Any = None) -> Any:
+    """One part from its name or its settings; settings not given stay as `current` has them."""
+    if isinstance(spec, str):
+        spec = {"part": spec}
+    if not isinstance(spec, dict):
+        raise UsageError(f"{stage}: expected the name of a part or its settings, got {spec!r}")
+    cls = find(stage, str(spec["part"])) if "part" in spec else type(current)
+    if cls is type(None):
+        raise UsageError(f"{stage}: there is no part whose settings could change; name one with `part`")
+    known = {f.name: f for f in fields(cls)}
+    settings = {k: _value(v) for k, v in spec.items() if k != "part"}
+    for name, value in settings.items():
+        if name not in known:
+            raise unknown(f"setting of the {stage} part {kebab(cls.__name__)!r}:", name, known)
+        check_setting(cls, name, value)
+    keep = {name: getattr(current, name) for name in known} if type(current) is cls else {}
+    return cls(**{**keep, **settings})
+
+
+def _value(value: Any) -> Any:
+    """A setting as the part takes it: lists become tuples, `{knob: ...}` a knob."""
+    if isinstance(value, dict) and "knob" in value:
+        if value["knob"] not in KNOBS:
+            raise unknown("knob", str(value["knob"]), KNOBS)
+        return KNOBS[value["knob"]](**{k: _value(v) for k, v in value.items() if k != "knob"})
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_setting(cls: type, name: str, value: Any) -> None:
+    """Refuse a setting of the wrong type, in one sentence."""
+    hint = get_type_hints(cls)[name]
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    choices = [c for o in options if get_origin(o) is Literal for c in get_args(o)]
+    plain = tuple(o for o in options if isinstance(o, type) and o is not Knob)
+    accepts = (*plain, int) if float in plain else plain
+    known = value in choices or (isinstance(value, Knob) and Knob in options)
+    typed = isinstance(value, accepts) and not (isinstance(value, bool) and bool not in plain)
+    tuples = isinstance(value, tuple) and any(get_origin(o) is tuple for o in options)
+    if not (known or typed or tuples):
+        wanted = ", ".join([*map(repr, choices), *("null" if o is NoneType else o.__name__ for o in plain)])
+        raise UsageError(f"{kebab(cls.__name__)}.{name} is {value!r}; it takes {wanted}")

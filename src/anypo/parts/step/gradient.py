@@ -1,0 +1,102 @@
+"""Gradient steps: a recipe bound to parameters; the bound object carries the optimizer's state.
+
+Settings left None are the task's recommendation; a method sets only what defines it (REINFORCE: one update per batch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from anypo.kernels.adamw import FusedAdamW, total_norm
+from anypo.numbers import Number
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """lr: learning rate. epochs: passes over a batch. minibatch: rows per update (single decisions where method and
+    policy allow cutting), 0 for the whole batch. grad_norm: the gradient is scaled down to this global norm.
+    schedule: of the learning rate over the run, after `warmup` updates that ramp it up. policy_lr: of the policy itself, where
+    value networks beside it learn at `lr`.
+    """
+
+    lr: Number | None = None
+    epochs: int | None = None
+    minibatch: int | None = None
+    grad_norm: float | None = 1.0
+    schedule: Schedule | None = None
+    warmup: int | None = None
+    policy_lr: Number | None = None
+
+    def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(list(groups), lr=lr)
+
+    def bind(self, groups: Iterable[dict[str, Any]]) -> Descent:
+        """Tie the recipe to parameter groups."""
+        assert self.lr is not None
+        return Descent(self, self.optimizer(groups, float(self.lr)))
+
+
+@dataclass
+class Descent:
+    """A recipe bound to parameters. `progress`, the share of the run that is done, is set by the loop and drives the schedule."""
+
+    recipe: Gradient
+    optimizer: torch.optim.Optimizer
+    updates: int = 0
+    progress: float = 0.0
+    pieces: ClassVar[int] = 1
+
+    def ahead(self) -> AbstractContextManager[Any]:
+        """Samples and gradients are taken where the policy stands."""
+        return nullcontext()
+
+    def lr(self) -> float:
+        assert self.recipe.lr is not None
+        base, progress = float(self.recipe.lr), min(self.progress, 1.0)
+        warm = min(1.0, (self.updates + 1) / self.recipe.warmup) if self.recipe.warmup else 1.0
+        shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+        return base * warm * shape[self.recipe.schedule or "constant"]
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        return [p for g in self.optimizer.param_groups for p in g["params"]]
+
+    def update(self, *closures: Callable[[], dict[str, Any]]) -> dict[str, float]:
+        """Gradients by the closures, then one step; a gradient that is not finite moves nothing (`skipped` = 1)."""
+        parameters = self.parameters
+        for p in parameters:
+            p.grad = None
+        metrics = self.gradients(closures)
+        lr, bound = self.lr(), self.recipe.grad_norm
+        slopes = [p.grad for p in parameters if p.grad is not None]
+        norm = total_norm(slopes)
+        finite = math.isfinite(norm)
+        if finite:
+            if bound is not None and norm + 1e-6 > bound:
+                torch._foreach_mul_(slopes, bound / (norm + 1e-6))
+            own = self.recipe.policy_lr
+            for group in self.optimizer.param_groups:
+                group["lr"] = float(own) if own is not None and group.get("name") == "policy" else lr
+            if not (isinstance(self.optimizer, FusedAdamW) and self.optimizer.at_once()):
+                self.optimizer.step()
+            self.updates += 1
+        return {**metrics, "grad_norm": norm, "lr": lr, "skipped": float(not finite)}
+
+    def gradients(self, closures: Sequence[Callable[[], dict[str, Any]]]) -> dict[str, float]:
+        """Leave the gradient on the parameters; returns the metrics of the loss."""
+        (closure,) = closures
+        return {name: float(value) for name, value in closure().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "progress": self.progress}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates, self.progress = state["updates"], state["progress"]

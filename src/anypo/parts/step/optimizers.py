@@ -1,0 +1,46 @@
+"""Adam, RMSProp and plain gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from anypo.kernels.adamw import FusedAdamW
+from anypo.parts.registry import register
+from anypo.parts.step.gradient import Gradient
+
+
+@register("step")
+@dataclass(frozen=True)
+class Adam(Gradient):
+    """Adam with decoupled weight decay. Source: arXiv 1412.6980, 1711.05101."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        groups = list(groups)
+        fused = all(p.is_floating_point() for g in groups for p in g["params"])
+        return FusedAdamW(groups, lr, self.betas, self.eps, self.weight_decay, fused=fused)
+
+
+@register("step")
+@dataclass(frozen=True)
+class RMSProp(Gradient):
+    """RMSProp. Source: Hinton, lecture 6e; as used by A3C, arXiv 1602.01783."""
+
+    alpha: float = 0.99
+    eps: float = 1e-5
+
+    def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(list(groups), lr, self.alpha, self.eps)
+
+
+@register("step")
+@dataclass(frozen=True)
+class Sgd(Gradient):
+    """Plain gradient descent."""

@@ -1,0 +1,24 @@
+"""Terms: further objectives beside the main one, reduced like it unless they say otherwise. Scalars to minimise."""
+
+from anypo.parts.terms.centering import Centering
+from anypo.parts.terms.denoising import GuessDivergence, MeanDivergence
+from anypo.parts.terms.divergence import Divergence, HingeDivergence
+from anypo.parts.terms.entropy import Entropy
+from anypo.parts.terms.gated_kl import EntropyGatedKl
+from anypo.parts.terms.imitation import CloneAction, CloneGoodAction, Imitate, LikeBest
+from anypo.parts.terms.perception import Perception
+
+__all__ = [
+    "Centering",
+    "CloneAction",
+    "CloneGoodAction",
+    "Divergence",
+    "Entropy",
+    "EntropyGatedKl",
+    "GuessDivergence",
+    "HingeDivergence",
+    "Imitate",
+    "LikeBest",
+    "MeanDivergence",
+    "Perception",
+]

@@ -1,0 +1,140 @@
+"""Likelihood or distance to demonstrated, preferred or recorded actions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from anypo.numbers import Number
+from anypo.parts.ops.averages import token_mean
+from anypo.parts.ops.log_ratio import row_mean
+from anypo.parts.ops.masked import masked_mean
+from anypo.parts.ops.pairs import ranked_pairs, row_weight
+from anypo.parts.ops.targets import field
+from anypo.parts.registry import register
+from anypo.stages import Level, Reduce
+from anypo.types import Trajectories
+from anypo.views import Draw, View, policy_action
+
+
+@register("terms")
+@dataclass(frozen=True)
+class LikeBest:
+    """coef * negative log-likelihood of the rows that are preferred in their group: the mean over these rows of the sum or the
+    mean over their decisions, or (`token`) the mean over all their decisions.
+    """
+
+    coef: Number = 1.0
+    over: Literal["sum", "row", "token"] = "sum"
+    level: ClassVar[Level] = "group"
+    reads = ("logp", "group")
+
+    def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+        assert b.logp is not None
+        best = torch.zeros_like(b.lengths, dtype=torch.bool)
+        best[ranked_pairs(b)[0]] = True
+        best = best & ~torch.zeros_like(best).index_fill(0, ranked_pairs(b)[1], True)
+        logp = torch.where(b.valid, b.logp, 0.0)
+        length = b.get("length")
+        if self.over == "token":
+            size = b.lengths if length is None else length
+            weighted = row_weight(b, logp[:, 0]) * logp.sum(1)
+            nll = -torch.where(best, weighted, 0.0).sum() / torch.where(best, size, 0).sum().clamp(min=1)
+        else:
+            each = logp.sum(1) if self.over == "sum" else row_mean(b, logp)
+            nll = -torch.where(best, each * row_weight(b, each), 0.0).sum() / best.sum().clamp(min=1)
+        return float(self.coef) * nll, {"nll_best": nll.detach()}
+
+
+@register("terms")
+@dataclass(frozen=True)
+class Imitate:
+    """coef * token-mean over the demonstrations of -phi log pi, with phi detached: 1, p (1 - p) or p, p = pi(decision).
+
+    cutoff: decisions likelier than this teach nothing more. Source: CHORD, arXiv 2508.11408; phi = 1: HPT,
+    arXiv 2509.04419.
+    """
+
+    coef: Number = 1.0
+    phi: Literal["one", "uncertain", "likely"] = "one"
+    cutoff: float = 1.0
+    level: ClassVar[Level] = "decision"
+    rows: ClassVar[str] = "expert"
+    reads = ("logp",)
+
+    def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+        assert b.logp is not None
+        taught = b.valid if b.get("expert_mask") is not None else torch.zeros_like(b.valid)
+        p = b.logp.detach().clamp(max=0.0).exp()
+        phi = {"one": torch.ones_like(p), "uncertain": p * (1 - p), "likely": p}[self.phi]
+        logp = b.logp.clamp(max=math.log(self.cutoff)) if self.cutoff < 1 else b.logp
+        loss = -token_mean(phi * logp, b.but(mask=taught))
+        return float(self.coef) * loss, {"imitation_loss": loss.detach()}
+
+
+@register("terms")
+@dataclass(frozen=True)
+class CloneAction:
+    """coef * mean |pi(s) - a|^2 over decisions and dimensions, a the action in the data or (`nearest`) the action of the recorded
+    pair nearest to (beta s, pi(s)). Source: TD3+BC, arXiv 2106.06860, eq. 3; nearest: PRDC, arXiv 2306.06569, eq. 6.
+    """
+
+    to: Literal["taken", "nearest"] = "taken"
+    coef: Number = 1.0
+    level: ClassVar[Level] = "decision"
+    live: ClassVar[dict[str, View]] = {"action_policy": View("action", draw=policy_action(False))}
+
+    @property
+    def views(self) -> dict[str, View]:
+        return {"nearest": View("nearest", draw=Draw(how="mode"))} if self.to == "nearest" else {"taken": View("taken")}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("action_policy", self.to)
+
+    def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+        gap = (field(b, "action_policy") - field(b, self.to)).square().mean(-1)
+        loss = token_mean(gap, b)
+        return float(self.coef) * loss, {"clone_gap": masked_mean(gap.detach(), b.valid)}
+
+
+@register("terms")
+@dataclass(frozen=True)
+class CloneGoodAction:
+    """coef * mean[g |pi(s) - abar|^2], abar the better one of the recorded action and the autoencoder's version ahat of pi(s), by
+    A(x) = Q_1(s, x) - V(s); g = mask (1[A(ahat) >= 0] + 1[A(a) > 0]). Comparisons carry no gradient.
+
+    through: the gradient runs through ahat too, as in the release. Source: A2PR, arXiv 2405.19909; ltlhuuu/A2PR.
+    """
+
+    mask: float = 0.5
+    through: bool = False
+    coef: Number = 1.0
+    level: ClassVar[Level] = "decision"
+    draw: ClassVar[Draw] = policy_action(False)
+    live: ClassVar[dict[str, View]] = {"action_policy": View("action", draw=draw), "vae_policy": View("vae", draw=draw)}
+    views: ClassVar[dict[str, View]] = {
+        "q_now": View("q"),
+        "v_now": View("v"),
+        "taken": View("taken"),
+        "q_vae": View("q_vae", draw=Draw(how="mode")),
+    }
+    reads = (*live, *views)
+
+    def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+        v, vae = field(b, "v_now"), field(b, "vae_policy")
+        recorded, proposed = field(b, "q_now")[..., 0] - v, field(b, "q_vae")[..., 0] - v
+        target = torch.where(
+            (proposed >= recorded).unsqueeze(-1), vae if self.through else vae.detach(), field(b, "taken")
+        )
+        gate = self.mask * ((proposed >= 0).to(v.dtype) + (recorded > 0).to(v.dtype))
+        gap = (field(b, "action_policy") - target).square().mean(-1)
+        loss = token_mean(gate * gap, b)
+        return float(self.coef) * loss, {
+            "clone_gap": masked_mean(gap.detach(), b.valid),
+            "gate": masked_mean(gate, b.valid),
+        }

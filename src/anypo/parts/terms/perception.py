@@ -1,0 +1,47 @@
+"""Terms that compare the policy with itself under a partly hidden input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from anypo.numbers import Number
+from anypo.parts.ops.averages import token_mean
+from anypo.parts.ops.masked import masked_mean
+from anypo.parts.registry import register
+from anypo.stages import Level, Reduce
+from anypo.types import Trajectories
+from anypo.views import View
+
+
+@register("terms")
+@dataclass(frozen=True)
+class Perception:
+    """- coef * token-mean of k3 + eta * (H + H_ablated): decisions are to depend on the input.
+
+    k3 = exp(d) - d - 1 with d = log pi(. | ablated input) - log pi, d limited to +-20 and k3 to 10; H = - token-mean of log pi.
+    The ablated pass is made once per batch, without gradient, with a share `hidden` of the input hidden (in `logp_ablated`).
+    Source: PAPO, arXiv 2507.06448.
+    """
+
+    coef: Number = 0.02
+    eta: Number = 0.0
+    hidden: float = 0.6
+    level: ClassVar[Level] = "decision"
+    reads = ("logp", "logp_ablated")
+
+    @property
+    def views(self) -> dict[str, View]:
+        return {"logp_ablated": View("logp", ablate=self.hidden)}
+
+    def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+        assert b.logp is not None
+        ablated = b.get("logp_ablated").detach()
+        d = (ablated - b.logp).clamp(-20.0, 20.0)
+        k3 = (d.exp() - d - 1).clamp(-10.0, 10.0)
+        loss = -float(self.coef) * token_mean(k3, b)
+        if float(self.eta):
+            loss = loss - float(self.eta) * (token_mean(b.logp, b) + token_mean(ablated, b))
+        return loss, {"perception": masked_mean(k3.detach(), b.valid)}

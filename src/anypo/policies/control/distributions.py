@@ -1,0 +1,186 @@
+"""Action distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from anypo.errors import RunError
+from anypo.kernels.squashed_normal import SquashedSample
+from anypo.policies.decisions import MASK
+
+
+class Squashed:
+    """a = tanh(u), u ~ N(mean, std^2): log pi(a) = sum_k [log N(u_k) - 2 (log 2 - u_k - softplus(-2 u_k))].
+
+    Source: SAC, arXiv 1812.05905, appendix C. An action given from elsewhere is pulled 1e-6 inside (-1, 1).
+    """
+
+    def __init__(self, mean: Float[Tensor, "*decision component"], log_std: Float[Tensor, "*decision component"]):
+        self.mean, self.log_std = mean, log_std
+
+    def at(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The action for standard normal noise, differentiable, and its log-probability."""
+        return cast(tuple[Tensor, Tensor], SquashedSample.apply(self.mean, self.log_std, noise))
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return (self.mean + self.log_std.exp() * noise).tanh()
+
+    def mode(self) -> Tensor:
+        return self.mean.tanh()
+
+    def logp(self, action: Tensor) -> Tensor:
+        u = action.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
+        return self._logp(u, (u - self.mean) * (-self.log_std).exp())
+
+    def _logp(self, u: Tensor, noise: Tensor) -> Tensor:
+        normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return (normal - 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))).sum(-1)
+
+
+class Point:
+    """All mass on one action."""
+
+    def __init__(self, action: Float[Tensor, "*decision component"]):
+        self.action = action
+
+    def mode(self) -> Tensor:
+        return self.action
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        return self.action
+
+    def logp(self, action: Tensor) -> Tensor:
+        return torch.zeros_like(action[..., 0])
+
+
+class Mixture:
+    """Weights [.., E] (as logarithms) and squashed Gaussians [.., E, A]."""
+
+    def __init__(self, gate: Tensor, parts: Squashed):
+        self.gate, self.parts = gate, parts
+
+    def _of(self, which: Tensor, action: Tensor) -> Tensor:
+        index = which[..., None, None].expand(*which.shape, 1, action.shape[-1])
+        return action.gather(-2, index).squeeze(-2)
+
+    def mode(self) -> Tensor:
+        return self._of(self.gate.argmax(-1), self.parts.mode())
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        which = torch.multinomial(self.gate.exp(), 1, generator=generator).squeeze(-1)
+        return self._of(which, self.parts.sample(generator))
+
+    def logp(self, action: Tensor) -> Tensor:
+        return (self.gate + self.parts.logp(action.unsqueeze(-2))).logsumexp(-1)
+
+
+class Choice:
+    """The best of some choices, always."""
+
+    def __init__(self, worth: Float[Tensor, "*decision choice"]):
+        self.worth = worth
+
+    def mode(self) -> Tensor:
+        return self.worth.argmax(-1, keepdim=True)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        return self.mode()
+
+    def logp(self, action: Tensor) -> Tensor:
+        return torch.zeros_like(action[..., 0], dtype=self.worth.dtype)
+
+
+class Categoricals:
+    """Independent categoricals over `sizes` choices each, from unnormalised logits [M, sum(sizes)].
+
+    A choice the mask forbids has probability exactly 0 and adds nothing to the entropy.
+    """
+
+    def __init__(
+        self,
+        logits: Float[Tensor, "*decision choice"],
+        sizes: Sequence[int],
+        mask: Bool[Tensor, "*decision choice"] | None = None,
+    ):
+        if mask is not None:
+            closed = ~mask.any(-1)
+            if closed.any():
+                raise RunError(f"{MASK} forbids every action in row {int(closed.nonzero()[0])}; allow at least one")
+            logits = torch.where(mask, logits, -torch.inf)
+        parts = (logits,) if len(sizes) == 1 else logits.split(list(sizes), -1)
+        self.logps = [x.log_softmax(-1) for x in parts]
+
+    def sample(self, generator: torch.Generator) -> Int[Tensor, "*decision component"]:
+        """The choice whose exponential clock rings first, rates p: what torch.multinomial does, without its checks."""
+        return self.picked(generators(self.logps[0].shape[:-1], [x.shape[-1] for x in self.logps], generator))
+
+    def picked(self, noise: Float[Tensor, "*decision choice"]) -> Int[Tensor, "*decision component"]:
+        """The sample that standard exponential numbers lead to."""
+        parts = (noise,) if len(self.logps) == 1 else noise.split([x.shape[-1] for x in self.logps], -1)
+        rung = [(x.exp() / part).argmax(-1, keepdim=True) for x, part in zip(self.logps, parts, strict=True)]
+        return _side_by_side(rung)
+
+    def mode(self) -> Int[Tensor, "*decision component"]:
+        return torch.stack([x.argmax(-1) for x in self.logps], -1)
+
+    def logp(self, action: Int[Tensor, "*decision component"]) -> Float[Tensor, "*decision"]:
+        if len(self.logps) == 1:
+            return self.logps[0].gather(-1, action).squeeze(-1)
+        taken = [x.gather(-1, a) for x, a in zip(self.logps, action.split(1, -1), strict=True)]
+        return torch.cat(taken, -1).sum(-1)
+
+    def score_norm(self, action: Int[Tensor, "*decision component"]) -> Float[Tensor, "*decision"]:
+        """|d log p(action) / d logits|^2 = 1 - 2 p(a) + sum_v p(v)^2, summed over the components."""
+        each = [
+            1 - 2 * x.gather(-1, a).exp().squeeze(-1) + (2 * x).exp().sum(-1)
+            for x, a in zip(self.logps, action.split(1, -1), strict=True)
+        ]
+        return torch.stack(each, -1).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*decision"]:
+        each = [-(x.exp() * x.masked_fill(x == -torch.inf, 0)).sum(-1) for x in self.logps]
+        return torch.stack(each, -1).sum(-1)
+
+
+def generators(shape: Sequence[int], sizes: Sequence[int], generator: torch.Generator) -> Float[Tensor, "... choice"]:
+    """Standard exponential numbers for every choice of every component."""
+    return _side_by_side([torch.empty(*shape, size).exponential_(generator=generator) for size in sizes])
+
+
+def _side_by_side(columns: list[Tensor]) -> Tensor:
+    return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+
+
+class Gaussian:
+    """Diagonal Gaussian with mean [M, A] and state-independent log standard deviation [A]."""
+
+    def __init__(self, mean: Float[Tensor, "*decision component"], log_std: Float[Tensor, " component"]):
+        self.mean, self.log_std = mean, log_std
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "*decision component"]:
+        return self.picked(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
+
+    def picked(self, noise: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision component"]:
+        """The sample that standard normal numbers lead to."""
+        return self.mean + self.log_std.exp() * noise
+
+    def mode(self) -> Float[Tensor, "*decision component"]:
+        return self.mean
+
+    def logp(self, action: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision"]:
+        z = (action - self.mean) * torch.exp(-self.log_std)
+        return (-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def score_norm(self, action: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision"]:
+        """|d log p(action) / d mean|^2."""
+        return ((action - self.mean) * torch.exp(-2 * self.log_std)).square().sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*decision"]:
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(len(self.mean))

@@ -1,0 +1,177 @@
+"""Perceptron policies for control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from anypo.errors import UsageError
+from anypo.kernels.compiler import CompiledFn
+from anypo.kernels.mlp import multilayer
+from anypo.policies.control.actor_critic import ActorCritic
+from anypo.policies.control.distributions import Categoricals, Gaussian, generators
+from anypo.policies.control.normalize import RunningNorm, scaled
+from anypo.policies.control.spaces import Flat, from_space, to_space
+from anypo.policies.decisions import MASK, names_of, valid_mask
+from anypo.policies.weights import swap_params, trainable_state
+from anypo.types import Trajectories
+
+
+class FoldedWeights(NamedTuple):
+    """What an actor that rests keeps: its network as one function, and the statistics of its input."""
+
+    actor: Callable[[Tensor], Tensor]
+    statistics: tuple[Tensor, ...]
+
+
+class MLPPolicy(ActorCritic):
+    """Separate tanh networks for actor and critic, with running observation normalization.
+
+    Discrete and MultiDiscrete actions are (independent) categoricals; Box actions a diagonal Gaussian whose log
+    standard deviation does not depend on the state. What is stored and evaluated is the Gaussian's own sample; the
+    environment gets it with [-1, 1] mapped onto its bounds, then clipped (only clipped where a bound is missing).
+    Weights are orthogonal with gain sqrt(2), 0.01 for the actor's output and 1 for the critic's (Huang et al. 2022,
+    "The 37 implementation details of PPO"). An `action_mask` in a Dict observation constrains Discrete actions and is
+    no feature. One-hot features are not normalized.
+
+    Trace: obs [N, T, D] float32 before normalization, action [N, T] or [N, T, A], action_mask [N, T, choices] if any.
+    """
+
+    boxed: Tensor
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        value: bool | Sequence[str] = True,
+        normalize: bool = True,
+        seed: int = 0,
+    ):
+        from gymnasium import spaces
+
+        super().__init__()
+        self.action_space = action_space
+        self.scalar = isinstance(action_space, spaces.Discrete)
+        self.sizes: list[int] = []
+        outputs = 0
+        if isinstance(action_space, spaces.Discrete):
+            outputs = int(action_space.n)
+            self.sizes = [outputs]
+            if isinstance(observation_space, spaces.Dict) and MASK in observation_space.spaces:
+                parts = {name: s for name, s in observation_space.items() if name != MASK}
+                observation_space = spaces.Dict(parts)
+        elif isinstance(action_space, spaces.MultiDiscrete):
+            self.sizes = [int(n) for n in action_space.nvec.ravel()]
+            outputs = sum(self.sizes)
+        elif isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating):
+            outputs = spaces.flatdim(action_space)
+        else:
+            raise UsageError(
+                f"the action space {action_space} is not supported; use Discrete, MultiDiscrete or a Box of floats"
+            )
+        self.encode = Flat(observation_space)
+        dim = len(self.encode.boxed)
+        generator = torch.Generator().manual_seed(seed)
+        self.actor = multilayer([dim, *hidden, outputs], 0.01, generator)
+        self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
+        self.heads = names_of(value)
+        self.critic = multilayer([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
+        self.norm = RunningNorm(dim) if normalize else None
+        self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
+        self.numeric = bool(self.encode.boxed.all())
+        self.settled: FoldedWeights | None = None
+        self.native: CompiledFn | None = None
+        self.rested: list[Tensor] = []
+
+    def to_machine_code(self) -> None:
+        """From now on, rollouts decide by compiled code, which takes seconds to make."""
+        self.native = CompiledFn(self.decided)
+
+    def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
+        if self.norm is not None:
+            found = self.norm.forward(obs) if self.settled is None else scaled(obs, *self.settled.statistics)
+            obs = found if self.numeric else torch.where(self.boxed, found, obs)
+        return obs.to(self.actor.dtype)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        if self.native is not None:
+            self.rested = self.acting()
+        else:
+            statistics = () if self.norm is None else (self.norm.mean, self.norm.scale)
+            self.settled = FoldedWeights(self.actor.settled(), statistics)
+        try:
+            yield
+        finally:
+            self.settled, self.rested = None, []
+
+    def decide(
+        self,
+        obs: Float[Tensor, "batch dim"],
+        generator: torch.Generator,
+        greedy: bool,
+        mask: Bool[Tensor, "batch choice"] | None,
+    ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
+        if self.native is None or not self.rested or greedy or mask is not None:
+            return super().decide(obs, generator, greedy, mask)
+        action, logp = self.native(obs, self.luck(len(obs), generator), *self.rested)
+        return action, logp
+
+    def luck(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch number"]:
+        """The random numbers of n decisions."""
+        if self.log_std is None:
+            return generators([n], self.sizes, generator)
+        return torch.randn(n, len(self.log_std), generator=generator, dtype=self.log_std.dtype)
+
+    def acting(self) -> list[Tensor]:
+        """What decisions depend on."""
+        return [tensor.detach() for name, tensor in trainable_state(self).items() if not name.startswith("critic.")]
+
+    def decided(
+        self, obs: Float[Tensor, "batch dim"], luck: Float[Tensor, "batch number"], *acting: Tensor
+    ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
+        """Actions and log-probabilities as a function of tensors alone."""
+        live = trainable_state(self)
+        names = [name for name in live if not name.startswith("critic.")]
+        with swap_params(self, live | dict(zip(names, acting, strict=True))):
+            distribution = self.distribution(self.features(obs), None)
+            action = distribution.picked(luck)
+            return action, distribution.logp(action)
+
+    def distribution(
+        self, features: Float[Tensor, "decision dim"], mask: Bool[Tensor, "decision choice"] | None
+    ) -> Categoricals | Gaussian:
+        out = (self.actor.forward if self.settled is None else self.settled.actor)(features)
+        if self.log_std is not None:
+            return Gaussian(out, self.log_std)
+        return Categoricals(out, self.sizes, mask)
+
+    def values(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision head"] | None:
+        return None if self.critic is None else self.critic.forward(features)
+
+    def hidden(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision width"]:
+        return self.actor[:-1](features)
+
+    def last_layer(self) -> tuple[nn.Parameter, bool]:
+        return cast(nn.Parameter, self.actor[-1].weight), False
+
+    def observe(self, b: Trajectories) -> None:
+        """Learn the observation statistics from the batch's valid decisions."""
+        if self.norm is not None:
+            self.norm.update(b.trace["obs"][valid_mask(b)])
+
+    def env_action(self, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
+        """Stored decisions as the environment accepts them."""
+        return to_space(self.action_space, action)
+
+    def from_env(self, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped[Tensor, "batch *component"]:
+        """The environment's actions as the policy stores them: the inverse of `env_action` inside the bounds."""
+        return from_space(self.action_space, action)

@@ -1,0 +1,279 @@
+"""Policies that learn with value functions: squashed Gaussian, deterministic, Gaussian or categorical, mixture of experts, and
+the greedy one of a Q-function. They share value networks, exploration and the way actions are proposed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from anypo.errors import UsageError
+from anypo.policies.control.actor_critic import ActorCritic
+from anypo.policies.control.distributions import Categoricals, Choice, Gaussian, Mixture, Point, Squashed
+from anypo.policies.control.normalize import RunningNorm
+from anypo.policies.control.spaces import Flat, to_space
+from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
+from anypo.policies.decisions import names_of
+from anypo.types import Trajectories
+from anypo.views import Draw, Network
+
+LOG_STD = (-20.0, 2.0)
+"""Bounds of the log standard deviation of squashed Gaussians (SAC, arXiv 1801.01290)."""
+
+
+LARGE = 128
+"""Hidden width from which on bfloat16 products are faster where the hardware has them."""
+
+
+class Actor(ActorCritic):
+    """ReLU perceptron with the value networks a method learns beside it; weights as in PyTorch's linear layers.
+
+    Trace: obs [N, T, D], action [N, T] or [N, T, A] in [-1, 1], next [N, T, D] the observation that followed.
+    hidden: widths of every network. normalize: observations are centred and scaled with the statistics `standardize` was
+    shown (of a dataset); without it they pass as they are.
+    """
+
+    distributed = frozenset({"logp"})
+    box = True
+    """Actions are numbers in a box; else choices."""
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        *,
+        hidden: Sequence[int] = (256, 256),
+        normalize: bool = False,
+        value: bool | Sequence[str] = False,
+        networks: Mapping[str, Network] | None = None,
+        seed: int = 0,
+    ):
+        from gymnasium import spaces
+
+        super().__init__()
+        if names_of(value):
+            raise UsageError(
+                "this policy has value networks of its own; a method with a shared critic needs --policy mlp"
+            )
+        kind = type(self).__name__.lower()
+        discrete = isinstance(action_space, spaces.Discrete)
+        if discrete and self.box is True:
+            raise UsageError(f"the policy {kind} needs numbers as actions (a Box), the task has {action_space}")
+        if not discrete and (self.box is False or not isinstance(action_space, spaces.Box)):
+            raise UsageError(f"the policy {kind} cannot act in the action space {action_space}")
+        self.action_space, self.scalar = action_space, discrete
+        self.sizes = [int(action_space.n)] if discrete else []
+        self.large = min(hidden, default=0) >= LARGE
+        self.encode = Flat(observation_space)
+        dim = len(self.encode.boxed)
+        self.width = 1 if discrete else spaces.flatdim(action_space)
+        generator = torch.Generator().manual_seed(seed)
+        self.norm = RunningNorm(dim) if normalize else None
+        self.actor = self.body((dim, *hidden), generator)
+        self.networks = dict(networks or {})
+        self.critics = build_value_networks(
+            self.networks, dim, self.width, self.sizes[0] if discrete else 0, hidden, generator
+        )
+        self.latent = next((net.latent for net in self.critics.values() if isinstance(net, Autoencoder)), 0)
+
+    def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        """The actor's own network."""
+        raise NotImplementedError
+
+    def features(self, obs: Float[Tensor, "*decision dim"]) -> Float[Tensor, "*decision dim"]:
+        return obs if self.norm is None else self.norm(obs).to(obs.dtype)
+
+    def values(self, features: Tensor) -> None:
+        return None
+
+    def standardize(self, obs: Float[Tensor, "sample dim"]) -> None:
+        """Centre and scale observations from now on as these lie."""
+        if self.norm is not None:
+            self.norm.update(obs)
+
+    def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
+        """The random numbers of a draw, [N, T, (count,) A]."""
+        if draw.how == "mode" and not draw.noise:
+            return None
+        shape = (*b.shape, *(() if draw.count is None else (draw.count,)), self.width)
+        if draw.how == "uniform":
+            return 2 * torch.rand(shape, generator=generator) - 1
+        return torch.randn(shape, generator=generator)
+
+    def propose(self, b: Trajectories, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(action [N, T, (count,) A], log-probability [N, T, (count)]) for the observations of the batch."""
+        if draw.how == "uniform":
+            assert noise is not None
+            return noise, torch.full_like(noise[..., 0], -math.log(2) * self.width)
+        distribution = self.distribution(self.features(b.trace["obs"]), None)
+        return self.proposal(distribution, draw, noise)
+
+    def proposal(self, distribution: Any, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if draw.how == "mode":
+            action = distribution.mode()
+            if noise is not None:
+                action = (action + (draw.noise * noise).clamp(-draw.clip, draw.clip)).clamp(-1, 1)
+            return action, None
+        assert noise is not None
+        if draw.count is not None:
+            distribution = type(distribution)(distribution.mean.unsqueeze(-2), distribution.log_std.unsqueeze(-2))
+        return distribution.at(noise)
+
+    def taken(self, b: Trajectories) -> Tensor:
+        """The actions of the batch."""
+        return b.trace["action"]
+
+    def luck(self, b: Trajectories) -> Float[Tensor, "row step"]:
+        """One standard normal number per decision."""
+        return b.trace["luck"]
+
+    @torch.no_grad()
+    def q_vae(self, b: Trajectories) -> Float[Tensor, "row step member"]:
+        """Q of the batch's actions as the autoencoder gives them back."""
+        made = self.evaluate(b, {"vae"})["vae"]
+        return self.evaluate(b.but(trace={**b.trace, "action": made}), {"q"})["q"]
+
+    def env_action(self, action: Shaped[Tensor, "batch *action"]) -> Any:
+        """Stored decisions as the environment accepts them."""
+        return to_space(self.action_space, action)
+
+
+class SquashedGaussian(Actor):
+    """tanh-squashed Gaussian whose mean and deviation depend on the state. Source: SAC, arXiv 1812.05905."""
+
+    def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        return Ensemble(1, (*widths, 2 * self.width), False, generator)
+
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+        mean, log_std = _flat(self.actor, features).chunk(2, -1)
+        return Squashed(mean, log_std.clamp(*LOG_STD))
+
+
+class Deterministic(Actor):
+    """a = tanh(mean(s)). Source: DDPG, arXiv 1509.02971."""
+
+    def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        return Ensemble(1, (*widths, self.width), False, generator)
+
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+        return Point(_flat(self.actor, features).tanh())
+
+
+class GaussianActor(Actor):
+    """N(tanh(mean(s)), std^2) with a deviation that does not depend on the state, at least exp(-5); a categorical for choices.
+
+    Source: IQL, arXiv 2110.06169, appendix.
+    """
+
+    box = None  # pyright: ignore[reportAssignmentType]
+    distributed = frozenset({"logp", "entropy"})
+
+    def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        outputs = self.sizes[0] if self.sizes else self.width
+        self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
+        return Ensemble(1, (*widths, outputs), False, generator)
+
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+        out = _flat(self.actor, features)
+        if self.log_std is None:
+            return Categoricals(out, self.sizes, mask)
+        return Reparameterised(out.tanh(), self.log_std.clamp(-5, 2))
+
+    def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
+        if self.sizes and draw.how == "sample" and draw.count is None:
+            return torch.rand((*b.shape, self.sizes[0]), generator=generator)
+        return super().noise(b, draw, generator)
+
+    def proposal(self, distribution: Any, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if not self.sizes:
+            return super().proposal(distribution, draw, noise)
+        if draw.count is not None or draw.live:
+            raise UsageError("the method needs actions that are numbers (a Box), the task has choices")
+        logps = distribution.logps[0]
+        gumbel = 0 if noise is None else -(-noise.clamp_min(1e-20).log()).log()
+        action = (logps + gumbel).argmax(-1)
+        return action, logps.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+
+class Reparameterised(Gaussian):
+    """A Gaussian that can be asked for the action of given noise; the mode stays inside [-1, 1], samples are cut to it."""
+
+    def at(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        action = self.mean + self.log_std.exp() * noise
+        return action.clamp(-1, 1), self.logp(action)
+
+
+class Experts(Actor):
+    """A gate over `experts` squashed Gaussians; acts by one of them. Source: PMOE, arXiv 2104.09122.
+
+    Functional `routing`: the gate's probabilities [N, T, E]. A draw of `each` expert gives [N, T, E, A]; `sample` gives the
+    action of a drawn expert and that expert's log-density.
+    """
+
+    distributed = frozenset({"logp", "routing"})
+
+    def __init__(self, *arguments: Any, experts: int = 4, **options: Any):
+        self.experts = experts
+        super().__init__(*arguments, **options)
+
+    def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        return Ensemble(1, (*widths, self.experts * (2 * self.width + 1)), False, generator)
+
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+        out = _flat(self.actor, features)
+        gate, out = out[..., : self.experts], out[..., self.experts :]
+        mean, log_std = out.reshape(*out.shape[:-1], self.experts, 2 * self.width).chunk(2, -1)
+        return Mixture(gate.log_softmax(-1), Squashed(mean, log_std.clamp(*LOG_STD)))
+
+    def evaluate(
+        self, b: Trajectories, want: Any, *, layer: int | None = None, frozen: bool = False
+    ) -> dict[str, Tensor]:
+        found = super().evaluate(b, set(want) - {"routing"}, layer=layer, frozen=frozen)
+        if "routing" in want:
+            found["routing"] = self.distribution(self.features(b.trace["obs"]), None).gate.exp()
+        return found
+
+    def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
+        if draw.how not in ("sample", "each"):
+            return super().noise(b, draw, generator)
+        normal = torch.randn((*b.shape, self.experts, self.width), generator=generator)
+        chance = torch.rand((*b.shape, self.experts, 1), generator=generator)
+        return torch.cat([normal, chance], -1)
+
+    def proposal(self, distribution: Mixture, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if draw.count is not None:
+            raise UsageError("a mixture of experts proposes one action per expert, not a number of them")
+        if noise is None or draw.how == "mode":
+            return super().proposal(distribution, draw, noise)
+        action, logp = distribution.parts.at(noise[..., :-1])
+        if draw.how == "each":
+            return action, logp
+        gumbel = -(-noise[..., -1].clamp_min(1e-20).log()).log()
+        which = (distribution.gate + gumbel).argmax(-1, keepdim=True)
+        taken = action.gather(-2, which.unsqueeze(-1).expand(*which.shape, self.width)).squeeze(-2)
+        return taken, logp.gather(-1, which).squeeze(-1)
+
+
+class Greedy(Actor):
+    """The action of the largest Q, which is the value network called `q`. Source: DQN, Mnih et al. 2015."""
+
+    box = False
+    distributed = frozenset()
+
+    def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        return nn.Identity()
+
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+        if "q" not in self.networks:
+            raise UsageError("the policy greedy follows a value network `q`, and the method learns none")
+        q = self.critics["q"](features).mean(1)
+        return Choice(q if mask is None else torch.where(mask, q, -torch.inf))
+
+
+def _flat(net: nn.Module, features: Float[Tensor, "... dim"]) -> Float[Tensor, "... output"]:
+    """The output of an ensemble of one, for features with any number of leading dimensions."""
+    return net(features.reshape(-1, features.shape[-1])).reshape(*features.shape[:-1], -1)

@@ -1,0 +1,91 @@
+"""Gymnasium spaces as flat tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Shaped
+from torch import Tensor
+
+from anypo.errors import UsageError
+
+
+class Flat:
+    """An observation space as a float32 vector: numbers as they are, choices one-hot, nested parts one after the other.
+
+    Dict entries stand in alphabetical order of their names and are looked up by name; tuples keep their order.
+    `boxed` marks the entries that are numbers rather than one-hot choices.
+    """
+
+    def __init__(self, space: Any):
+        from gymnasium.spaces import Box, flatdim
+
+        self.space = _sorted(space)
+        self.boxed = np.concatenate([np.full(flatdim(s), isinstance(s, Box)) for s in _leaves(self.space)])
+        self.plain = isinstance(space, Box)
+
+    def __call__(self, observation: Any) -> Float32[np.ndarray, " dim"]:
+        if self.plain:
+            return np.array(observation, np.float32).ravel()
+        from gymnasium.spaces import flatten
+
+        return np.asarray(flatten(self.space, observation), np.float32)
+
+    def rows(self, observations: Sequence[Any]) -> Float32[np.ndarray, "observation dim"]:
+        """Several of them, one a row."""
+        if self.plain:
+            return np.array(observations, np.float32).reshape(len(observations), -1)
+        return np.stack([self(observation) for observation in observations])
+
+
+def _sorted(space: Any) -> Any:
+    from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+
+    if isinstance(space, Dict):
+        return Dict([(name, _sorted(space[name])) for name in sorted(space)])
+    if isinstance(space, Tuple):
+        return Tuple([_sorted(s) for s in space])
+    if isinstance(space, Box | Discrete | MultiDiscrete | MultiBinary):
+        return space
+    raise UsageError(
+        f"the observation space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary, "
+        "or a Dict or Tuple of them"
+    )
+
+
+def _leaves(space: Any) -> list[Any]:
+    from gymnasium.spaces import Dict, Tuple
+
+    if isinstance(space, Dict):
+        return [leaf for part in space.values() for leaf in _leaves(part)]
+    if isinstance(space, Tuple):
+        return [leaf for part in space for leaf in _leaves(part)]
+    return [space]
+
+
+def to_space(space: Any, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
+    """Choices counted from the space's first; numbers with [-1, 1] mapped onto the bounds of a box and clipped to them."""
+    taken = action.numpy().reshape(-1, *space.shape)
+    if not hasattr(space, "low"):
+        return taken + space.start
+    low, high = _bounds(space)
+    return np.clip(low + (taken + 1) / 2 * (high - low), space.low, space.high).astype(space.dtype)
+
+
+def from_space(space: Any, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped[Tensor, "batch *action"]:
+    """The inverse of `to_space`: actions of a dataset as policies store them."""
+    if not hasattr(space, "low"):
+        taken = torch.as_tensor(np.asarray(action) - space.start, dtype=torch.long)
+        return taken if space.shape == () else taken.reshape(len(taken), -1)
+    low, high = _bounds(space)
+    flat = 2 * (np.asarray(action, np.float64).reshape(-1, *space.shape) - low) / (high - low) - 1
+    return torch.as_tensor(flat.reshape(len(flat), -1), dtype=torch.float32)
+
+
+def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What -1 and 1 stand for: the bounds of a Box, and themselves where one is missing."""
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    return np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)

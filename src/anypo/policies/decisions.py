@@ -1,0 +1,60 @@
+"""Decisions: what sampling returns, and how valid ones are gathered and scattered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from anypo.types import Trajectories
+
+MASK = "action_mask"
+"""The key of an observation dict, of `info` and of the trace that says which discrete actions are allowed."""
+
+
+@dataclass(slots=True)
+class Decisions:
+    """What `act` decided for B observations: action [B] or [B, A], its log-probability (nats), the state's value.
+
+    An action that K decisions in turn have led to has logp [B, K], and `trace` holds [B, K, ...] to evaluate each again.
+    """
+
+    action: Shaped[Tensor, "batch *action"]
+    logp: Float[Tensor, "batch *draw"]
+    value: Float[Tensor, " batch"] | None
+    trace: dict[str, Tensor] | None = None
+
+    def rows(
+        self, obs: Shaped[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch draw"], Float[Tensor, "batch draw"] | None, dict[str, Tensor]]:
+        """logp, value and trace of the decisions in turn, K = 1 of them where the action was one decision."""
+        logp = self.logp if self.logp.ndim == 2 else self.logp[:, None]
+        value = None if self.value is None else self.value[:, None].expand_as(logp)
+        if self.trace is None:
+            return logp, value, {"obs": obs[:, None], "action": self.action[:, None]}
+        return logp, value, self.trace
+
+
+def names_of(value: bool | Sequence[str]) -> tuple[str, ...]:
+    """Names of the value heads: one called `value` for True."""
+    return (("value",) if value else ()) if isinstance(value, bool) else tuple(value)
+
+
+def flat(x: Shaped[Tensor, "row step ..."], valid: Bool[Tensor, "row step"] | None) -> Shaped[Tensor, "decision ..."]:
+    """The decisions that count (None: all), one after the other."""
+    return x.flatten(0, 1) if valid is None else x[valid]
+
+
+def scatter_valid(x: Float[Tensor, "decision ..."], valid: Bool[Tensor, "row step"]) -> Float[Tensor, "row step ..."]:
+    """Values of the valid decisions, in order, at their places; 0 elsewhere."""
+    if len(x) == valid.numel():
+        return x.reshape(*valid.shape, *x.shape[1:])
+    return x.new_zeros(*valid.shape, *x.shape[1:]).index_put((valid,), x)
+
+
+def valid_mask(b: Trajectories) -> Bool[Tensor, "row step"]:
+    """Which decisions of the batch's trace count."""
+    return b.valid if b.mask is not None else torch.ones(b.trace["obs"].shape[:2], dtype=torch.bool)

@@ -1,0 +1,250 @@
+"""What flow and diffusion policies share: a network that denoises an action in steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from anypo.errors import UsageError
+from anypo.kernels.mlp import multilayer
+from anypo.policies.control.mlp import MLPPolicy
+from anypo.policies.decisions import Decisions, valid_mask
+from anypo.policies.weights import snapshot, swap_params
+from anypo.types import Trajectories
+
+FREQUENCIES = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Of the time features cos(pi f t), sin(pi f t)."""
+
+
+BOX = 1.0
+"""The environment's bounds, as the policy stores actions."""
+
+
+class Denoiser(MLPPolicy):
+    """x_0 ~ N(0, I), x_{k+1} ~ N(mean(x_k, k, o), std(x_k, k, o)^2) for k = 0..K-1; the action is x_K. K = `steps`.
+
+    Every step is one decision: its logp is log N(x_{k+1}; mean, std) and its entropy that of the Gaussian, both the mean (or
+    the `sum`, the density itself) over the components of the action, in nats. The start x_0 follows no parameter and is no
+    decision. With `tuned`, only so many last steps are; the others are taken by a frozen copy of the network.
+    Greedy actions start from noise too, and then follow the subclass's deterministic sampler.
+    All decisions of one action share the value V(o), a tanh network on the observation as in `MLPPolicy`; actions, their
+    scale and the normalization of observations are its as well.
+
+    Beside logp and entropy `evaluate` gives, per decision: score_norm, |d logp / d mean|^2 of the density; step_mean [N, T, A],
+    step_std (root mean square over components) and step_width (1/K) of the transition; logp_noise, log N(x_0; 0, 1) at the
+    first step and 0 at the others; guess [N, T, A], what the network says at the decision's draw (time, noise) about the final
+    action; noise_share, 1 - that time; and under the name in `imitation` minus the mean squared error of the guess.
+    `trace` gives the trace of an expert's action: the forward process through one noise, so demonstrations have logps too.
+
+    Trace, per decision: obs, latent x_k, next x_{k+1}, step k, action x_K, and the draw: time in (0, 1), the k-th out of
+    (k/K, (k+1)/K), and noise.
+    """
+
+    implicit = True
+    told = frozenset(
+        ("logp", "entropy", "score_norm", "step_mean", "step_std", "step_width", "logp_noise", "guess", "noise_share")
+    )
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        steps: int = 10,
+        tuned: int | None = None,
+        over: Literal["mean", "sum"] = "mean",
+        value: bool | Sequence[str] = True,
+        normalize: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__(observation_space, action_space, hidden=hidden, value=value, normalize=normalize, seed=seed)
+        if self.log_std is None:
+            raise UsageError(f"a generative policy needs a Box of actions, not {action_space}")
+        if steps < 1:
+            raise UsageError(f"a generative policy needs at least one step, not {steps}")
+        if tuned is not None and not 1 <= tuned <= steps:
+            raise UsageError(f"of {steps} steps at least one and at most all can be tuned, not {tuned}")
+        self.steps, self.over = steps, over
+        self.held = 0 if tuned is None else steps - tuned
+        self.size = len(self.log_std)
+        self.log_std = None
+        width = len(self.encode.boxed) + self.size + 2 * len(FREQUENCIES)
+        # without saturation: near the action the velocity and the noise are steep functions of x
+        self.actor = multilayer([width, *hidden, self.size], 0.01, torch.Generator().manual_seed(seed), nn.ReLU)
+
+        self.hold()
+
+    def hold(self) -> None:
+        """Freeze the network as it is for the steps that are not tuned; behaviour cloning does this when it ends."""
+        self.base = snapshot(self.actor)
+
+    @property
+    def functionals(self) -> frozenset[str]:
+        return frozenset({*self.told, self.imitation, *self.heads})
+
+    # ---------------------------------------------------------------- what a subclass says
+
+    def transition(
+        self, features: Float[Tensor, "draw dim"], x: Float[Tensor, "draw component"], step: Int[Tensor, " draw"]
+    ) -> tuple[Float[Tensor, "draw component"], Float[Tensor, "draw component"]]:
+        """Mean and standard deviation of x_{k+1}."""
+        raise NotImplementedError
+
+    def greedy(
+        self, features: Float[Tensor, "draw dim"], x: Float[Tensor, "draw component"], step: Int[Tensor, " draw"]
+    ) -> Float[Tensor, "draw component"]:
+        """x_{k+1} without noise."""
+        raise NotImplementedError
+
+    def blend(
+        self, action: Float[Tensor, "*draw component"], noise: Float[Tensor, "*draw component"], time: Tensor
+    ) -> Float[Tensor, "*draw component"]:
+        """The forward process: action and noise mixed, noise alone at time 0 and the action alone at time 1."""
+        raise NotImplementedError
+
+    def lesson(
+        self, action: Float[Tensor, "draw component"], noise: Float[Tensor, "draw component"]
+    ) -> Float[Tensor, "draw component"]:
+        """What the network should say on the blend."""
+        raise NotImplementedError
+
+    def clock(self, time: Float[Tensor, "*draw"]) -> Float[Tensor, "*draw"]:
+        """The times at which the network is trained, out of uniform ones in (0, 1)."""
+        return time
+
+    # ---------------------------------------------------------------- sampling and evaluation
+
+    def distribution(self, features: Tensor, mask: Tensor | None) -> Any:
+        raise UsageError("the actions of a generative policy have no distribution that could be written down")
+
+    def network(
+        self,
+        features: Float[Tensor, "draw dim"],
+        x: Float[Tensor, "draw component"],
+        time: Float[Tensor, " draw"],
+    ) -> Float[Tensor, "draw component"]:
+        return self.actor(torch.cat([features, x, time_embedding(time)], -1))
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Float[Tensor, "batch dim"],
+        generator: torch.Generator,
+        *,
+        greedy: bool = False,
+        action_mask: Tensor | None = None,
+        random: float = 0.0,
+        noise: float = 0.0,
+        valued: bool = True,
+    ) -> Decisions:
+        """Run the chain for a batch of encoded observations."""
+        if random or noise:
+            raise UsageError(f"the policy {type(self).__name__} explores by its own noise, not by random actions")
+        features, n, shape = self.features(obs), len(obs), (len(obs), self.steps, self.size)
+        x = torch.randn(n, self.size, generator=generator)
+        kicks = torch.zeros(shape) if greedy else self.jitter(shape, generator)
+        chain, logps = [x], []
+        for k in range(self.steps):
+            step = torch.full((n,), k)
+            with swap_params(self.actor, self.base) if k < self.held else nullcontext():
+                mean, std = self.transition(features, x, step)
+                x = self.greedy(features, x, step) if greedy else mean + std * kicks[:, k]
+            chain.append(x)
+            logps.append(self.density(x, mean, std))
+        values = self.values(features) if valued else None
+        trace = self.draws(obs, x, generator) | {
+            "latent": torch.stack(chain[:-1], 1),
+            "next": torch.stack(chain[1:], 1),
+        }
+        logp, trace = torch.stack(logps, 1)[:, self.held :], {k: t[:, self.held :] for k, t in trace.items()}
+        return Decisions(x, logp, None if values is None else values[:, 0], trace)
+
+    def jitter(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """The standard normal numbers of a chain."""
+        return torch.randn(shape, generator=generator)
+
+    def density(self, x: Float[Tensor, "draw component"], mean: Tensor, std: Tensor) -> Float[Tensor, " draw"]:
+        """log N(x; mean, std^2), over components as `over` says."""
+        return self.together(-0.5 * ((x - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi))
+
+    def together(self, x: Float[Tensor, "draw component"]) -> Float[Tensor, " draw"]:
+        return x.mean(-1) if self.over == "mean" else x.sum(-1)
+
+    def draws(
+        self, obs: Float[Tensor, "batch dim"], action: Float[Tensor, "batch component"], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """One draw (time, noise) per step for the matching loss of an action, stratified over the steps."""
+        shape = len(obs), self.steps
+        step = torch.arange(self.steps).expand(shape)
+        return {
+            "obs": obs[:, None].expand(*shape, -1),
+            "action": action[:, None].expand(*shape, -1),
+            "step": step,
+            "time": (step + torch.rand(shape, generator=generator)) / self.steps,
+            "noise": torch.randn(*shape, self.size, generator=generator),
+        }
+
+    def trace(
+        self, obs: Float[Tensor, "batch dim"], action: Float[Tensor, "batch component"], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        found = self.draws(obs, action, generator)
+        noise = torch.randn(len(obs), 1, self.size, generator=generator)
+        times = torch.linspace(0, 1, self.steps + 1)[:, None].expand(len(obs), -1, 1)
+        chain = self.blend(action[:, None].expand(-1, self.steps + 1, -1), noise.expand(-1, self.steps + 1, -1), times)
+        return found | {"latent": chain[:, :-1], "next": chain[:, 1:]}
+
+    def evaluate(
+        self, b: Trajectories, want: Collection[str], *, layer: int | None = None, frozen: bool = False
+    ) -> dict[str, Float[Tensor, "row step *event"]]:
+        if layer is not None:
+            raise UsageError("the method reads an inner layer of the policy, which only language models offer")
+        if missing := set(want) - self.functionals:
+            raise UsageError(f"the policy {type(self).__name__} cannot give {min(missing)!r}")
+        valid = valid_mask(b)
+        at = {name: x[valid] for name, x in b.trace.items()}
+        features, found = self.features(at["obs"]), {}
+        if {"logp", "entropy", "score_norm", "step_mean", "step_std"} & set(want):
+            mean, std = self.transition(features, at["latent"], at["step"])
+            found |= {
+                "logp": self.density(at["next"], mean, std),
+                "entropy": self.together(std.log() + 0.5 * math.log(2 * math.pi * math.e)),
+                "score_norm": ((at["next"] - mean) / std.square()).square().sum(-1),
+                "step_mean": mean,
+                "step_std": std.square().mean(-1).sqrt(),
+            }
+        if {"guess", self.imitation} & set(want):
+            time = self.clock(at["time"])
+            blend = self.blend(at["action"], at["noise"], time[:, None])
+            guess = self.network(features, blend, time)
+            wrong = guess - self.lesson(at["action"], at["noise"])
+            found |= {"guess": guess, self.imitation: -wrong.square().mean(-1)}
+        if "logp_noise" in want:
+            start = self.density(at["latent"], torch.zeros(()), torch.ones(()))
+            found["logp_noise"] = torch.where(at["step"] == 0, start, 0.0)
+        if "noise_share" in want:
+            found["noise_share"] = 1 - self.clock(at["time"])
+        if "step_width" in want:
+            found["step_width"] = torch.full((len(features),), 1 / self.steps, dtype=features.dtype)
+        if set(self.heads) & set(want):
+            values = self.values(features)
+            assert values is not None
+            found |= {name: values[:, k] for k, name in enumerate(self.heads)}
+        where = valid.nonzero(as_tuple=True)
+        return {
+            name: x.new_zeros(*valid.shape, *x.shape[1:]).index_put(where, x)
+            for name, x in found.items()
+            if name in want
+        }
+
+
+def time_embedding(time: Float[Tensor, " draw"]) -> Float[Tensor, "draw feature"]:
+    """cos(pi f t) and sin(pi f t) for every frequency."""
+    angle = math.pi * time[:, None] * torch.tensor(FREQUENCIES, dtype=time.dtype)
+    return torch.cat([angle.cos(), angle.sin()], -1)

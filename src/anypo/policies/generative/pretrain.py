@@ -1,0 +1,41 @@
+"""Pretrain a generative policy on demonstrations."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypo.policies.control.mlp import MLPPolicy
+from anypo.policies.generative.denoiser import Denoiser
+from anypo.types import Trajectories
+
+
+def pretrain(
+    policy: MLPPolicy,
+    data: tuple[Float[Tensor, "sample dim"], Float[Tensor, "sample component"]],
+    steps: int,
+    *,
+    lr: float = 5e-3,
+    batch: int = 128,
+    seed: int = 0,
+) -> list[float]:
+    """Behaviour cloning of (encoded observations, actions as the policy stores them): `steps` Adam steps, the rate falling to 0,
+    on the mean of what the policy calls `imitation`: the matching loss of a generative policy, the likelihood of a Gaussian one.
+    Returns the losses."""
+    obs, action = data
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(policy.parameters(), lr)
+    losses = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        some = torch.randint(len(obs), (batch,), generator=generator)
+        trace = policy.trace(obs[some], action[some], generator)
+        error = -policy.evaluate(Trajectories(trace=trace), {policy.imitation})[policy.imitation].mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        losses.append(error.item())
+    if isinstance(policy, Denoiser):
+        policy.hold()
+    return losses

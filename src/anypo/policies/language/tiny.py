@@ -1,0 +1,114 @@
+"""A small decoder made on the spot: a character tokenizer, a Llama of about 0.6 million parameters, and a short supervised
+warm start. What it writes is an ordinary transformers directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anypo.errors import RunError
+
+RECIPE = {"hidden": 128, "layers": 3, "heads": 4, "context": 64, "lr": 1e-3, "rows": 256, "until": 0.7, "limit": 2000}
+"""Size of the decoder and its warm start, which stops once `until` of the held-out completions are reproduced, or fails at
+`limit` updates."""
+
+
+Example = tuple[str, str]
+"""(prompt, completion)."""
+
+
+def base(name: str, train: Sequence[Example], heldout: Sequence[Example]) -> Path:
+    """Directory of the warm-started model for these examples; made once and kept in the cache ($ANYPO_CACHE, ~/.cache/anypo)."""
+    cache = Path(os.environ.get("ANYPO_CACHE", Path.home() / ".cache" / "anypo"))
+    content = json.dumps([RECIPE, list(train), list(heldout), torch.__version__]).encode()
+    target = cache / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
+    if not (target / "config.json").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+        warm_start(work, train, heldout)
+        try:
+            work.rename(target)
+        except OSError:  # another process was faster
+            shutil.rmtree(work)
+    return target
+
+
+def warm_start(directory: Path, train: Sequence[Example], heldout: Sequence[Example], seed: int = 0) -> float:
+    """Train a new decoder on the examples until it answers `until` of the held-out ones; returns that share."""
+    alphabet = sorted({c for prompt, completion in (*train, *heldout) for c in prompt + completion})
+    tokenizer, model = fresh(alphabet, seed)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), RECIPE["lr"])
+    ids, labels = encode(tokenizer, train)
+    held = encode(tokenizer, heldout)
+    accuracy = 0.0
+    for update in range(1, int(RECIPE["limit"]) + 1):
+        pick = torch.randint(len(train), (int(RECIPE["rows"]),), generator=generator)
+        optimizer.param_groups[0]["lr"] = RECIPE["lr"] * min(1.0, update / 50)
+        loss = model(input_ids=ids[pick], labels=labels[pick]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if update % 10 == 0:
+            accuracy = answered(model, *held)
+            if accuracy >= RECIPE["until"]:
+                break
+    else:
+        raise RunError(f"the warm start reached an accuracy of only {accuracy:.2f} in {RECIPE['limit']} updates")
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return accuracy
+
+
+def fresh(alphabet: Sequence[str], seed: int) -> tuple[Any, Any]:
+    """A character tokenizer over `alphabet` and an untrained decoder for it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
+    hidden = int(RECIPE["hidden"])
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=int(RECIPE["layers"]),
+        num_attention_heads=int(RECIPE["heads"]),
+        num_key_value_heads=int(RECIPE["heads"]),
+        max_position_embeddings=int(RECIPE["context"]),
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return tokenizer, LlamaForCausalLM(config)
+
+
+def encode(tokenizer: Any, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Right-padded ids and labels; only the completion and its end are labelled."""
+    rows = [(tokenizer(p)["input_ids"], [*tokenizer(c)["input_ids"], tokenizer.eos_token_id]) for p, c in examples]
+    width = max(len(p) + len(c) for p, c in rows)
+    ids = torch.tensor([p + c + [0] * (width - len(p) - len(c)) for p, c in rows])
+    labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in rows])
+    return ids, labels
+
+
+@torch.no_grad()
+def answered(model: Any, ids: Tensor, labels: Tensor) -> float:
+    """Share of examples whose every labelled token is the model's first choice, which is greedy accuracy."""
+    choice, target = model(input_ids=ids).logits[:, :-1].argmax(-1), labels[:, 1:]
+    return float(((choice == target) | (target == -100)).all(1).float().mean())

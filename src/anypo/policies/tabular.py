@@ -1,0 +1,62 @@
+"""A softmax table over contexts and arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from anypo.policies.control.actor_critic import ActorCritic
+from anypo.policies.control.distributions import Categoricals
+from anypo.policies.decisions import names_of
+from anypo.types import Trajectories
+
+
+class SoftmaxTable(ActorCritic):
+    """pi(a | c) = softmax(logits[c])_a, with a table of values V(c) beside it.
+
+    The logits are drawn from N(0, 0.01^2) with `seed`; the first value head starts at 0, further ones differ.
+    Trace: obs [N, T] (index of the context), action [N, T].
+    """
+
+    def __init__(self, contexts: int, arms: int, *, value: bool | Sequence[str] = True, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.logits = nn.Parameter(0.01 * torch.randn(contexts, arms, generator=generator))
+        self.heads = names_of(value)
+        heads = 0.01 * torch.randn(contexts, len(self.heads), generator=generator)
+        heads[:, :1] = 0
+        self.table = nn.Parameter(heads) if self.heads else None
+
+    def encode(self, observation: Any) -> np.ndarray:
+        """An index stays an index."""
+        return np.array(observation, np.int64)
+
+    def distribution(
+        self, features: Int[Tensor, " decision"], mask: Bool[Tensor, "decision choice"] | None
+    ) -> Categoricals:
+        return Categoricals(self.logits[features], self.logits.shape[1:], mask)
+
+    def values(self, features: Int[Tensor, " decision"]) -> Float[Tensor, "decision head"] | None:
+        return None if self.table is None else self.table[features]
+
+    def hidden(self, features: Int[Tensor, " decision"]) -> Float[Tensor, "decision width"]:
+        return nn.functional.one_hot(features, len(self.logits)).to(self.logits.dtype)
+
+    def last_layer(self) -> tuple[nn.Parameter, bool]:
+        return self.logits, True
+
+    def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
+        """b with every context replaced by a drawn one with probability `share`."""
+        obs = b.trace["obs"]
+        drawn = torch.randint(len(self.logits), obs.shape, generator=generator)
+        kept = torch.rand(obs.shape, generator=generator) >= share
+        return b.but(trace={**b.trace, "obs": torch.where(kept, obs, drawn)})
+
+    def env_action(self, action: Int[Tensor, " batch"]) -> Int[np.ndarray, " batch"]:
+        """Arms as the environment numbers them."""
+        return action.numpy()

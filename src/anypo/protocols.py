@@ -1,0 +1,103 @@
+"""What the loop expects of policies, tasks and start pools."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypo.types import Request, Trajectories
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """How much one batch should hold: `requests` starts with `samples` rows each, `horizon` decisions per row at most."""
+
+    requests: int
+    samples: int
+    horizon: int | None = None
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """Start states in a reproducible order; the position survives checkpoints, and so do rows left unfinished.
+    standing: its requests go on where the environments stand. decisions: how many were collected so far.
+    batches: number of the present batch, from 1."""
+
+    standing: bool
+    unfinished: list[Trajectories]
+    decisions: int
+    batches: int
+
+    def draw(self, requests: int, samples: int, horizon: int | None = None) -> list[Request]: ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Samples decisions (each kind in its own way) and evaluates given ones again.
+
+    exact: log-probs kept from sampling equal a fresh evaluation at the same parameters up to rounding.
+    independent: each decision can be evaluated alone, so a batch may be cut into single decisions.
+    """
+
+    exact: bool
+    independent: bool
+
+    @property
+    def functionals(self) -> frozenset[str]:
+        """What `evaluate` can give: `logp`, `entropy`, the names of its value heads, ..."""
+        ...
+
+    def evaluate(
+        self, b: Trajectories, want: Collection[str], *, layer: int | None = None
+    ) -> dict[str, Float[Tensor, "row step"]]:
+        """The functionals in `want` of the decisions in `b.trace`, at current parameters; read after block `layer`."""
+        ...
+
+    def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
+        """b with each unit of its input (prompt token, feature) hidden independently with probability `share`."""
+        ...
+
+    def observe(self, b: Trajectories) -> None:
+        """Learn input statistics from a batch, once, after the batch has been used."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Starts, a way to roll a policy out from them, and a held-out measure.
+
+    name: as typed on the command line. metric: name of the held-out measure. channels: names of the reward channels.
+    starts: number of training starts (None: unlimited). unit: what the length of a run counts ("batches",
+    "environment steps"). standing: environments can go on where they stand, so rows need not be whole episodes.
+    """
+
+    name: str
+    metric: str
+    channels: tuple[str, ...]
+    starts: int | None
+    unit: str
+    standing: bool
+
+    def rollout(
+        self, policy: Any, requests: list[Request], generator: torch.Generator
+    ) -> tuple[Trajectories, dict[str, float]]:
+        """Finished, scored rows, requests in order and their samples together, with `group` = index of the request;
+        and metrics of the rollout. Requests whose start is None go on where the environments stand.
+        A task with demonstrations has a method `demonstrate` beside it, which answers requests for them (`expert`)."""
+        ...
+
+    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+        """Greedy performance on held-out starts; holds at least `metric`."""
+        ...
+
+    def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
+        """Loop settings that suit this task: lr, requests, samples, horizon, epochs, minibatches, steps, ..."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -1,0 +1,1 @@
+"""A run: everything that has state, and the folder it lives in."""

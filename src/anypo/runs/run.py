@@ -1,0 +1,97 @@
+"""A run: everything that has state. Nothing here is global; a checkpoint is the whole of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anypo.config import Config
+from anypo.method.method import Method
+from anypo.policies.weights import snapshot
+from anypo.protocols import BatchSpec
+from anypo.stages import OpenStore, Stepper
+from anypo.tasks.pool import StartPool
+from anypo.views import Refresh
+
+
+@dataclass
+class Run:
+    """The live objects of a run; `state` and `restore` are what a checkpoint holds."""
+
+    config: Config
+    method: Method
+    task: Any
+    policy: Any
+    pool: StartPool
+    store: OpenStore
+    stepper: Stepper
+    want: BatchSpec
+    generator: torch.Generator
+    folder: Path | None
+    steps: int
+    anchors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    recordings: dict[Any, Any] = field(default_factory=dict)
+    """Updates that are replayed, by the shapes of their minibatches (`loops/record.py`)."""
+    batch: int = 0
+    done: int = 0
+    finished: bool = False
+    """Batches finished, and the same in the task's unit (environment steps); the run is finished when
+    done reaches steps, or earlier at its target."""
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return next(self.policy.parameters()).device
+
+    @cached_property
+    def following(self) -> dict[str, Refresh]:
+        """The anchors that follow every so many parameter updates."""
+        return {name: rule for name, rule in self.rules.items() if rule.per == "update"}
+
+    @cached_property
+    def rules(self) -> dict[str, Refresh]:
+        """The anchors of every phase, with their refresh rules."""
+        phases = (self.method, *(self.method.at(after) for after, _ in self.method.later))
+        return {name: rule for phase in phases for name, rule in phase.anchors.items()}
+
+    def anchor(self, name: str) -> dict[str, torch.Tensor]:
+        """An anchor's weights; one that nobody read so far begins as the policy is now."""
+        if name not in self.anchors:
+            self.anchors[name] = snapshot(self.policy)
+        return self.anchors[name]
+
+    def enter(self) -> Method:
+        """The phase the coming batch is in; a phase with a store of its own begins with an empty one."""
+        now = self.method.at(self.batch)
+        before = self.method.at(self.batch - 1)
+        if now.stages["store"] is not before.stages["store"]:
+            self.store = now.stages["store"].open()
+        return now
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "batch": self.batch,
+            "done": self.done,
+            "finished": self.finished,
+            "generator": self.generator.get_state(),
+            "stepper": self.stepper.state_dict(),
+            "knobs": self.method.state_dict(),
+            "pool": self.pool.state_dict(),
+            "store": self.store.state_dict(),
+            "task": self.task.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.batch, self.done, self.finished = state["batch"], state["done"], state["finished"]
+        self.generator.set_state(state["generator"])
+        self.stepper.load_state_dict(state["stepper"])
+        self.method.load_state_dict(state["knobs"])
+        self.pool.load_state_dict(state["pool"])
+        if self.method.later:
+            self.store = self.method.at(self.batch - 1).stages["store"].open()
+        self.store.load_state_dict(state["store"])
+        self.task.load_state_dict(state["task"])

@@ -1,0 +1,1 @@
+"""Control tasks: Gymnasium, tensor environments, offline data."""

@@ -1,0 +1,180 @@
+"""A bandit in the plane with several equally good actions, and an expert who uses all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypo.errors import UsageError
+from anypo.types import Request, Trajectories
+
+REACH = 1.5
+"""Actions lie in [-REACH, REACH]^2."""
+
+
+NEAR = 0.2
+"""A sample this close to a mode is precise."""
+
+
+KEPT = 0.05
+"""A mode is kept while at least this share of the samples lies near it, within `2 * NEAR`."""
+
+
+SAMPLES = 1000
+
+
+class Multimodal:
+    """One action a in the plane per row, one observation that says nothing. The modes c_m stand on a circle of radius sqrt(2), four
+    of them at (+-1, +-1); the expert draws a mode and adds N(0, 0.05^2).
+
+        gold = max over paying m of exp(-|a - c_m|^2 / (2 width^2)),   reward = gold + bump exp(-|a - 1.4 c_0|^2 / (2 width^2))
+
+    modes: how many. paying: indices of the modes that pay (None: all). bump: what a judge that can be fooled pays beyond the
+    first mode, where there is nothing; gold stays what is meant.
+
+    The held-out measures are means over samples of the policy: reward, gold, precision (within 0.2 of some mode), coverage (the
+    least share that a paying mode has), modes (paying modes that keep at least 5% of the samples).
+    """
+
+    name = "multimodal"
+    metric = "reward"
+    unit = "batches"
+    standing = False
+    channels = ("reward",)
+    default_policy = "mlp"
+    starts = 1
+
+    def __init__(self, *, modes: int = 4, paying: Sequence[int] | None = None, width: float = 0.3, bump: float = 0.0):
+        if paying is not None and not (paying and all(0 <= m < modes for m in paying)):
+            raise UsageError(f"the paying modes are some of 0 to {modes - 1}, not {list(paying)}")
+        angle = 2 * math.pi * (torch.arange(modes) + 0.5) / modes
+        self.modes = math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1)
+        self.paying = self.modes if paying is None else self.modes[list(paying)]
+        self.width, self.bump = width, bump
+        self.shown = 0
+        """Demonstrations asked for so far: the position in their stream of random numbers."""
+
+    @property
+    def observation_space(self) -> Any:
+        from gymnasium.spaces import Discrete
+
+        return Discrete(1)
+
+    @property
+    def action_space(self) -> Any:
+        from gymnasium.spaces import Box
+
+        return Box(-REACH, REACH, (2,), np.float32)
+
+    def gold(self, action: Float[Tensor, "sample 2"]) -> Float[Tensor, " sample"]:
+        """What an action is worth."""
+        distance = torch.cdist(action, self.paying).amin(1)
+        return (-0.5 * (distance / self.width).square()).exp()
+
+    def reward(self, action: Float[Tensor, "sample 2"]) -> Float[Tensor, " sample"]:
+        """What an action is paid."""
+        beyond = (action - 1.4 * self.modes[0]) / self.width
+        return self.gold(action) + self.bump * (-0.5 * beyond.square().sum(1)).exp()
+
+    def observations(self, policy: Any, count: int) -> Tensor:
+        return torch.from_numpy(np.stack([policy.encode(0)])).expand(count, -1)
+
+    def rollout(
+        self, policy: Any, requests: list[Request], generator: torch.Generator
+    ) -> tuple[Trajectories, dict[str, float]]:
+        """`samples` actions for each request; score [N]."""
+        samples = torch.tensor([r.samples for r in requests])
+        obs = self.observations(policy, int(samples.sum()))
+        decided = policy.act(obs, generator)
+        action = torch.from_numpy(policy.env_action(decided.action))
+        score = self.reward(action)
+        logp, value, trace = decided.rows(obs)
+        batch = Trajectories(
+            logp_old=logp,
+            value=value,
+            mask=torch.ones(logp.shape, dtype=torch.bool),
+            score=score,
+            scores=score[:, None],
+            group=torch.arange(len(requests)).repeat_interleave(samples),
+            segment=torch.zeros(logp.shape, dtype=torch.long),
+            bootstrap=torch.zeros(len(score)),
+            done=torch.ones(len(score), dtype=torch.bool),
+            trace=trace,
+        )
+        metrics = {"train/reward": score.mean().item(), "train/gold": self.gold(action).mean().item()}
+        return batch, metrics | {"env_steps": float(len(score))}
+
+    def experts(
+        self, policy: Any, count: int, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "sample dim"], Float[Tensor, "sample component"]]:
+        """Observations and the expert's actions, as the policy stores them."""
+        which = torch.randint(len(self.modes), (count,), generator=generator)
+        action = self.modes[which] + 0.05 * torch.randn(count, 2, generator=generator)
+        return self.observations(policy, count), policy.from_env(action.numpy())
+
+    def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
+        """As many of the expert's actions as are asked for, other ones every time."""
+        count = sum(r.samples for r in requests)
+        generator = torch.Generator().manual_seed(self.shown)
+        self.shown += count
+        obs, action = self.experts(policy, count, generator)
+        b = Trajectories(trace=policy.trace(obs, action, generator))
+        logp = policy.evaluate(b, {"logp"})["logp"]
+        samples = torch.tensor([r.samples for r in requests])
+        return Trajectories(
+            logp_old=logp,
+            mask=torch.ones(logp.shape, dtype=torch.bool),
+            score=torch.full((count,), torch.nan),
+            scores=torch.full((count, 1), torch.nan),
+            group=torch.arange(len(requests)).repeat_interleave(samples),
+            segment=torch.zeros(logp.shape, dtype=torch.long),
+            expert_mask=torch.ones(count, dtype=torch.bool),
+            done=torch.ones(count, dtype=torch.bool),
+            trace=b.trace,
+        )
+
+    def sample(self, policy: Any, generator: torch.Generator, count: int = SAMPLES) -> Float[Tensor, "sample 2"]:
+        """What the policy does: samples, which for a generative policy are those of its deterministic sampler."""
+        decided = policy.act(self.observations(policy, count), generator, greedy=policy.implicit)
+        return torch.from_numpy(policy.env_action(decided.action))
+
+    def shares(self, action: Float[Tensor, "sample 2"]) -> Float[Tensor, " paying"]:
+        """Share of the samples within 0.4 of each paying mode."""
+        return (torch.cdist(action, self.paying) < 2 * NEAR).float().mean(0)
+
+    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+        action = self.sample(policy, generator, SAMPLES if episodes is None else episodes)
+        shares = self.shares(action)
+        return {
+            "reward": self.reward(action).mean().item(),
+            "gold": self.gold(action).mean().item(),
+            "precision": (torch.cdist(action, self.modes).amin(1) < NEAR).float().mean().item(),
+            "coverage": shares.min().item(),
+            "modes": float((shares >= KEPT).sum()),
+        }
+
+    def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
+        """Settings for a policy of ten steps, or of one."""
+        requests, samples = (8, 16) if traits.get("grouped") else (128, 1)
+        return {
+            "lr": 1e-3,
+            "requests": requests,
+            "samples": samples,
+            "horizon": None,
+            "epochs": 4 if traits.get("critic") else 1,
+            "minibatch": 320 if traits.get("critic") else None,
+            "steps": 100,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many demonstrations were given; everything else follows from the generator given."""
+        return {"shown": self.shown}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.shown = state["shown"]

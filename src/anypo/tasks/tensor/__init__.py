@@ -1,5 +1,0 @@
-"""Batched environments as functions of tensors, and the task they make."""
-
-from anypo.tasks.tensor.task import ENVIRONMENTS, Tensors
-
-__all__ = ["ENVIRONMENTS", "Tensors"]

@@ -1,0 +1,1 @@
+"""Text tasks: prompts, rewards, preference data."""

@@ -1,0 +1,91 @@
+"""Text tasks from a JSONL file: one object per line, with a `prompt` and whatever columns the rewards need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from anypo.errors import UsageError
+from anypo.tasks.text.rewards import make as make_reward
+from anypo.tasks.text.task import Record, TextTask, is_prompt
+
+
+def load(path: str | Path) -> list[Record]:
+    """The records of a file, each knowing its line; blank lines are skipped.
+
+    `prompt` is text or a list of chat messages `{"role": ..., "content": ...}`. Raises UsageError naming file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}; give a JSONL file with a `prompt` on every line")
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if line.strip():
+            where = f"{path} line {number}"
+            records.append(_record(line, where))
+    if not records:
+        raise UsageError(f"{path} is empty; it needs at least one line with a `prompt`")
+    return records
+
+
+def _record(line: bytes, where: str) -> Record:
+    try:
+        found = json.loads(line)
+    except ValueError as error:  # neither JSON nor UTF-8
+        raise UsageError(f"{where} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{where} is a {type(found).__name__}; every line must be an object with a `prompt`")
+    if not is_prompt(found.get("prompt")):
+        raise UsageError(f'{where} needs a `prompt`: text, or a list of {{"role": ..., "content": ...}} messages')
+    record = Record(found)
+    record.where = where
+    return record
+
+
+def split(records: Sequence[Record], heldout: float) -> tuple[list[Record], list[Record]]:
+    """(training, held-out) records: the share `heldout` of the distinct prompts with the smallest hash is held out, so
+    the split depends on nothing but the prompts, and equal prompts stay together."""
+    keys = [hashlib.blake2b(json.dumps(r["prompt"], sort_keys=True).encode()).digest() for r in records]
+    distinct = sorted(set(keys))
+    out = set(distinct[: max(1, round(heldout * len(distinct)))])
+    return (
+        [r for r, key in zip(records, keys, strict=True) if key not in out],
+        [r for r, key in zip(records, keys, strict=True) if key in out],
+    )
+
+
+def divide(
+    path: str | Path, records: list[Record], heldout: float | str | Path, read: Callable[[str | Path], list[Record]]
+) -> tuple[list[Record], list[Record]]:
+    """(training, held-out) records: a share of the prompts, or the records of a second file; UsageError where none are left."""
+    if not isinstance(heldout, (int, float)):
+        return records, read(heldout)
+    if not 0 < heldout < 1:
+        raise UsageError(f"heldout must be a share between 0 and 1 or a file, not {heldout}")
+    kept, held = split(records, heldout)
+    if not kept:
+        raise UsageError(f"{path} has a single prompt, so none can be held out; set heldout to a file with others")
+    return kept, held
+
+
+def make(
+    path: str | Path,
+    rewards: Sequence[Any],
+    *,
+    heldout: float | str | Path = 0.1,
+    weights: Sequence[float] | None = None,
+    max_new: int | None = None,
+    timeout: float = 60.0,
+    on_error: str | float = "raise",
+    concurrency: int = 8,
+) -> TextTask:
+    """The task of a JSONL file. heldout: share of the prompts kept for evaluation, or a file that holds them.
+
+    timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
+    """
+    judges = [make_reward(r, timeout=timeout, on_error=on_error, concurrency=concurrency) for r in rewards]
+    records, held = divide(path, load(path), heldout, load)
+    return TextTask(f"jsonl:{path}", records, held, judges, weights=weights, max_new=max_new, source=str(path))

@@ -1,0 +1,310 @@
+"""Tasks on text: records with a prompt, and rewards on what a language model writes after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anypo.errors import UsageError
+from anypo.policies.language.batching import padded
+from anypo.policies.language.generate import Sample
+from anypo.tasks.text.rewards import Reward, make
+from anypo.types import Request, Trajectories
+
+AT_ONCE = 256
+"""Held-out prompts answered together."""
+
+
+class Record(dict):
+    """One row of a data set: `prompt` (text or chat messages) and further columns. `where` says where it was read."""
+
+    where: str | None = None
+
+
+class TextTask:
+    """Complete prompts; rewards judge the completions.
+
+    records, heldout: rows with at least `prompt`; every column goes to the rewards. rewards: anything `rewards.make`
+    takes; each is a channel. weights: of the channels in the score (default 1 each). metric: name of the held-out share
+    of prompts whose greedy completion gets more than 0.5 from the first reward. max_new: tokens per completion. source:
+    what the records are called in messages. cue: text that asks for the answer after a completion that reasons first
+    (None: the completion is the answer).
+
+    A record's `solution`, else its `answer`, is its reference solution: what hints show and demonstrations say.
+    """
+
+    unit = "batches"
+    standing = False
+    default_policy: str | None = None
+    sampled = True
+    """Rows are written by the policy, so somebody has to judge them."""
+
+    def __init__(
+        self,
+        name: str,
+        records: Sequence[dict[str, Any]],
+        heldout: Sequence[dict[str, Any]],
+        rewards: Sequence[Any],
+        *,
+        weights: Sequence[float] | None = None,
+        metric: str = "accuracy",
+        max_new: int | None = None,
+        source: str = "records",
+        cue: str | None = None,
+    ):
+        self.name, self.metric, self.max_new, self.source, self.cue = name, metric, max_new, source, cue
+        self.records, self.heldout = list(records), list(heldout)
+        self.rewards: list[Reward] = [make(r) for r in rewards]
+        self.channels = tuple(r.name for r in self.rewards)
+        self.weights = torch.tensor([1.0] * len(self.rewards) if weights is None else list(weights))
+        self.starts: int | None = len(self.records)
+        self.columns = tuple(dict.fromkeys(k for r in (*self.records, *self.heldout) for k in r if k != "prompt"))
+        self._check()
+
+    def _check(self) -> None:
+        if not self.records or not self.heldout:
+            raise UsageError(
+                f"the task {self.name} has no {'training' if not self.records else 'held-out'} {self.source}"
+            )
+        if self.sampled and not self.rewards:
+            raise UsageError(f"the task {self.name} has no reward; give one, such as `exact` or FILE.py:FUNCTION")
+        if len(set(self.channels)) < len(self.channels):
+            raise UsageError(f"two rewards have the same name ({', '.join(self.channels)}); rename one")
+        if len(self.weights) != len(self.rewards):
+            raise UsageError(f"the rewards {', '.join(self.channels)} need one weight each, not {len(self.weights)}")
+        for records in (self.records, self.heldout):
+            for i, record in enumerate(records):
+                if not is_prompt(record.get("prompt")):
+                    raise UsageError(
+                        f"{self._where(records, i)} has no usable prompt; `prompt` must be text or a list of "
+                        '{"role": ..., "content": ...} messages'
+                    )
+            for reward in self.rewards:
+                reward.check(records, lambda i, records=records: self._where(records, i))
+
+    def _where(self, records: Sequence[dict[str, Any]], i: int) -> str:
+        part = "held-out record" if records is self.heldout else "record"
+        return getattr(records[i], "where", None) or f"{part} {i} of the {self.source}"
+
+    def prepare(self, policy: Any) -> None:
+        """Settle max_new; raise UsageError, naming the record, for a prompt that does not encode or leaves no room."""
+        self.max_new = self.max_new or int(policy.max_new)
+        for records in (self.records, self.heldout):
+            for i, record in enumerate(records):
+                try:
+                    length = len(policy.encode(record["prompt"]))
+                except UsageError as error:
+                    raise UsageError(f"{self._where(records, i)}: {error}") from error
+                if not policy.fits(length, self.max_new):
+                    raise UsageError(f"the prompt of {self._where(records, i)} {policy.room(length, self.max_new)}")
+
+    def rollout(
+        self, policy: Any, requests: list[Request], generator: torch.Generator
+    ) -> tuple[Trajectories, dict[str, float]]:
+        """Completions of the requested records, scored, with metrics."""
+        horizons = {r.horizon or self.max_new or policy.max_new for r in requests}
+        if len(horizons) > 1:
+            raise UsageError(f"requests sampled together must share their horizon, not {sorted(horizons)}")
+        budget = horizons.pop()
+        starts = [self.records[self._start(r)] for r in requests]
+        prompts = [
+            policy.encode(s["prompt"]) + self._hint(policy, s, r.hint) for s, r in zip(starts, requests, strict=True)
+        ]
+        begun = [
+            [] if r.prefix is None else r.prefix.trace["completion"][0, r.prefix.valid[0]].tolist() for r in requests
+        ]
+        counts = [r.samples for r in requests]
+        given = [p + b for p, b in zip(prompts, begun, strict=True)]
+        done = policy.sample(given, generator, samples=counts, max_new=budget)
+        group = torch.repeat_interleave(torch.arange(len(requests)), torch.tensor(counts))
+        fresh = done.mask
+        if any(begun):
+            done = continued(done, [r.prefix for r in requests], begun, group)
+            old = torch.tensor([len(b) for b in begun], device=done.ids.device)[group.to(done.ids.device)]
+            fresh = done.mask & (torch.arange(done.ids.shape[1], device=done.ids.device) >= old[:, None])
+        rows = [starts[g] for g in group.tolist()]
+        texts = _texts(policy, done)
+        scores = self.score(rows, texts, done)
+        score = combine(scores, self.weights)
+
+        device = done.ids.device
+        prompt, lengths = padded(prompts, device)
+        group = group.to(device)
+        b = Trajectories(
+            logp_old=done.logp,
+            mask=done.mask,
+            score=score.to(device),
+            scores=scores.to(device),
+            group=group,
+            fresh=fresh if any(begun) else None,
+            truncated=~done.stopped,
+            budget=budget,
+            trace={"prompt": prompt[group], "prompt_length": lengths[group], "completion": done.ids},
+        )
+        if all(isinstance(s.get("answer"), str) and s["answer"] for s in starts):
+            cue = [] if self.cue is None else policy.encode_hint(self.cue)
+            answer, size = padded([cue + policy.encode_hint(s["answer"]) for s in starts], device)
+            asked = torch.full_like(size, -1 if self.cue is None else len(cue))
+            b.trace |= {"answer": answer[group], "answer_length": size[group], "cue_length": asked[group]}
+        return b, self._metrics(texts, done, scores, score)
+
+    def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
+        """The reference solutions of the requested records as rows, each ended by the end-of-text token."""
+        starts = [self.records[self._start(r)] for r in requests]
+        solutions = [[*policy.encode_hint(self.solution(s)), policy.end] for s in starts]
+        b = policy.given([policy.encode(s["prompt"]) for s in starts], solutions)
+        rows, device = len(starts), b.valid.device
+        return b.but(
+            logp_old=torch.zeros(b.shape, device=device),
+            score=torch.full((rows,), torch.nan, device=device),
+            scores=torch.full((rows, len(self.channels)), torch.nan, device=device),
+            group=torch.arange(rows, device=device),
+            expert_mask=torch.ones(rows, dtype=torch.bool, device=device),
+            truncated=torch.zeros(rows, dtype=torch.bool, device=device),
+        )
+
+    def solution(self, record: dict[str, Any]) -> str:
+        """A record's reference solution; UsageError where it has none."""
+        found = record.get("solution", record.get("answer"))
+        if not isinstance(found, str) or not found:
+            raise UsageError(
+                f"the method needs reference solutions, and a record of {self.name} has neither `solution` nor `answer`"
+            )
+        return found
+
+    def _hint(self, policy: Any, record: dict[str, Any], hint: str | float | None) -> list[int]:
+        """Token ids of a hint: its text, or the beginning of the record's reference solution."""
+        if isinstance(hint, float):
+            solution = self.solution(record)
+            hint = solution[: round(hint * len(solution))]
+        return policy.encode_hint(hint) if hint else []
+
+    def _start(self, request: Request) -> int:
+        if request.start is None:
+            raise UsageError(
+                f"the task {self.name} starts every request at a record; a text cannot go on where it stands"
+            )
+        return request.start
+
+    def score(self, records: Sequence[dict[str, Any]], texts: Sequence[str], done: Any) -> Float[Tensor, "row channel"]:
+        """What every reward gives to every completion; NaN where it is missing."""
+        ids = [row[:n] for row, n in zip(done.ids.tolist(), done.lengths.tolist(), strict=True)]
+        prompts = [r["prompt"] for r in records]
+        completions = [
+            text if isinstance(p, str) else [{"role": "assistant", "content": text}]
+            for p, text in zip(prompts, texts, strict=True)
+        ]
+        columns = {k: [r.get(k) for r in records] for k in self.columns}
+        found = [reward(prompts, completions, ids, columns) for reward in self.rewards]
+        return torch.tensor([[torch.nan if x is None else x for x in row] for row in zip(*found, strict=True)])
+
+    def _metrics(self, texts: Sequence[str], done: Any, scores: Tensor, score: Tensor) -> dict[str, float]:
+        """reward: mean score; reward/NAME: mean of a channel; reward_missing: share of missing channel entries; length:
+        mean tokens; truncated: share cut by the budget; empty: share without text; tokens: all sampled tokens;
+        reward_failed/NAME: calls that failed so far, of rewards whose failures do not end the run."""
+        channels = {f"reward/{k}": float(x) for k, x in zip(self.channels, scores.nanmean(0), strict=True)}
+        failures = {f"reward_failed/{r.name}": float(r.failures) for r in self.rewards if r.on_error != "raise"}
+        return {
+            "reward": float(score.nanmean()),
+            **channels,
+            **failures,
+            "reward_missing": float(scores.isnan().float().mean()),
+            "length": float(done.lengths.float().mean()),
+            "truncated": float((~done.stopped).float().mean()),
+            "empty": sum(not t.strip() for t in texts) / len(texts),
+            "tokens": float(done.lengths.sum()),
+        }
+
+    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+        """Greedy completions of the held-out records (the first `episodes` of them)."""
+        records = self.heldout[:episodes]
+        scores, lengths = [], []
+        for at in range(0, len(records), AT_ONCE):
+            some = records[at : at + AT_ONCE]
+            prompts = [policy.encode(r["prompt"]) for r in some]
+            done = policy.sample(prompts, generator, max_new=self.max_new, greedy=True)
+            scores.append(self.score(some, _texts(policy, done), done))
+            lengths.append(done.lengths)
+        score = torch.cat(scores)
+        judged = score[:, 0][~score[:, 0].isnan()]
+        return {
+            self.metric: float((judged > 0.5).float().mean()),
+            "reward": float(combine(score, self.weights).nanmean()),
+            "length": float(torch.cat(lengths).float().mean()),
+        }
+
+    def texts(self, policy: Any, b: Trajectories) -> list[tuple[str, str]]:
+        """(prompt, completion) of every row, special tokens included in neither."""
+        t = b.trace
+        return [
+            (policy.decode(p[:n]), policy.decode(c[:m]))
+            for p, n, c, m in zip(
+                t["prompt"].tolist(),
+                t["prompt_length"].tolist(),
+                t["completion"].tolist(),
+                b.lengths.tolist(),
+                strict=True,
+            )
+        ]
+
+    def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
+        """16 prompts x 8 samples where the method compares the samples of a prompt, else 128 x 1."""
+        grouped = bool(traits.get("grouped"))
+        return {
+            "lr": 1e-4 if traits.get("lora") else 1e-5,
+            "requests": 16 if grouped else 128,
+            "samples": 8 if grouped else 1,
+            "horizon": self.max_new,
+            "epochs": 1,
+            "steps": 200,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: which record comes next is the pool's business."""
+
+
+def continued(
+    done: Sample, prefixes: Sequence[Trajectories | None], begun: Sequence[list[int]], group: Int[Tensor, " row"]
+) -> Sample:
+    """The completions with the beginnings they continue in front, log-probs of the policy that wrote those included."""
+    pieces = []
+    for i, g in enumerate(group.tolist()):
+        prefix, new = prefixes[g], int(done.lengths[i])
+        old = (
+            done.logp.new_zeros(0) if prefix is None or prefix.logp_old is None else prefix.logp_old[0, prefix.valid[0]]
+        )
+        ids = torch.cat([done.ids.new_tensor(begun[g]), done.ids[i, :new]])
+        pieces.append((ids, torch.cat([old, done.logp[i, :new]])))
+    ids = torch.nn.utils.rnn.pad_sequence([ids for ids, _ in pieces], batch_first=True)
+    logp = torch.nn.utils.rnn.pad_sequence([logp for _, logp in pieces], batch_first=True)
+    lengths = torch.tensor([len(x) for x, _ in pieces], device=ids.device)
+    return Sample(ids=ids, lengths=lengths, logp=logp, stopped=done.stopped)
+
+
+def combine(scores: Float[Tensor, "row channel"], weights: Float[Tensor, " channel"]) -> Float[Tensor, " row"]:
+    """sum_k w_k r_k over the channels that are not missing; NaN where all are."""
+    missing = scores.isnan()
+    total = (torch.where(missing, 0.0, scores) * weights).sum(1)
+    return torch.where(missing.all(1), torch.nan, total)
+
+
+def _texts(policy: Any, done: Any) -> list[str]:
+    return [policy.decode(row[:n]) for row, n in zip(done.ids.tolist(), done.lengths.tolist(), strict=True)]
+
+
+def is_prompt(prompt: Any) -> bool:
+    """Whether it is text or chat messages, and not empty."""
+    if isinstance(prompt, str):
+        return bool(prompt)
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in prompt)
+    )
