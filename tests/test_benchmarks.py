@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,58 @@ def test_the_time_to_an_accuracy_is_none_where_the_limit_comes_first(tmp_path: P
     assert [point["step"] for point in found["curve"]] == [0, 1]
     assert found["seconds"] is None
     assert found["curve"][1]["seconds"] > found["curve"][0]["seconds"] == 0
+
+
+def test_speed_is_compared_with_a_commit_by_the_scripts_and_the_package_of_either_side(tmp_path: Path) -> None:
+    for name in ("src", "benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for command in (
+        "init --quiet",
+        "add src/*.py benchmarks/*.py",
+        "reset --quiet benchmarks/many_environments.py src/anypo/methods/control/dqn.py",
+        "-c user.name=x -c user.email=x@example.org commit --quiet -m base",
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *command.split()], check=True)
+    cases = ("--cases", "environments-2^12", "dqn", "ppo-gym", "--rounds", "1", "--scale", "0.1")
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(tmp_path / "benchmarks" / "quick.py"),
+            "--base",
+            "HEAD",
+            *cases,
+            "--json",
+            str(tmp_path / "f"),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.returncode == 1
+    assert "environments-2^12 fails (base): " in done.stderr  # it has no such script
+    assert "dqn fails (base): anypo: unknown method 'dqn'" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["case", "ppo-gym"]
+    found = json.loads((tmp_path / "f").read_text())["cases"]
+    assert found.keys() == {"ppo-gym"}
+    assert found["ppo-gym"]["ratio"] == pytest.approx(found["ppo-gym"]["tree"][0] / found["ppo-gym"]["base"][0])
+    assert found["ppo-gym"]["ratio"] > 0
+
+
+def test_a_case_is_marked_where_every_round_is_slower() -> None:
+    spec = importlib.util.spec_from_file_location("quick", ROOT / "benchmarks" / "quick.py")
+    assert spec is not None
+    assert spec.loader is not None
+    quick = importlib.util.module_from_spec(spec)
+    sys.modules["quick"] = quick  # dataclasses look their module up
+    spec.loader.exec_module(quick)
+    rate, memory = quick.CASES["sac"], quick.CASES["head-memory"]
+    slower = quick.compare(rate, [100.0, 80.0, 120.0], [90.0, 76.0, 108.0])
+    assert (slower["ratio"], slower["min"], slower["max"]) == pytest.approx((0.9, 0.9, 0.95))
+    assert slower["mark"] == "slower"
+    assert quick.compare(rate, [100.0, 80.0, 120.0], [90.0, 80.0, 108.0])["mark"] == ""
+    assert quick.compare(rate, [90.0, 76.0, 108.0], [100.0, 80.0, 120.0])["mark"] == ""
+    assert quick.compare(memory, [100.0, 100.0], [125.0, 110.0])["mark"] == "larger"
+    assert quick.compare(memory, [125.0, 110.0], [100.0, 100.0])["ratio"] == pytest.approx(1.175)
 
 
 @pytest.mark.slow
