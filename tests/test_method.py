@@ -10,7 +10,7 @@ import torch
 import anypo
 from anypo import Card, Method, Trajectories
 from anypo.errors import UsageError
-from anypo.method.registry import METHODS, register
+from anypo.method.registry import METHODS, register_method
 from anypo.parts.credit import Combine
 from anypo.parts.critic import Value
 from anypo.parts.knobs import Linear
@@ -206,7 +206,7 @@ def test_a_method_with_an_empty_stage_is_refused() -> None:
 
 def test_a_taken_id_is_refused() -> None:
     with pytest.raises(UsageError, match="the method id 'grpo' is taken"):
-        register(anypo.method("grpo"))
+        register_method(anypo.method("grpo"))
 
 
 def test_a_field_of_the_wrong_shape_is_refused_before_anything_is_computed() -> None:

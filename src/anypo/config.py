@@ -54,7 +54,11 @@ class Config:
 
 
 KEYS = tuple(f.name for f in fields(Config) if f.name != "stages")
+
+
 NAMED = ("task", "policy")
+
+
 COUNTS = ("steps", "evaluate_every", "checkpoint_every", "episodes", "micro", "threads")
 
 
@@ -99,7 +103,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     return made
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> dict[str, Any]:
     """The content of a YAML file."""
     try:
         values = yaml.load(path.read_text(), Loader)

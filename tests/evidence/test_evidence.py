@@ -18,7 +18,7 @@ from anypo.evidence import verify
 from anypo.evidence.experiments.assemble import assemble
 from anypo.evidence.experiments.registry import CHEAP, EXPERIMENTS, run_experiment
 from anypo.evidence.microscope import gain, lifeless, look, picture, weight_curve
-from anypo.evidence.properties import PROPERTIES, check
+from anypo.evidence.properties import PROPERTIES, check_properties
 from anypo.evidence.toys import Codes, Sequences
 from anypo.parts.terms import Divergence, EntropyGatedKl
 from anypo.types import Request
@@ -196,7 +196,9 @@ def test_a_method_against_itself_has_no_effect_and_a_better_one_is_found():
 
 
 def test_broken_parts_fail_their_properties_with_a_sentence():
-    found = check(Method(anypo.method("dr-grpo").card, **{**anypo.method("dr-grpo").stages, "trust": Biased()}), 4)
+    found = check_properties(
+        Method(anypo.method("dr-grpo").card, **{**anypo.method("dr-grpo").stages, "trust": Biased()}), 4
+    )
     assert found["passed"] < found["of"]
     assert any("weight" in sentence for sentence in found["failed"])
 
@@ -204,8 +206,8 @@ def test_broken_parts_fail_their_properties_with_a_sentence():
 def test_the_ledger_is_merged_sorted_and_rounded(tmp_path):
     path = tmp_path / "evidence" / "ledger.json"
     entry = {"properties": {"passed": 1, "of": 1, "cases": 2, "failed": []}, "claims": [], "effect": 1 / 3}
-    verify.record(path, {"b": entry})
-    verify.record(path, {"a": entry})
+    verify.record_verdicts(path, {"b": entry})
+    verify.record_verdicts(path, {"a": entry})
     found = json.loads(path.read_text())["methods"]
     assert list(found) == ["a", "b"]
     assert found["a"]["effect"] == 0.333333

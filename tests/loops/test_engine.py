@@ -246,7 +246,7 @@ from anypo import config
 from anypo.loops.learn import learn
 from anypo.runs.folder import create
 folder = Path(sys.argv[1])
-run = create(config.from_dict(config.load(folder.with_suffix(".yaml"))))
+run = create(config.from_dict(config.load_yaml(folder.with_suffix(".yaml"))))
 learn(run)
 """
 

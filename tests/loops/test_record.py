@@ -12,7 +12,7 @@ import anypo
 from anypo import config as configuration
 from anypo.errors import UsageError
 from anypo.loops.collect import collect
-from anypo.loops.compiled_update import Recording, record, recordable, recording
+from anypo.loops.compiled_update import Recording, recordable, recording, trace_update
 from anypo.loops.learn import learn
 from anypo.loops.minibatches import flatten_decisions, minibatches
 from anypo.loops.update import minibatch_loss, replay_loss, update
@@ -109,7 +109,7 @@ def test_a_recorded_minibatch_has_the_loss_metrics_and_gradient_of_the_plain_one
     run = build(configuration.from_dict({"method": method, "task": task, "steps": 800, "step": {"minibatch": 16}}))
     part = minibatch(run, 16)
     assert recordable(run, run.method, part)
-    replay = record(run, run.method, part, minibatch_loss)
+    replay = trace_update(run, run.method, part, minibatch_loss)
     assert replay is not None
     for _ in range(2):
         metrics, slopes = replay(part), gradients(run)

@@ -424,7 +424,7 @@ def test_minari_files_are_written_by_collect_and_read_back(tmp_path, monkeypatch
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     from anypo.loops.record_datasets import record_datasets
-    from anypo.tasks import make
+    from anypo.tasks import make_task
 
     config = configuration.from_dict(
         {
@@ -440,7 +440,7 @@ def test_minari_files_are_written_by_collect_and_read_back(tmp_path, monkeypatch
     )
     means = record_datasets(build(config), ["random", "mixed"], 5, "tiny")
     assert set(means) == {"tiny/random-v0", "tiny/mixed-v0"}
-    task = make({"name": "minari:tiny/mixed-v0"}, seed=0)
+    task = make_task({"name": "minari:tiny/mixed-v0"}, seed=0)
     table = task.transitions()
     assert len(table["reward"]) == 5 * 200
     assert float(table["reward"].sum() / 5) == pytest.approx(means["tiny/mixed-v0"], rel=1e-4)

@@ -71,7 +71,7 @@ from anypo import config
 from anypo.loops.learn import learn
 from anypo.runs.folder import create
 folder = Path(sys.argv[1])
-run = create(config.from_dict(config.load(folder.with_suffix(".yaml"))))
+run = create(config.from_dict(config.load_yaml(folder.with_suffix(".yaml"))))
 learn(run)
 """
 
@@ -162,7 +162,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path, name):
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     learn(start(tmp_path / "r"))
-    values = configuration.load(tmp_path / "r" / "config.yaml")
+    values = configuration.load_yaml(tmp_path / "r" / "config.yaml")
     (tmp_path / "r" / "config.yaml").write_text(json.dumps({**values, "method": "gspo"}))
     with pytest.raises(UsageError, match=r"'grpo'.*'gspo'"):
         reopen(tmp_path / "r")
@@ -190,7 +190,7 @@ def test_config_file_of_a_run_reproduces_it(tmp_path):
             step={"epochs": 2, "minibatch": 16},
         )
     )
-    values = configuration.load(tmp_path / "a" / "config.yaml")
+    values = configuration.load_yaml(tmp_path / "a" / "config.yaml")
     learn(create(configuration.from_dict({**values, "out": str(tmp_path / "b")})))
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
 

@@ -11,7 +11,7 @@ from anypo import config as configuration
 from anypo.loops.collect import collect
 from anypo.loops.minibatches import flatten_decisions, microbatches, minibatches
 from anypo.loops.update import gradient
-from anypo.loops.views import evaluate, with_views
+from anypo.loops.views import views_without_grad, with_views
 from anypo.parts.reduce import Mean
 from anypo.runs.build import build
 from anypo.types import Trajectories
@@ -78,7 +78,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(method, model, prompts):
 def test_before_the_first_update_every_ratio_is_one(method, model, prompts):
     run = run_of(method, model, prompts)
     batch = gathered(run)
-    views = evaluate(run.policy, batch, run.method.live, 10**6)
+    views = views_without_grad(run.policy, batch, run.method.live, 10**6)
     own = batch.valid if batch.expert_mask is None else batch.valid & ~batch.expert_mask[:, None]
     ratio = run.method.live.get("logp") == View("logp") or "logp_old" in run.method.views
     if ratio:  # else no ratio is taken

@@ -16,7 +16,7 @@ from strategies import LEAVES, all_reads, batches, needs, random_batch, same_bit
 
 import anypo
 from anypo.errors import UsageError
-from anypo.evidence.properties import PROPERTIES, WILD, tensors
+from anypo.evidence.properties import PROPERTIES, WILD, all_tensors
 from anypo.parts.registry import describe
 from anypo.types import STEP_FIELDS
 
@@ -54,7 +54,7 @@ def test_prepare_leaves_logp_entropy_and_value_in_their_graph(name: str) -> None
     b = b.but(**{leaf: getattr(b, leaf).clone().requires_grad_() for leaf in LEAVES})
     after = method.prepare(b)
     assert all(getattr(after, leaf) is getattr(b, leaf) for leaf in LEAVES)
-    assert not any(t.requires_grad for k, t in tensors(after).items() if k not in LEAVES)
+    assert not any(t.requires_grad for k, t in all_tensors(after).items() if k not in LEAVES)
 
 
 @every_method

@@ -13,9 +13,10 @@ from anypo import Trajectories
 from anypo.errors import UsageError
 from anypo.evidence.batches import POSITIVE
 from anypo.parts.knobs import Linear
+from anypo.parts.ops.names import kebab
 from anypo.parts.ratio import LogRatio
 from anypo.parts.reduce import GroupMean, Mean
-from anypo.parts.registry import PARTS, build, describe, find, kebab, stage_of
+from anypo.parts.registry import PARTS, build_stage, describe, find, stage_of
 from anypo.stages import CHAINS, LEVELS
 
 FURTHER = (
@@ -96,8 +97,8 @@ def test_its_settings_written_as_configuration_build_it_again(stage: str, name: 
     settings = {f.name: getattr(part, f.name) for f in fields(part)}
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}  # as YAML holds them
     spec = {"part": name, **settings}
-    assert first(build(stage, [spec] if stage in CHAINS else spec)) == part
-    assert first(build(stage, name)) == part
+    assert first(build_stage(stage, [spec] if stage in CHAINS else spec)) == part
+    assert first(build_stage(stage, name)) == part
 
 
 @every_part
@@ -114,7 +115,7 @@ def test_its_short_text_starts_with_its_name_and_changes_with_every_number(stage
 def test_a_misspelt_setting_is_an_error_that_names_the_nearest(stage: str, name: str) -> None:
     for field in fields(find(stage, name)):
         with pytest.raises(UsageError, match=f"did you mean '{field.name}'"):
-            build(
+            build_stage(
                 stage, [{"part": name, field.name + "_": 1}] if stage in CHAINS else {"part": name, field.name + "_": 1}
             )
 
@@ -124,7 +125,7 @@ def test_a_setting_of_the_wrong_type_is_refused_by_name(stage: str, name: str) -
     for field in fields(find(stage, name)):
         spec = {"part": name, field.name: "rubbish"}
         with pytest.raises(UsageError, match=rf"{name}\.{field.name} is 'rubbish'"):
-            build(stage, [spec] if stage in CHAINS else spec)
+            build_stage(stage, [spec] if stage in CHAINS else spec)
 
 
 @every_part
@@ -215,15 +216,15 @@ def test_names_of_parts_are_unknown_in_one_sentence() -> None:
 )
 def test_malformed_configuration_is_refused_in_one_sentence(spec: Any, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        build("trust", spec, find("trust", "clip")())
+        build_stage("trust", spec, find("trust", "clip")())
 
 
 def test_a_chain_is_changed_by_name_by_position_or_replaced() -> None:
     chain = anypo.method("grpo").stages["credit"]
-    assert build("credit", {"baseline": {"scale": None}}, chain)[1].scale is None
-    assert build("credit", {"1": {"center": "leave-one-out"}}, chain)[1].center == "leave-one-out"
-    assert [describe(p) for p in build("credit", "combine, whiten")] == ["combine", "whiten(ddof=1)"]
-    assert build("terms", "none") == ()
-    assert build("terms", {"coef": 0.1}, anypo.method("grpo").stages["terms"])[0].coef == 0.1
+    assert build_stage("credit", {"baseline": {"scale": None}}, chain)[1].scale is None
+    assert build_stage("credit", {"1": {"center": "leave-one-out"}}, chain)[1].center == "leave-one-out"
+    assert [describe(p) for p in build_stage("credit", "combine, whiten")] == ["combine", "whiten(ddof=1)"]
+    assert build_stage("terms", "none") == ()
+    assert build_stage("terms", {"coef": 0.1}, anypo.method("grpo").stages["terms"])[0].coef == 0.1
     with pytest.raises(UsageError, match="unknown link of the credit chain 'baselin'; did you mean 'baseline'"):
-        build("credit", {"baselin": {"scale": None}}, chain)
+        build_stage("credit", {"baselin": {"scale": None}}, chain)

@@ -5,7 +5,7 @@ import torch
 
 import anypo
 from anypo.errors import UsageError
-from anypo.parts.registry import find, register
+from anypo.parts.registry import find, register_part
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.float64, torch.long])
@@ -27,7 +27,7 @@ def test_done_and_truncated_may_be_numbers(kind):
 
 def test_a_name_that_is_taken_is_refused() -> None:
     with pytest.raises(UsageError, match="has a part 'clip' already"):
-        register("trust")(type("Clip", (), {}))
+        register_part("trust")(type("Clip", (), {}))
 
 
 def test_a_part_answers_to_its_former_name_and_says_the_new_one() -> None:

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from anypo.kernels.kv_cache import opened
-from anypo.kernels.llama_decode import Step, written
+from anypo.kernels.llama_decode import DecodeStep, written
 
 FAMILY = {
     "llama": {},
@@ -81,7 +81,7 @@ def test_other_families_are_left_to_their_modules(architecture: str, tmp_path: P
 @pytest.mark.parametrize("part", ["mlp", "input_layernorm", "self_attn"])
 def test_a_model_that_computes_something_else_with_the_same_parts_is_noticed(part: str, tmp_path: Path):
     base = model(tmp_path / "m", "llama").base_model
-    assert isinstance(written(base), Step)
+    assert isinstance(written(base), DecodeStep)
     changed = getattr(base.layers[1], part)
     plain = changed.forward
 

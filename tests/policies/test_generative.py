@@ -255,13 +255,15 @@ def test_generative_policies_clone_every_mode_and_a_gaussian_none():
 
 def test_a_pretrained_policy_is_made_by_name_the_same_every_time():
     task = Multimodal()
-    one, other = (policies.make({"name": "flow", "pretrain": 20}, task, value=("value",), seed=2) for _ in range(2))
-    fresh = policies.make({"name": "flow"}, task, value=("value",), seed=2)
+    one, other = (
+        policies.make_policy({"name": "flow", "pretrain": 20}, task, value=("value",), seed=2) for _ in range(2)
+    )
+    fresh = policies.make_policy({"name": "flow"}, task, value=("value",), seed=2)
     pairs = list(zip(one.parameters(), other.parameters(), fresh.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b, _ in pairs)
     assert not all(torch.equal(a, c) for a, _, c in pairs)
     with pytest.raises(UsageError, match="no demonstrations"):
-        policies.make({"name": "flow", "pretrain": 1}, Gym("Pendulum-v1", envs=1), value=True, seed=0)
+        policies.make_policy({"name": "flow", "pretrain": 1}, Gym("Pendulum-v1", envs=1), value=True, seed=0)
 
 
 @pytest.mark.parametrize(

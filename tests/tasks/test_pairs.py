@@ -18,7 +18,7 @@ from anypo.loops.learn import learn
 from anypo.policies.language.model import LanguageModel
 from anypo.runs.folder import create, reopen
 from anypo.runs.run import Run
-from anypo.tasks.text.pairs import Pairs, checked, load
+from anypo.tasks.text.pairs import Pairs, checked, load_pairs
 from anypo.tasks.text.task import Record
 from anypo.types import Request
 
@@ -100,7 +100,7 @@ def test_a_malformed_line_is_one_sentence_with_file_and_line(line: str, sentence
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(rule(0)) + "\n\n" + line + "\n")
     with pytest.raises(UsageError) as caught:
-        load(path)
+        load_pairs(path)
     assert sentence in str(caught.value)
     assert str(caught.value).startswith(f"{path} line 3 ")
     assert "\n" not in str(caught.value)
@@ -111,17 +111,17 @@ def test_a_folder_of_datasets_gives_the_same_records(tmp_path: Path) -> None:
     data = datasets.Dataset.from_list([rule(i) for i in range(6)])
     data.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=data, test=data.select([0])).save_to_disk(tmp_path / "two")
-    wanted = load(write(tmp_path / "p.jsonl", [rule(i) for i in range(6)]))
-    assert load(tmp_path / "one") == load(tmp_path / "two") == wanted
+    wanted = load_pairs(write(tmp_path / "p.jsonl", [rule(i) for i in range(6)]))
+    assert load_pairs(tmp_path / "one") == load_pairs(tmp_path / "two") == wanted
     datasets.DatasetDict(other=data).save_to_disk(tmp_path / "three")
     with pytest.raises(UsageError, match="no split `train`, only other"):
-        load(tmp_path / "three")
+        load_pairs(tmp_path / "three")
     with pytest.raises(UsageError, match="is no data set"):
-        load(tmp_path)
+        load_pairs(tmp_path)
 
 
 def test_answers_beyond_the_context_are_named_or_cut(policy: LanguageModel, tmp_path: Path) -> None:
-    records = load(write(tmp_path / "p.jsonl", [rule(0), rule(1) | {"chosen": "a" * 200}, rule(2)]))
+    records = load_pairs(write(tmp_path / "p.jsonl", [rule(0), rule(1) | {"chosen": "a" * 200}, rule(2)]))
     with pytest.raises(UsageError, match=r"line 2 has 6 tokens of prompt and 201 of an answer, more than the context"):
         Pairs("p", records, records).prepare(policy)
     task = Pairs("p", records, records, max_new=10)
@@ -280,10 +280,10 @@ def reward_models(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list
 
 
 def test_a_saved_reward_model_scores_texts_as_it_did_in_its_run(reward_models: list[Path]) -> None:
-    from anypo.tasks.text.rewards import make
+    from anypo.tasks.text.rewards import make_reward
 
     made = reopen(reward_models[0])
-    reward = make(f"model:{reward_models[0]}")
+    reward = make_reward(f"model:{reward_models[0]}")
     assert reward.name == "rm0"
     records = made.task.heldout
     prompts = [r["prompt"] for r in records]
@@ -311,10 +311,10 @@ def test_several_reward_models_are_channels_of_an_ensemble(
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path: Path, model: Path) -> None:
-    from anypo.tasks.text.rewards import make
+    from anypo.tasks.text.rewards import make_reward
 
     with pytest.raises(UsageError, match=r"holds no finished reward model; a reward model is written model:RUN"):
-        make(f"model:{tmp_path}")
+        make_reward(f"model:{tmp_path}")
     (tmp_path / "model").symlink_to(model)
     with pytest.raises(UsageError, match="has no value head, so it scores nothing; train it with bt-rm"):
-        make(f"model:{tmp_path}")
+        make_reward(f"model:{tmp_path}")

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from anypo.errors import RunError, UsageError
-from anypo.tasks.text.rewards import Reward, load, make, within
+from anypo.tasks.text.rewards import Reward, load_reward, make_reward, within
 
 
 def call(reward: Any, completions: list[Any], prompts: list[Any] | None = None, **columns: list) -> list[float | None]:
     prompts = prompts or [f"prompt {i}" for i in range(len(completions))]
-    return make(reward)(prompts, completions, [[i] for i in range(len(completions))], columns)
+    return make_reward(reward)(prompts, completions, [[i] for i in range(len(completions))], columns)
 
 
 def one_sentence(error: pytest.ExceptionInfo) -> str:
@@ -181,7 +181,7 @@ def test_a_function_of_a_file_keeps_its_name_and_may_import_its_neighbours(tmp_p
         "@dataclass\nclass Setting:\n    x: float = BONUS\n"
         "def length(completions, **kwargs):\n    return [Setting().x * len(c) for c in completions]\n"
     )
-    reward = load(f"{tmp_path / 'mine.py'}:length")
+    reward = load_reward(f"{tmp_path / 'mine.py'}:length")
     assert reward.name == "length"
     assert call(reward, ["ab", ""]) == [4, 0]
 
@@ -201,7 +201,7 @@ def test_what_cannot_be_loaded_is_refused_before_the_run(tmp_path: Path):
         ("regex:(", "not a regular expression"),
     ]:
         with pytest.raises(UsageError, match=says) as error:
-            make(spec)
+            make_reward(spec)
         one_sentence(error)
     with pytest.raises(UsageError, match="on_error"):
         Reward(lambda completions: [], on_error="ignore")
@@ -209,8 +209,8 @@ def test_what_cannot_be_loaded_is_refused_before_the_run(tmp_path: Path):
 
 def test_a_column_that_is_missing_is_refused_naming_the_record():
     with pytest.raises(UsageError, match="data line 7 has no 'answer', which the reward 'exact' needs"):
-        make("exact").check([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], lambda i: f"data line {i + 6}")
-    make("regex:x").check([{"prompt": "a"}], str)
+        make_reward("exact").check([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], lambda i: f"data line {i + 6}")
+    make_reward("regex:x").check([{"prompt": "a"}], str)
 
 
 # built-in verifiers

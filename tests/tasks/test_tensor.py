@@ -405,11 +405,11 @@ def test_a_restored_task_goes_on_exactly_where_it_stood(name, tmp_path):
 
 def test_mistakes_end_in_one_sentence():
     with pytest.raises(UsageError, match="did you mean 'CartPole-v1'"):
-        tasks.make({"name": "tensor:CartPole-v2"}, 0)
+        tasks.make_task({"name": "tensor:CartPole-v2"}, 0)
     with pytest.raises(UsageError, match="tensor:NAME"):
-        tasks.make({"name": "tensor"}, 0)
+        tasks.make_task({"name": "tensor"}, 0)
     with pytest.raises(UsageError, match="chunk"):
-        tasks.make({"name": "tensor:PointMass", "chunks": 3}, 0)
+        tasks.make_task({"name": "tensor:PointMass", "chunks": 3}, 0)
     with pytest.raises(UsageError, match="positive"):
         Tensors("PointMass", envs=0)
     task = Tensors("PointMass", envs=2)

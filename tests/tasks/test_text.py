@@ -167,7 +167,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_naming_its_line(policy: Languag
     path.write_text(
         "\n".join(json.dumps({"prompt": p}) for p in ("a", "b", "", "xyz" * 60)).replace('{"prompt": ""}', "")
     )
-    long = TextTask("t", jsonl.load(path), RECORDS, [size], max_new=8)
+    long = TextTask("t", jsonl.load_records(path), RECORDS, [size], max_new=8)
     with pytest.raises(UsageError, match=r"data\.jsonl line 4 has \d+ tokens, .*context of 128"):
         long.prepare(policy)
     task().prepare(policy)
@@ -209,7 +209,7 @@ def write(path: Path, *lines: Any) -> Path:
 
 def test_a_jsonl_file_keeps_every_column_and_knows_its_lines(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", {"prompt": "a", "x": 1}, "", {"prompt": CHAT, "x": [2]})
-    records = jsonl.load(path)
+    records = jsonl.load_records(path)
     assert records == [{"prompt": "a", "x": 1}, {"prompt": CHAT, "x": [2]}]
     assert [r.where for r in records] == [f"{path} line 1", f"{path} line 3"]
 
@@ -231,22 +231,22 @@ def test_a_malformed_line_is_named(line: Any, says: str, tmp_path: Path):
     text = line if isinstance(line, str) else json.dumps(line)
     path.write_bytes(b'{"prompt": "a"}\n' + text.encode("latin-1"))
     with pytest.raises(UsageError, match=says) as error:
-        jsonl.load(path)
+        jsonl.load_records(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_files_without_records_are_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="no file"):
-        jsonl.load(tmp_path / "absent.jsonl")
+        jsonl.load_records(tmp_path / "absent.jsonl")
     with pytest.raises(UsageError, match="is empty"):
-        jsonl.load(write(tmp_path / "a.jsonl", "", ""))
+        jsonl.load_records(write(tmp_path / "a.jsonl", "", ""))
 
 
 def test_the_split_depends_on_the_prompts_alone_and_keeps_equal_prompts_together(tmp_path: Path):
     lines = [{"prompt": f"p{min(i, 50)}", "i": i} for i in range(100)]
-    t = jsonl.make(write(tmp_path / "a.jsonl", *lines), [size], heldout=0.2)
-    again = jsonl.make(write(tmp_path / "b.jsonl", *lines[::-1]), [size], heldout=0.2)
+    t = jsonl.make_jsonl_task(write(tmp_path / "a.jsonl", *lines), [size], heldout=0.2)
+    again = jsonl.make_jsonl_task(write(tmp_path / "b.jsonl", *lines[::-1]), [size], heldout=0.2)
     held = {r["prompt"] for r in t.heldout}
     assert len(held) == 10
     assert held == {r["prompt"] for r in again.heldout}
@@ -256,17 +256,17 @@ def test_the_split_depends_on_the_prompts_alone_and_keeps_equal_prompts_together
 
 def test_held_out_records_may_come_from_a_file(tmp_path: Path):
     path, other = write(tmp_path / "a.jsonl", {"prompt": "a"}), write(tmp_path / "b.jsonl", {"prompt": "b"})
-    assert jsonl.make(path, [size], heldout=other).heldout == [{"prompt": "b"}]
+    assert jsonl.make_jsonl_task(path, [size], heldout=other).heldout == [{"prompt": "b"}]
     with pytest.raises(UsageError, match="single prompt"):
-        jsonl.make(path, [size])
+        jsonl.make_jsonl_task(path, [size])
     with pytest.raises(UsageError, match="between 0 and 1"):
-        jsonl.make(path, [size], heldout=2.0)
+        jsonl.make_jsonl_task(path, [size], heldout=2.0)
 
 
 def test_a_missing_answer_is_refused_naming_file_and_line(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", {"prompt": "a", "answer": 1}, {"prompt": "b"}, {"prompt": "c", "answer": 1})
     with pytest.raises(UsageError, match=r"a\.jsonl line 2 has no 'answer', which the reward 'exact' needs"):
-        jsonl.make(path, ["exact"])
+        jsonl.make_jsonl_task(path, ["exact"])
 
 
 def test_failing_rewards_of_a_jsonl_task_may_be_dropped_and_are_counted(policy: LanguageModel, tmp_path: Path):
@@ -275,27 +275,27 @@ def test_failing_rewards_of_a_jsonl_task_may_be_dropped_and_are_counted(policy: 
     )
     path = write(tmp_path / "a.jsonl", *({"prompt": p} for p in "abc"))
     spec = f"{tmp_path / 'mine.py'}:mine"
-    t = jsonl.make(path, [spec], heldout=path, max_new=4, timeout=5.0, on_error="drop")
+    t = jsonl.make_jsonl_task(path, [spec], heldout=path, max_new=4, timeout=5.0, on_error="drop")
     b, metrics = t.rollout(policy, [Request(i, 2) for i in range(3)], seeded())
     torch.testing.assert_close(b.score, torch.tensor([1.0, 1.0] + [math.nan] * 4), equal_nan=True)
     assert metrics["reward_failed/mine"] == 4
     assert metrics["reward"] == 1
     with pytest.raises(RunError, match="'mine' raised ZeroDivisionError"):
-        jsonl.make(path, [spec], heldout=path, max_new=4).rollout(policy, [Request(1, 2)], seeded())
+        jsonl.make_jsonl_task(path, [spec], heldout=path, max_new=4).rollout(policy, [Request(1, 2)], seeded())
 
 
 # reasoning-gym
 
 
 def test_reasoning_gym_problems_are_judged_by_their_own_verifier(policy: LanguageModel):
-    t = reasoning.make("leg_counting", size=5, heldout=3, max_new=4)
+    t = reasoning.make_reasoning_task("leg_counting", size=5, heldout=3, max_new=4)
     assert (len(t.records), len(t.heldout)) == (5, 3)
     assert not {r["prompt"] for r in t.records} & {r["prompt"] for r in t.heldout}
     (verify,) = t.rewards
     entry = t.records[0]["entry"]
     texts = [entry["answer"], f"I think <answer> {entry['answer']} </answer>", "nothing"]
     assert verify(["p"] * 3, texts, [[0]] * 3, {"entry": [entry] * 3}) == [1, 1, 0]
-    assert [r["prompt"] for r in reasoning.make("leg_counting", size=5, heldout=3).records] == [
+    assert [r["prompt"] for r in reasoning.make_reasoning_task("leg_counting", size=5, heldout=3).records] == [
         r["prompt"] for r in t.records
     ]
     with pytest.raises(UsageError, match="exceeds the context"):
@@ -304,4 +304,4 @@ def test_reasoning_gym_problems_are_judged_by_their_own_verifier(policy: Languag
 
 def test_an_unknown_reasoning_gym_name_is_refused_naming_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'leg_counting'"):
-        reasoning.make("leg_counter")
+        reasoning.make_reasoning_task("leg_counter")

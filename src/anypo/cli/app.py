@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from anypo.config import Config, from_dict, load, merge, parse_flags
+from anypo.config import Config, from_dict, load_yaml, merge, parse_flags
 from anypo.errors import RunError, UsageError
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def configuration(words: list[str]) -> Config:
     if not name.endswith((".yaml", ".yml")):
         return from_dict({**flags, "method": name})
     path = Path(name)
-    values = load(path)
+    values = load_yaml(path)
     # A run's own file makes a new run beside it.
     if values.get("out") and Path(values["out"]).resolve() == path.resolve().parent:
         values["out"] = None

@@ -44,11 +44,11 @@ def method_ids() -> list[str]:
 def card_of(name: str) -> dict[str, Any]:
     """A registered method as plain values."""
     import anypo
-    from anypo.evidence.verify import ledger, summary
+    from anypo.evidence.verify import ledger, summarize
 
     found = anypo.method(name)
     facts = {key: getattr(found.card, key) for key in ("id", "title", "year", "arxiv", "family", "base")}
-    evidence = summary(ledger().get(name, {}))
+    evidence = summarize(ledger().get(name, {}))
     return {**facts, "stages": found.texts(), "changed": found.changed, "evidence": evidence}
 
 

@@ -11,8 +11,8 @@ from anypo.cli.app import FREE, app, out
 from anypo.config import parse_flags
 
 
-@app.command(context_settings=FREE)
-def compare(
+@app.command("compare", context_settings=FREE)
+def compare_methods(
     words: Annotated[list[str], typer.Argument(metavar="METHOD... [FLAGS]", show_default=False)],
     seeds: Annotated[int, typer.Option(min=1, help="seeds 0 to K-1, the same for every method")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="runs at once")] = 1,

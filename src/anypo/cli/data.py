@@ -40,8 +40,8 @@ def collect_data(
     typer.echo(", ".join(f"minari:{name} (mean return {mean:.4g})" for name, mean in means.items()))
 
 
-@app.command()
-def describe(
+@app.command("describe")
+def describe_data(
     source: Annotated[
         str, typer.Argument(metavar="DATASET", help="minari:ID, or an .npz or .parquet file", show_default=False)
     ],

@@ -31,7 +31,7 @@ def verify(
     A claim is supported if the interval lies above 0, not supported at this scale if the mean is not above 0, else mixed.
     Ends with exit code 1 if a property fails; a verdict is never an error.
     """
-    from anypo.evidence.verify import examine_all, markdown, record
+    from anypo.evidence.verify import examine_all, markdown, record_verdicts
 
     if report is not None:
         report.write_text(markdown())
@@ -56,7 +56,7 @@ def verify(
             verdicts[found["verdict"]] = verdicts.get(found["verdict"], 0) + 1
         records[name] = found
         if keep:
-            record(path, {name: found})
+            record_verdicts(path, {name: found})
     told = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())) or "no claim tested"
     typer.echo(f"{len(records)} methods: {failed} properties failed; {told}")
     if failed:

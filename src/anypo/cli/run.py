@@ -33,10 +33,10 @@ def train(words: Words) -> None:
     Example: `anypo train grpo --ratio min-prefix --trust.high 0.28 --steps 100`
     """
     config = configuration(words)
-    from anypo.report.trackers import check
+    from anypo.report.trackers import check_trackers
     from anypo.runs.folder import create
 
-    check(config.trackers)
+    check_trackers(config.trackers)
     existed = config.out is not None and Path(config.out).exists()
     run = create(config)
     try:
@@ -81,8 +81,8 @@ def go(run: Any) -> None:
     typer.echo(line)
 
 
-@app.command()
-def evaluate(
+@app.command("evaluate")
+def evaluate_run(
     folder: Folder,
     episodes: Annotated[int | None, typer.Option(min=1, help="held-out episodes or prompts")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the evaluation")] = None,

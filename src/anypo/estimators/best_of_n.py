@@ -53,7 +53,7 @@ def kl(n: int) -> float:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """What n samples buy: the divergence they cost (nats), and the mean proxy and gold reward of the chosen one."""
 
     n: int
@@ -62,9 +62,9 @@ class Point:
     gold: float
 
 
-def curve(proxy: Float[Tensor, " sample"], gold: Float[Tensor, " sample"], ns: Sequence[int]) -> list[Point]:
+def curve(proxy: Float[Tensor, " sample"], gold: Float[Tensor, " sample"], ns: Sequence[int]) -> list[CurvePoint]:
     """Gold against divergence: one point per n."""
-    return [Point(n, kl(n), best_of_n(proxy, proxy, n), best_of_n(proxy, gold, n)) for n in ns]
+    return [CurvePoint(n, kl(n), best_of_n(proxy, proxy, n), best_of_n(proxy, gold, n)) for n in ns]
 
 
 def fit(points: Sequence[tuple[float, float]], kind: Literal["bon", "rl"] = "bon") -> tuple[float, float]:

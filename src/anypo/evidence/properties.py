@@ -12,15 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anypo.evidence.batches import (
-    FLOAT_STEP_FIELDS,
-    drawn,
-    gradients,
-    leaves_of,
-    polluted,
-    random_advantage,
-    same_bits,
-)
+from anypo.evidence.batches import FLOAT_STEP_FIELDS, drawn, gradients, leaves_of, polluted, random_advantage, same_bits
 from anypo.method.method import Method
 from anypo.method.registry import method as find
 from anypo.types import Trajectories
@@ -41,7 +33,7 @@ def close(found: Tensor, wanted: Tensor, what: str, rtol: float = 1e-9, atol: fl
     )
 
 
-def tensors(b: Trajectories) -> dict[str, Tensor]:
+def all_tensors(b: Trajectories) -> dict[str, Tensor]:
     found = {f.name: getattr(b, f.name) for f in fields(b)} | b.extra | b.trace
     return {k: t for k, t in found.items() if isinstance(t, Tensor)}
 
@@ -125,9 +117,9 @@ def loss_is_repeatable_and_moves_no_state(method: Method, b: Trajectories) -> No
 def input_is_left_alone(method: Method, b: Trajectories) -> None:
     """Neither prepare nor loss writes into the batch it was given."""
     b = polluted(b, float("nan"))
-    before = {k: t.clone() for k, t in tensors(b).items()}
+    before = {k: t.clone() for k, t in all_tensors(b).items()}
     method.loss(method.prepare(b))
-    for name, t in tensors(b).items():
+    for name, t in all_tensors(b).items():
         demand(same_bits(t.to(torch.float64), before[name].to(torch.float64)), f"{name} was written into")
 
 
@@ -192,7 +184,7 @@ def rows_of_weight_zero_change_nothing(method: Method, b: Trajectories) -> None:
 def float64_stays_float64(method: Method, b: Trajectories) -> None:
     """No part loses precision."""
     ready = method.prepare(b)
-    for name, t in tensors(ready).items():
+    for name, t in all_tensors(ready).items():
         demand(not t.is_floating_point() or t.dtype == torch.float64, f"{name} became {t.dtype}")
     loss, _, slopes = gradients(method, ready)
     demand({loss.dtype, *(s.dtype for s in slopes.values())} == {torch.float64}, "loss or gradient lost precision")
@@ -250,13 +242,15 @@ PROPERTIES: dict[str, Callable[[Method, Trajectories], None]] = {
         reductions_hold,
     )
 }
+
+
 WILD: dict[str, list[dict[str, Any]]] = {
     "finite": [{"spread": 100.0, "dtype": d} for d in (torch.float64, torch.float32, torch.bfloat16)]
 }
 """Batches a property asks for beside the usual ones."""
 
 
-def check(method: Method, cases: int) -> dict[str, Any]:
+def check_properties(method: Method, cases: int) -> dict[str, Any]:
     """Every property on `cases` random batches: {passed, cases, failed: [sentence, ...]}."""
     failed: list[str] = []
     done = passed = 0

@@ -23,13 +23,17 @@ import torch
 from anypo import __version__
 from anypo.evidence.experiments.registry import CHEAP, run_experiment
 from anypo.evidence.microscope import gain
-from anypo.evidence.properties import check
+from anypo.evidence.properties import check_properties
 from anypo.method.card import Claim
 from anypo.method.method import Method
 from anypo.method.registry import method as find
 
 SUPPORTED, MIXED, UNSUPPORTED = "supported", "mixed", "not supported at this scale"
+
+
 LEDGER = Path("evidence/ledger.json")
+
+
 CASES = 20
 """Random batches per property."""
 
@@ -100,7 +104,7 @@ def examine(name: str, seeds: Sequence[int], quick: bool = False, cases: int = C
     method = find(name)
     chosen = [c for c in method.card.claims if not quick or c.experiment in CHEAP]
     claims = [test(method, claim, seeds) for claim in chosen]
-    found: dict[str, Any] = {"properties": check(method, cases), "claims": claims}
+    found: dict[str, Any] = {"properties": check_properties(method, cases), "claims": claims}
     if claims:
         found |= {key: claims[0][key] for key in ("effect", "interval")}
         found["verdict"] = overall([c["verdict"] for c in claims])
@@ -129,9 +133,6 @@ def examine_all(
             yield name, future.result()
 
 
-# -------------------------------------------------------------------- the ledger
-
-
 def ledger() -> dict[str, Any]:
     """The committed ledger: of the working directory, else of the source tree; empty where there is none."""
     for path in (LEDGER, Path(__file__).parents[3] / LEDGER):
@@ -140,25 +141,25 @@ def ledger() -> dict[str, Any]:
     return {}
 
 
-def record(path: Path, records: dict[str, dict[str, Any]]) -> None:
+def record_verdicts(path: Path, records: dict[str, dict[str, Any]]) -> None:
     """Write the methods just verified into the ledger, beside those it already holds."""
     known = json.loads(path.read_text())["methods"] if path.is_file() else {}
     versions = {"anypo": __version__, "torch": torch.__version__}
-    known |= {name: rounded(found) | {"versions": versions} for name, found in records.items()}
+    known |= {name: round_figures(found) | {"versions": versions} for name, found in records.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"methods": known}, indent=1, sort_keys=True) + "\n")
 
 
-def rounded(value: Any) -> Any:
+def round_figures(value: Any) -> Any:
     """Floats to six significant digits: the ledger is read by people and compared by git."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    return [rounded(v) for v in value] if isinstance(value, list) else value
+        return {k: round_figures(v) for k, v in value.items()}
+    return [round_figures(v) for v in value] if isinstance(value, list) else value
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any] | None:
+def summarize(found: dict[str, Any]) -> dict[str, Any] | None:
     """A ledger entry in short: {properties, verdict, effect, interval, seeds}."""
     if not found:
         return None

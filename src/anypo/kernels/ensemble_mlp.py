@@ -22,7 +22,7 @@ def fixed(parameters: nn.ParameterList, frozen: bool) -> list[Tensor]:
 
 
 @contextmanager
-def exact(device: str) -> Iterator[bool]:
+def exact_products(device: str) -> Iterator[bool]:
     """Autocast off inside, for what casts by itself; gives whether it was on."""
     half = torch.is_autocast_enabled(device)
     torch.set_autocast_enabled(device, False)
@@ -68,7 +68,7 @@ def propagated(
     return out, read, used, hidden
 
 
-NARROW = 16
+NARROW_ENSEMBLE = 16
 """Columns up to which a product is made the other way round: libraries for wide matrices are several times slower on narrow ones."""
 
 
@@ -76,14 +76,14 @@ def narrow(x: Float[Tensor, "member sample input"], weight: Float[Tensor, "membe
     """x weight, with a few outputs."""
     if weight.shape[-1] == 1:
         return torch.stack([torch.mv(a, b) for a, b in zip(x, weight.squeeze(-1), strict=True)]).unsqueeze(-1)
-    if weight.shape[-1] <= NARROW:
+    if weight.shape[-1] <= NARROW_ENSEMBLE:
         return torch.bmm(weight.transpose(1, 2).contiguous(), x.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(x, weight)
 
 
 def weight_grad(x: Float[Tensor, "member sample input"], slope: Float[Tensor, "member sample output"]) -> Tensor:
     """x' slope, the gradient of the weights."""
-    if slope.shape[-1] <= NARROW:
+    if slope.shape[-1] <= NARROW_ENSEMBLE:
         return torch.bmm(slope.transpose(1, 2), x).transpose(1, 2)
     return torch.bmm(x.transpose(1, 2), slope)
 
@@ -116,7 +116,7 @@ class Layers(torch.autograd.Function):
         slope = slopes[0].contiguous()
         weights: list[Tensor | None] = [None] * count
         biases: list[Tensor | None] = [None] * count
-        with exact(slope.device.type):
+        with exact_products(slope.device.type):
             for k in reversed(range(count)):
                 if needed[count + k]:
                     biases[k] = slope.sum(1, keepdim=True)

@@ -47,7 +47,7 @@ class BlockLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new columns and return the whole buffers: the mask leaves out what is not in use, and products of buffers
         without gaps are fast."""
-        key_states, value_states = rounded(key_states, value_states)
+        key_states, value_states = rounded_cache(key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         old, room = self.length, self._room(key_states.shape[2])
@@ -113,12 +113,12 @@ def opened(config: Any) -> Blocks | None:
     return Blocks(len(layers)) if {type(x) for x in layers} <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
 
-def plain(config: Any) -> bool:
+def plain_cache(config: Any) -> bool:
     """Whether every layer of the model of that configuration attends to all that came before."""
     return {type(x) for x in DynamicCache(config=config).layers} <= {DynamicLayer}
 
 
-def rounded(*tensors: Tensor) -> tuple[Tensor, ...]:
+def rounded_cache(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As autocast rounds them, which attention would do each time it reads them."""
     kind = tensors[0].device.type
     return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors) if torch.is_autocast_enabled(kind) else tensors
@@ -128,7 +128,7 @@ class Rounded(DynamicCache):
     """A cache with gradients; without the rounding it would keep all in float32, as rotated keys are."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        key_states, value_states = rounded(key_states, value_states)
+        key_states, value_states = rounded_cache(key_states, value_states)
         return super().update(key_states, value_states, *args, **kwargs)
 
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from anypo.kernels.kv_cache import Blocks, plain, rounded
+from anypo.kernels.kv_cache import Blocks, plain_cache, rounded_cache
 
-PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+DECODER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
 PRODUCTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -20,7 +20,7 @@ AGREE = 64
 """Difference from the modules, in units of the last place."""
 
 
-class Step:
+class DecodeStep:
     """Hidden states of one further token per row, from the embedding to the final normalization.
 
         x <- x + O softmax(R q (R k)^T / sqrt(d)) v,  x <- x + mlp(norm(x)),  R the rotation by the position
@@ -47,9 +47,9 @@ class Step:
         cos, sin = (self.scale.to(x.device) * turn for turn in self.model.rotary_emb(x, positions))
         sin[..., : self.width // 2].neg_()
         for layer, kept in zip(self.model.layers, cache.layers, strict=True):
-            x = x + self.attended(layer.self_attn, normalized(layer.input_layernorm, x), cos, sin, mask, kept)
-            x = x + layer.mlp(normalized(layer.post_attention_layernorm, x))
-        return normalized(self.model.norm, x)
+            x = x + self.attended(layer.self_attn, rms_normalized(layer.input_layernorm, x), cos, sin, mask, kept)
+            x = x + layer.mlp(rms_normalized(layer.post_attention_layernorm, x))
+        return rms_normalized(self.model.norm, x)
 
     def attended(self, part: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, kept: Any) -> Tensor:
         rows, lines = len(x), len(x) * self.groups
@@ -64,18 +64,23 @@ class Step:
         return part.o_proj((weights @ value).view(rows, -1))
 
 
-def normalized(module: Any, x: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
+def rms_normalized(module: Any, x: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
     """Rounded at once to what all products that follow would round it to."""
-    return rounded(nn.functional.rms_norm(x, x.shape[1:], module.weight, module.variance_epsilon))[0]
+    return rounded_cache(nn.functional.rms_norm(x, x.shape[1:], module.weight, module.variance_epsilon))[0]
 
 
 @torch.no_grad()
-def written(model: Any) -> Step | None:
+def written(model: Any) -> DecodeStep | None:
     """The step of the model; None where it is made of other parts, or disagrees with them on a few tokens."""
     layers = getattr(model, "layers", ())
     made = [{name for name, _ in layer.named_children()} for layer in layers]
     attends = [{name for name, _ in getattr(layer, "self_attn", layer).named_children()} for layer in layers]
-    if not layers or any(m != PARTS for m in made) or any(a != PRODUCTS for a in attends) or not plain(model.config):
+    if (
+        not layers
+        or any(m != DECODER_PARTS for m in made)
+        or any(a != PRODUCTS for a in attends)
+        or not plain_cache(model.config)
+    ):
         return None
     needed = (model, "rotary_emb"), (layers[0].self_attn, "scaling"), (layers[0].input_layernorm, "variance_epsilon")
     if not all(hasattr(part, name) for part, name in needed):
@@ -85,6 +90,6 @@ def written(model: Any) -> Step | None:
         place, cache = torch.arange(3, device=model.device).expand(2, 3), Blocks(len(layers))
         want = model(input_ids=ids, position_ids=place).last_hidden_state[:, 2]
         model(input_ids=ids[:, :2], position_ids=place[:, :2], past_key_values=cache, use_cache=True)
-        step = Step(model)
+        step = DecodeStep(model)
         found = step(ids[:, 2:], torch.ones_like(ids, dtype=torch.bool), place[:, 2:], cache)
     return step if (found - want).norm() <= AGREE * torch.finfo(want.dtype).eps * want.norm() else None

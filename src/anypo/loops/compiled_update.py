@@ -56,7 +56,7 @@ def recording(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Reco
         recipe = method.stages["step"]
         whole_batch = (recipe.epochs or 1) == 1 and (not recipe.minibatch or method.level == "batch")
         possible = method.traits["replays"] and whole_batch and recordable(run, method, batch)
-        run.recordings[key] = record(run, method, batch, loss) if possible else None
+        run.recordings[key] = trace_update(run, method, batch, loss) if possible else None
     return run.recordings[key]
 
 
@@ -70,16 +70,20 @@ def compile_if_frequent(run: Run, method: Method, batch: Trajectories, loss: Los
     if isinstance(seen, int):
         run.recordings[key] = seen = seen + 1
         if seen > OFTEN and sum(isinstance(made, Recording) for made in run.recordings.values()) < MOST:
-            run.recordings[key] = seen = record(run, method, batch, loss) if recordable(run, method, batch) else None
+            run.recordings[key] = seen = (
+                trace_update(run, method, batch, loss) if recordable(run, method, batch) else None
+            )
     return seen if isinstance(seen, Recording) else None
 
 
 def signature(method: Method, batch: Trajectories) -> tuple[Any, ...]:
     """What updates that share a recording have in common."""
-    return method.switched, tuple([(name, tensor.shape, tensor.stride()) for name, tensor in tensors(batch).items()])
+    return method.switched, tuple(
+        [(name, tensor.shape, tensor.stride()) for name, tensor in batch_tensors(batch).items()]
+    )
 
 
-def tensors(batch: Trajectories) -> dict[str, Tensor]:
+def batch_tensors(batch: Trajectories) -> dict[str, Tensor]:
     """The batch by name, without a mask that has no gap."""
     found = batch.to_dict()
     if "mask" in found and whole(found["mask"]):
@@ -94,12 +98,12 @@ def recordable(run: Run, method: Method, batch: Trajectories) -> bool:
     return plain and counted and run.stepper.pieces == 1 and fits(batch, run.config.micro)
 
 
-def record(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
+def trace_update(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
     """Make an update with stand-ins for all inputs and note its operations; None where it has to know a number on its way, or reads
     tensors that are no inputs."""
     knobs = list({id(knob): knob for _, knob in method.knobs() if not getattr(knob, "rests", False)}.values())
     live = trainable_state(run.policy)
-    learned, told, rows = [name for name, p in live.items() if p.requires_grad], [], tensors(batch)
+    learned, told, rows = [name for name, p in live.items() if p.requires_grad], [], batch_tensors(batch)
 
     def operations(*given: Tensor) -> list[Tensor]:
         left = iter(given)
@@ -133,7 +137,7 @@ def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
         *(tensor.detach() for tensor in live.values()),
         *(anchor[name] for anchor in run.anchors.values() for name in live),
         *(torch.tensor(float(knob)) for knob in knobs),
-        *tensors(batch).values(),
+        *batch_tensors(batch).values(),
     ]
 
 

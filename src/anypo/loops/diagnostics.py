@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anypo.loops.precision import autocast
-from anypo.loops.views import LOGP, evaluate
+from anypo.loops.views import LOGP, views_without_grad
 from anypo.method.method import Method
 from anypo.parts.ops.groups import group_stats, index_groups
 from anypo.parts.ops.masked import masked_mean
@@ -37,7 +37,7 @@ def merge_metrics(made: list[dict[str, float]]) -> dict[str, float]:
     return {**means, **{name: float(sum(found.get(name, ()))) for name in ("skipped", "updates")}}
 
 
-def describe(method: Method, batch: Trajectories) -> dict[str, float]:
+def describe_batch(method: Method, batch: Trajectories) -> dict[str, float]:
     """What the batch looks like before the update: size, and the shares of groups that teach nothing and of rows that do."""
     found = {"rows": float(batch.shape[0]), "decisions": float(batch.valid.sum())}
     if method.traits["grouped"] and batch.score is not None and batch.group is not None:
@@ -67,7 +67,7 @@ def sampled_mismatch(run: Run, batch: Trajectories) -> float:
     own = torch.arange(batch.shape[0]) if batch.expert_mask is None else (~batch.expert_mask).nonzero()[:, 0]
     some = batch.rows(own[:rows])
     with autocast(run):
-        return float(mismatch(evaluate(run.policy, some, LOGP, run.config.micro)["logp"], some))
+        return float(mismatch(views_without_grad(run.policy, some, LOGP, run.config.micro)["logp"], some))
 
 
 def warn_of_mismatch(mismatch: float, dtype: torch.dtype) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 from anypo.loops.anchors import refresh
 from anypo.loops.collect import collect
 from anypo.loops.compiled_update import recording
-from anypo.loops.diagnostics import describe, first_loss_is_on_policy, merge_metrics, sampled_mismatch, warn_of_mismatch
+from anypo.loops.diagnostics import (
+    describe_batch,
+    first_loss_is_on_policy,
+    merge_metrics,
+    sampled_mismatch,
+    warn_of_mismatch,
+)
 from anypo.loops.evaluate import held_out
 from anypo.loops.precision import precision
 from anypo.loops.update import replay_loss, update
@@ -51,7 +57,7 @@ def learn(run: Run, watch: Watch = lambda record: None) -> dict[str, Any]:
                 # what is told of a batch, and what renews anchors, comes between its views and its update
                 if draw == 0:
                     batch = method.prepare(compute_views(run, method, batch))
-                    metrics |= describe(method, batch)
+                    metrics |= describe_batch(method, batch)
                     refresh(run)
                     made.append(update(run, method, batch))
                 elif replay := recording(run, method, batch, replay_loss):

@@ -17,7 +17,7 @@ from anypo.loops.compiled_update import compile_if_frequent
 from anypo.loops.diagnostics import first_loss_is_on_policy, first_nonfinite, mismatch
 from anypo.loops.minibatches import fits, flatten_decisions, microbatches, minibatches
 from anypo.loops.precision import autocast
-from anypo.loops.views import compute_views, evaluate, evaluate_views, minibatch_views
+from anypo.loops.views import compute_views, evaluate_views, minibatch_views, views_without_grad
 from anypo.method.method import Method
 from anypo.protocols import Policy
 from anypo.runs.files import dump
@@ -114,7 +114,7 @@ def gradient(method: Method, policy: Policy, batch: Trajectories, micro: int, fr
         return metrics | ({"mismatch": mismatch(seen["logp"], batch)} if fresh else {})
     views = method.live
     chunks = microbatches(batch, micro)
-    leaves = {name: view.requires_grad_() for name, view in evaluate(policy, batch, views, micro).items()}
+    leaves = {name: view.requires_grad_() for name, view in views_without_grad(policy, batch, views, micro).items()}
     loss, metrics = method.loss(batch.put(leaves))
     slopes = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True))
     slopes = {name: slope for name, slope in slopes.items() if slope is not None}

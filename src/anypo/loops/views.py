@@ -47,7 +47,7 @@ def run_probes(run: Run, rows: Trajectories, views: dict[str, View]) -> dict[str
     anchors = {view.of for view in plain.values()} | {view.draw.of for view in plain.values() if view.draw}
     for of in anchors - {"now"}:
         run.anchor(of)
-    found = evaluate(run.policy, rows, plain, run.config.micro, run.anchors) if plain else {}
+    found = views_without_grad(run.policy, rows, plain, run.config.micro, run.anchors) if plain else {}
     for name in views.keys() - plain.keys():
         view = views[name]
         probe = getattr(run.policy, view.functional, None) or getattr(run.store, view.functional, None)
@@ -178,7 +178,7 @@ def attach_noise(
 
 
 @torch.no_grad()
-def evaluate(
+def views_without_grad(
     policy: Policy,
     batch: Trajectories,
     views: Mapping[str, View],

@@ -2,6 +2,6 @@
 
 from anypo.method.card import Card, Claim, Reduction
 from anypo.method.method import Method
-from anypo.method.registry import METHODS, load, method, methods, register
+from anypo.method.registry import METHODS, load_methods, method, methods, register_method
 
-__all__ = ["METHODS", "Card", "Claim", "Method", "Reduction", "load", "method", "methods", "register"]
+__all__ = ["METHODS", "Card", "Claim", "Method", "Reduction", "load_methods", "method", "methods", "register_method"]

@@ -15,7 +15,7 @@ from anypo.method.card import Card
 from anypo.method.filling import fill_slot
 from anypo.numbers import Knob
 from anypo.parts.ops.masked import masked_mean, ratio
-from anypo.parts.registry import as_list, build, describe
+from anypo.parts.registry import as_list, build_stage, describe
 from anypo.stages import CHAINS, LEVELS, SLOTS, Level
 from anypo.types import Comparisons, Trajectories, whole
 from anypo.views import ANCHORS, Network, Refresh, View
@@ -83,7 +83,7 @@ class Method:
         for slot in settings:
             if slot not in SLOTS:
                 raise unknown("stage", slot, SLOTS)
-        return self.but(**{slot: build(slot, spec, self.stages.get(slot)) for slot, spec in settings.items()})
+        return self.but(**{slot: build_stage(slot, spec, self.stages.get(slot)) for slot, spec in settings.items()})
 
     # ---------------------------------------------------------------- the tensor contract
 

@@ -13,7 +13,7 @@ from anypo.method.method import Method
 METHODS: dict[str, Method] = {}
 
 
-def register(new: Method) -> Method:
+def register_method(new: Method) -> Method:
     """Make a method known by the id on its card; returns it."""
     if new.card.id in METHODS:
         raise UsageError(f"the method id {new.card.id!r} is taken")
@@ -21,7 +21,7 @@ def register(new: Method) -> Method:
     return new
 
 
-def load() -> dict[str, Method]:
+def load_methods() -> dict[str, Method]:
     """Import every file below anypo/methods, once; returns the registry."""
     package = importlib.import_module("anypo.methods")
     for module in pkgutil.walk_packages(package.__path__, "anypo.methods."):
@@ -31,12 +31,12 @@ def load() -> dict[str, Method]:
 
 def methods() -> list[str]:
     """The registered ids."""
-    return sorted(load())
+    return sorted(load_methods())
 
 
 def method(name: str, **stages: Any) -> Method:
     """A fresh copy of a registered method, with any stages replaced: `method("grpo", ratio=MinPrefix())`."""
-    known = load()
+    known = load_methods()
     if name not in known:
         raise unknown("method", name, known)
     found = copy.deepcopy(known[name])

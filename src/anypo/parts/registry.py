@@ -30,7 +30,7 @@ RENAMED = {
 """Former names of parts, which still work and say what they are called now."""
 
 
-def register(stage: str) -> Callable[[T], T]:
+def register_part(stage: str) -> Callable[[T], T]:
     """Register a part with its stage under its class name in kebab case (MinPrefix -> min-prefix); a class decorator.
 
     Raises:
@@ -81,7 +81,7 @@ def as_list(stage: str, value: Any) -> list[Any]:
     return [] if value is None else [value]
 
 
-def build(stage: str, spec: Any, current: Any = None) -> Any:
+def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
     """A slot's content from its configuration; `current` is what the method has there.
 
     One part: `"clip"`, `{"part": "clip", "low": 0.1}`, or `{"low": 0.1}` to change the current one. A chain:

@@ -35,7 +35,7 @@ ACTORS = {
 }
 
 
-def make(
+def make_policy(
     spec: dict[str, Any],
     task: Any,
     *,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK = 2**24
+ROWS_AT_ONCE = 2**24
 """Elements of [decision, choice, width] held at once."""
 
 
@@ -42,7 +42,7 @@ def step_products(
     if moments is None:
         u = advantage[:, None] * hidden.square().sum(1, keepdim=True) * v
     else:
-        size = max(1, CHUNK // (v.shape[1] * hidden.shape[1]))
+        size = max(1, ROWS_AT_ONCE // (v.shape[1] * hidden.shape[1]))
         u = torch.cat(
             [
                 _adam(*some, moments)

@@ -53,8 +53,8 @@ def compare(
     for values in settings.values():
         find_method(values["method"]).configure(from_dict(values).stages)
     task = from_dict(flags).task["name"]
-    folder = folder or Path("runs") / f"compare-{plain(task)}"
-    folders = {name: [folder / f"{plain(name)}-{seed}" for seed in range(seeds)] for name in names}
+    folder = folder or Path("runs") / f"compare-{plain_values(task)}"
+    folders = {name: [folder / f"{plain_values(name)}-{seed}" for seed in range(seeds)] for name in names}
     work = [(name, seed, folders[name][seed]) for seed in range(seeds) for name in names]
     run = partial(one, settings=matched(settings) if match_gain else settings)
     if jobs == 1:
@@ -79,7 +79,7 @@ def settings_of(name: str, flags: dict[str, Any]) -> dict[str, Any]:
     return merge(flags, values, {"method": method})
 
 
-def plain(name: str) -> str:
+def plain_values(name: str) -> str:
     """As part of a file's name."""
     return "".join(c if c.isalnum() or c in "-." else "-" for c in name)
 
@@ -91,7 +91,7 @@ def matched(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         config = from_dict(values)
         method = find_method(config.method).configure(config.stages)
         own = method.stages["step"].lr
-        lr = tasks.make(config.task, seed=0).recipe(method.traits)["lr"] if own is None else own
+        lr = tasks.make_task(config.task, seed=0).recipe(method.traits)["lr"] if own is None else own
         found[name] = float(lr), gain(method)
     first = next(iter(found.values()))[1]
     return {name: merge(settings[name], {"step": {"lr": lr * first / own}}) for name, (lr, own) in found.items()}

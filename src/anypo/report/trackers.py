@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +12,12 @@ from anypo.errors import UsageError, unknown
 from anypo.runs.run import Run
 
 Watch = Callable[[dict[str, Any]], None]
+
+
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
-def check(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that do not exist or are not installed, before anything is trained."""
     for name in names:
         if name not in TRACKERS:

@@ -33,13 +33,13 @@ def build(config: Config, folder: Path | None = None) -> Run:
         torch.set_num_threads(config.threads)
     keep_memory()
     method = find_method(config.method).configure(config.stages)
-    task = tasks.make(config.task, seed=config.seed)
+    task = tasks.make_task(config.task, seed=config.seed)
     recipe = task.recipe(method.traits)
     step, collect = method.stages["step"], method.stages["collect"]
     method = method.configure({"step": open_settings(step, recipe), "collect": open_settings(collect, recipe)})
     kind = method.policy if hasattr(task, "action_space") else None
     config.policy.setdefault("name", kind or getattr(task, "default_policy", None))
-    policy = policies.make(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
+    policy = policies.make_policy(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
     policy.to(resolve_device(config.device))
     if config.compile == "on":
         require_compiler()

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from anypo import __version__
-from anypo.config import Config, from_dict, load
+from anypo.config import Config, from_dict, load_yaml
 from anypo.errors import UsageError
 from anypo.runs.build import build
 from anypo.runs.checkpoint import fixed_anchors, newest, plain_tensors, read_checkpoint
@@ -55,7 +55,7 @@ def reopen(folder: Path) -> Run:
     """A run as its newest checkpoint left it."""
     if not (folder / "config.yaml").exists():
         raise UsageError(f"{folder} holds no run: there is no config.yaml in it")
-    run = build(from_dict(load(folder / "config.yaml")), folder)
+    run = build(from_dict(load_yaml(folder / "config.yaml")), folder)
     if json.loads((folder / "versions.json").read_text())["data"] != fingerprint(run.task):
         raise UsageError(f"the data of {run.task.name} are not those the run in {folder} started with")
     for name in fixed_anchors(run):

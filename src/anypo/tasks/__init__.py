@@ -22,7 +22,7 @@ TASKS = {
 }
 
 
-def make(spec: dict[str, Any], seed: int) -> Any:
+def make_task(spec: dict[str, Any], seed: int) -> Any:
     """The task of `{name: ..., options}`; unknown names and options are errors that name the nearest."""
     options = dict(spec)
     kind, _, rest = str(options.pop("name")).partition(":")
@@ -37,18 +37,18 @@ def make(spec: dict[str, Any], seed: int) -> Any:
         reward = options.pop("reward", None)
         if reward is None:
             raise UsageError("a jsonl task needs a reward: --reward FILE.py:FUNCTION, or exact, numeric, math, regex")
-        return _call(jsonl.make, "jsonl", options, rest, reward if isinstance(reward, list) else [reward])
+        return _call(jsonl.make_jsonl_task, "jsonl", options, rest, reward if isinstance(reward, list) else [reward])
     if kind == "pairs":
         from anypo.tasks.text import pairs
 
         _needs(rest, "pairs:FILE")
         reward = options.pop("reward", [])
-        return _call(pairs.make, "pairs", options, rest, reward if isinstance(reward, list) else [reward])
+        return _call(pairs.make_pairs_task, "pairs", options, rest, reward if isinstance(reward, list) else [reward])
     if kind == "reasoning-gym":
         from anypo.tasks.text import reasoning
 
         _needs(rest, "reasoning-gym:NAME")
-        return _call(reasoning.make, "reasoning-gym", options, rest)
+        return _call(reasoning.make_reasoning_task, "reasoning-gym", options, rest)
     if kind == "gym":
         from anypo.tasks.control.gym import Gym
 

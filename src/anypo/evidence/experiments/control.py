@@ -47,7 +47,7 @@ def replayed(
         spec = {"name": method.policy, "hidden": [64, 64]}
     else:
         spec = {"name": "mlp"}
-    policy = policies.make(spec, toy, value=method.heads, networks=method.networks, seed=seed)
+    policy = policies.make_policy(spec, toy, value=method.heads, networks=method.networks, seed=seed)
     run = assemble(
         method, toy, seed, batches=batches, lr=1e-3, requests=2, samples=1, epochs=4, minibatch=0, policy=policy
     )

@@ -70,4 +70,4 @@ def cloned(
     from anypo.tasks.plane import Multimodal
 
     spec = {"name": kind, "pretrain": pretraining, **dict(options)}
-    return policies.make(spec, Multimodal(**dict(task)), value=heads, seed=seed)
+    return policies.make_policy(spec, Multimodal(**dict(task)), value=heads, seed=seed)

@@ -1,13 +1,13 @@
 """BNPO: the baseline's scale is a Beta density fitted to the batch's success rates."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.credit import BetaNormalize
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import Clip
 
-bnpo = register(
+bnpo = register_method(
     grpo.but(
         credit=[BetaNormalize()],
         trust=Clip(0.2, 0.28, dual=10.0),

@@ -1,13 +1,13 @@
 """BuPO: GRPO that first trains the policy an inner layer already forms, then the whole model."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.ratio import InnerRatio, LogRatio
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import Clip
 
-bupo = register(
+bupo = register_method(
     grpo.but(
         ratio=InnerRatio(layer=5),
         trust=Clip(0.2, 0.2, dual=10.0),

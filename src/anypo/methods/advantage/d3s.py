@@ -1,14 +1,14 @@
 """D3S: GRPO on the rows that differ most and, of those, the tokens that matter most; less strict as training goes on."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.credit import Baseline, Combine, MaxVarianceRows, TopTokens
 from anypo.parts.knobs import Linear
 from anypo.parts.reduce import Mean
 
-d3s = register(
+d3s = register_method(
     grpo.but(
         credit=[
             Combine(),

@@ -1,14 +1,14 @@
 """DRPO: right answers are raised, the short ones most, against the log-mean of the wrong ones; no right answer is pushed down."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.credit import Combine
 from anypo.parts.reduce import GroupMean
 from anypo.parts.terms import HingeDivergence
 from anypo.parts.trust import ShortestContrast
 
-drpo = register(
+drpo = register_method(
     grpo.but(
         credit=[Combine()],
         ratio=None,

@@ -1,12 +1,12 @@
 """EMPG: GRPO whose credit is larger on steps the policy was sure of."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.credit import Baseline, Combine, EntropyModulate
 
-empg = register(
+empg = register_method(
     grpo.but(
         credit=[
             Combine(),

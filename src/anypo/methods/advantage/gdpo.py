@@ -1,12 +1,12 @@
 """GDPO: GRPO whose reward channels are normalised one by one before they are added."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.credit import DecoupledBaseline
 
-gdpo = register(
+gdpo = register_method(
     grpo.but(
         credit=[DecoupledBaseline()],
         terms=[],

@@ -1,12 +1,12 @@
 """GRPO-VPS: GRPO that credits every segment with how much it raised the policy's belief in the right answer."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.credit import AddProgress, Baseline, Combine
 
-grpo_vps = register(
+grpo_vps = register_method(
     grpo.but(
         credit=[Combine(), Baseline("group", center="mean", scale="std"), AddProgress(alpha=1.0)],
         terms=[],

@@ -1,13 +1,13 @@
 """Knapsack RL: GRPO with the rollouts of a batch dealt out to the prompts where they are likeliest to teach."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.collect import KnapsackBudget
 from anypo.parts.reduce import Mean
 
-knapsack_rl = register(
+knapsack_rl = register_method(
     grpo.but(
         collect=KnapsackBudget(low=2, high=128),
         reduce=Mean("group"),

@@ -1,13 +1,13 @@
 """OBLR-PO: the baseline weighs scores by gradient norms, and the learning rate follows the gradient's signal-to-noise ratio."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.credit import Combine, WeightedBaseline
 from anypo.parts.step import SnrAdam
 
-oblr_po = register(
+oblr_po = register_method(
     grpo.but(
         credit=[Combine(), WeightedBaseline(leave_one_out=False)],
         step=SnrAdam(decay=0.9),

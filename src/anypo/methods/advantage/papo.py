@@ -1,12 +1,12 @@
 """PAPO: GRPO that is rewarded for answering differently when the input is hidden."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.reduce import Mean
 from anypo.parts.terms import Divergence, Perception
 
-papo = register(
+papo = register_method(
     grpo.but(
         reduce=Mean("token"),
         terms=[Divergence("k3", anchor="ref", coef=0.01), Perception(coef=0.02, eta=0.0)],

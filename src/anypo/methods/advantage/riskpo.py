@@ -1,14 +1,14 @@
 """RiskPO: the scores of five prompts are added, and the lower part of their distribution is what is raised."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.credit import MixedValueAtRisk
 from anypo.parts.knobs import TrackedQuantile
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import Clip
 
-riskpo = register(
+riskpo = register_method(
     grpo.but(
         credit=[MixedValueAtRisk(levels=(0.2, 0.9), low=TrackedQuantile(0.2), high=TrackedQuantile(0.9))],
         trust=Clip(0.2, 0.2, dual=3.0),

@@ -1,13 +1,13 @@
 """Thinkless: the token that chooses how to answer and the answer are averaged apart."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.dr_grpo import dr_grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.reduce import Decoupled, Mean
 from anypo.parts.terms import Divergence
 
-thinkless = register(
+thinkless = register_method(
     dr_grpo.but(
         reduce=Decoupled(alpha=1e-3),
         terms=[Divergence("k3", anchor="ref", coef=1e-3, over="token")],

@@ -1,13 +1,13 @@
 """A2PR: TD3+BC held at the better one of the recorded action and an autoencoder's, where that is better than average."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.td3_bc import td3_bc
 from anypo.parts.critic import TD, AdvantageAutoencoder, PolicyValue
 from anypo.parts.knobs import Alternate
 from anypo.parts.terms import CloneGoodAction
 
-a2pr = register(
+a2pr = register_method(
     td3_bc.but(
         critic=[TD(next="target", noise=0.2, clip=0.5, every=2), PolicyValue(), AdvantageAutoencoder()],
         terms=[CloneGoodAction(coef=Alternate(period=2))],

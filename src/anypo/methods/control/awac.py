@@ -1,13 +1,13 @@
 """AWAC: the policy's own Q, and advantage-weighted likelihood of the actions in one store of data and experience."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.iql import iql
 from anypo.parts.credit import Advantage
 from anypo.parts.critic import TD
 from anypo.parts.step import Adam
 
-awac = register(
+awac = register_method(
     iql.but(
         critic=[TD(next="policy")],
         credit=[Advantage(beta=1.0, drawn=True)],

@@ -1,12 +1,12 @@
 """BC: the likelihood of the actions in the data."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.collect import FromData
 from anypo.parts.trust import WeightedBC
 
-bc = register(
+bc = register_method(
     sac.but(
         collect=FromData(),
         critic=[],

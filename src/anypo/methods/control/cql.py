@@ -1,7 +1,7 @@
 """CQL: SAC on data with Q pushed down where the policy or chance would act, and up at the recorded actions."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.collect import FromData
 from anypo.parts.critic import TD, Conservative
@@ -9,7 +9,7 @@ from anypo.parts.knobs import Temperature
 from anypo.parts.step import Adam
 from anypo.parts.trust import Pathwise
 
-cql = register(
+cql = register_method(
     sac.but(
         collect=FromData(),
         critic=[TD(next="policy"), Conservative(alpha=5.0)],

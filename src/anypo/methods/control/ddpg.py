@@ -1,13 +1,13 @@
 """DDPG: the deterministic policy gradient, through a critic learned from replayed transitions."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.collect import Explore
 from anypo.parts.critic import TD
 from anypo.parts.trust import Pathwise
 
-ddpg = register(
+ddpg = register_method(
     sac.but(
         collect=Explore(first=1000, noise=0.1),
         critic=[TD(next="target", ensemble=1)],

@@ -1,7 +1,7 @@
 """DQN: Q-learning with a network, replayed transitions and a target network."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.collect import Explore
 from anypo.parts.critic import TD
@@ -10,7 +10,7 @@ from anypo.parts.step import Adam
 from anypo.parts.store import Transitions
 from anypo.parts.trust import NoPolicyLoss
 
-dqn = register(
+dqn = register_method(
     sac.but(
         collect=Explore(first=1000, random=Linear(1.0, 0.05, until=0.3)),
         store=Transitions(batch=64, capacity=100_000, ratio=0.5),

@@ -1,14 +1,14 @@
 """DSAC-T: SAC with a Gaussian return critic, whose mean is regressed on mean targets and whose gradient does not scale with rewards."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.critic import GaussianTD
 from anypo.parts.knobs import Temperature, Tracked
 from anypo.parts.trust import Pathwise
 
 alpha = Temperature()
-dsac_t = register(
+dsac_t = register_method(
     sac.but(
         critic=[GaussianTD(alpha=alpha, mean1=Tracked("q_std1"), mean2=Tracked("q_std2"))],
         trust=Pathwise(of="min", alpha=alpha),

@@ -1,11 +1,11 @@
 """f-DVL: IQL with the implicit maximiser of a dual: a total-variation or chi2 surrogate that no outlier can blow up."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.iql import iql
 from anypo.parts.critic import TD, DualValue
 
-f_dvl = register(
+f_dvl = register_method(
     iql.but(
         critic=[DualValue(lam=0.7, norm=True), TD(next="value", huber=20.0)],
         card=Card(

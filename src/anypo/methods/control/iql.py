@@ -1,7 +1,7 @@
 """IQL: values by expectile regression on recorded actions alone, the policy by advantage-weighted likelihood."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.bc import bc
 from anypo.parts.credit import Advantage
 from anypo.parts.critic import TD, Expectile
@@ -9,7 +9,7 @@ from anypo.parts.knobs import Cosine
 from anypo.parts.step import Adam
 from anypo.parts.trust import WeightedBC
 
-iql = register(
+iql = register_method(
     bc.but(
         critic=[Expectile(t=0.7), TD(next="value")],
         credit=[Advantage(beta=3.0)],

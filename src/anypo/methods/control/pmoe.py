@@ -1,14 +1,14 @@
 """PMOE: SAC with a mixture of experts, of which only the one whose action is best learns."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.critic import TD
 from anypo.parts.knobs import Temperature
 from anypo.parts.trust import BestExpert
 
 alpha = Temperature()
-pmoe = register(
+pmoe = register_method(
     sac.but(
         critic=[TD(next="policy", alpha=alpha)],
         trust=BestExpert(alpha=alpha),

@@ -1,12 +1,12 @@
 """PRDC: TD3+BC held at the nearest recorded pair of state and action instead of the action recorded in this state."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.td3_bc import td3_bc
 from anypo.parts.knobs import Alternate
 from anypo.parts.terms import CloneAction
 
-prdc = register(
+prdc = register_method(
     td3_bc.but(
         terms=[CloneAction(to="nearest", coef=Alternate(period=2))],
         card=Card(

@@ -1,11 +1,11 @@
 """ReCOIL: imitation from any data by matching mixtures of occupancies; no reward, no discriminator."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.iql import iql
 from anypo.parts.critic import DualValue, MixtureMatching
 
-recoil = register(
+recoil = register_method(
     iql.but(
         critic=[DualValue(lam=0.7, norm=True), MixtureMatching()],
         card=Card(

@@ -1,7 +1,7 @@
 """RLPD: SAC with half of every minibatch from data, an ensemble of normalised critics and many updates per step."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.critic import TD
 from anypo.parts.knobs import Alternate, Clock, Temperature
@@ -9,7 +9,7 @@ from anypo.parts.store import Transitions
 from anypo.parts.trust import Pathwise
 
 alpha = Temperature()
-rlpd = register(
+rlpd = register_method(
     sac.but(
         store=Transitions(batch=256, ratio=20.0, share=0.5),
         critic=[TD(next="policy", alpha=alpha, ensemble=10, norm=True, subset=2, clock=Clock())],

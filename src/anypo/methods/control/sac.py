@@ -2,7 +2,7 @@
 
 from anypo.method.card import Card, Claim
 from anypo.method.method import Method
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.parts.collect import Explore
 from anypo.parts.critic import TD
 from anypo.parts.knobs import Temperature
@@ -12,7 +12,7 @@ from anypo.parts.store import Transitions
 from anypo.parts.trust import Pathwise
 
 alpha = Temperature()
-sac = register(
+sac = register_method(
     Method(
         collect=Explore(first=1000),
         score=[],

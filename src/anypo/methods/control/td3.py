@@ -1,13 +1,13 @@
 """TD3: deterministic policy gradient with two critics, smoothed target actions and delayed policy updates."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.ddpg import ddpg
 from anypo.parts.critic import TD
 from anypo.parts.knobs import Alternate
 from anypo.parts.trust import Pathwise
 
-td3 = register(
+td3 = register_method(
     ddpg.but(
         critic=[TD(next="target", noise=0.2, clip=0.5, every=2)],
         trust=Pathwise(of="first", soft=False, coef=Alternate(period=2)),

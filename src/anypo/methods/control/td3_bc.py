@@ -1,14 +1,14 @@
 """TD3+BC: TD3 on data, held at the recorded actions by a squared term on the scale of Q."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.td3 import td3
 from anypo.parts.collect import FromData
 from anypo.parts.knobs import Alternate
 from anypo.parts.terms import CloneAction
 from anypo.parts.trust import Pathwise
 
-td3_bc = register(
+td3_bc = register_method(
     td3.but(
         collect=FromData(),
         trust=Pathwise(of="first", soft=False, scale=2.5, coef=Alternate(period=2)),

@@ -1,11 +1,11 @@
 """Trajectory weighting: TD3+BC on data in which good trajectories are drawn more often. The store serves every offline method."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.td3_bc import td3_bc
 from anypo.parts.store import WeightedTrajectories
 
-traj_weighting = register(
+traj_weighting = register_method(
     td3_bc.but(
         store=WeightedTrajectories(by="advantage", temperature=0.1),
         card=Card(

@@ -1,12 +1,12 @@
 """XQL: IQL with the soft maximum of Q by Gumbel regression."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.control.iql import iql
 from anypo.parts.credit import Advantage
 from anypo.parts.critic import TD, Gumbel
 
-xql = register(
+xql = register_method(
     iql.but(
         critic=[Gumbel(beta=2.0, norm=True), TD(next="value")],
         credit=[Advantage(beta=0.5)],

@@ -1,11 +1,11 @@
 """N-PG-IGT: REINFORCE with normalised momentum whose samples are taken where the momentum is going."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.reinforce import reinforce
 from anypo.parts.step import Transport
 
-n_pg_igt = register(
+n_pg_igt = register_method(
     reinforce.but(
         step=Transport(lr=1e-2, epochs=1, eta=0.5),
         card=Card(

@@ -1,14 +1,14 @@
 """AWM: the pretraining loss itself, weighted by the advantage; the policy is held near its own moving average."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.generative.flow_grpo import flow_grpo
 from anypo.parts.credit import Baseline, BatchScale, Combine, LimitAdvantage
 from anypo.parts.ratio import MatchingRatio
 from anypo.parts.terms import GuessDivergence
 from anypo.parts.trust import Clip
 
-awm = register(
+awm = register_method(
     flow_grpo.but(
         credit=[Combine(), Baseline("group", scale=None), BatchScale(1e-4), LimitAdvantage(5.0, unit=1.0)],
         ratio=MatchingRatio("draw", limit=None, weighting="ghuber"),

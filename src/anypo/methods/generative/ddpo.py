@@ -1,14 +1,14 @@
 """DDPO: denoising as a decision process; every step has the credit of the sample and its own exact likelihood ratio."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.credit import Baseline, Combine, LimitAdvantage
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import Clip
 
-ddpo = register(
+ddpo = register_method(
     grpo.but(
         credit=[Combine(), Baseline("group", eps=1e-8), LimitAdvantage(5.0)],
         trust=Clip(1e-4, 1e-4),

@@ -1,13 +1,13 @@
 """Diffusion Policy: behaviour cloning of the expert's actions by a conditional denoising diffusion model."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.collect import OnlyDemonstrations
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import Matching
 
-diffusion_policy = register(
+diffusion_policy = register_method(
     grpo.but(
         collect=OnlyDemonstrations(),
         credit=[],

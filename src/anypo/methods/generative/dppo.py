@@ -1,13 +1,13 @@
 """DPPO: PPO in two layers of time; advantages belong to actions, ratios to denoising steps, and noisy steps count less."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import DenoisingDiscount, Gae, SegmentGae, Whiten
 from anypo.parts.critic import Value
 from anypo.parts.trust import StepClip
 
-dppo = register(
+dppo = register_method(
     ppo.but(
         critic=[Value(0.5)],
         credit=[SegmentGae(0.99, 0.95), Whiten(), DenoisingDiscount(0.99)],

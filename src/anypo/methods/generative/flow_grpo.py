@@ -1,12 +1,12 @@
 """Flow-GRPO: GRPO on a flow model whose sampler is made stochastic without changing its marginals."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.generative.ddpo import ddpo
 from anypo.parts.credit import Baseline, BatchScale, Combine, LimitAdvantage
 from anypo.parts.terms import MeanDivergence
 
-flow_grpo = register(
+flow_grpo = register_method(
     ddpo.but(
         credit=[Combine(), Baseline("group", scale=None), BatchScale(1e-4), LimitAdvantage(5.0)],
         terms=[MeanDivergence(0.04)],

@@ -1,11 +1,11 @@
 """Flow matching as behaviour cloning: the policy learns the straight velocity from noise to the expert's action."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.generative.diffusion_policy import diffusion_policy
 from anypo.parts.trust import Matching
 
-flow_matching_policy = register(
+flow_matching_policy = register_method(
     diffusion_policy.but(
         trust=Matching("cfm"),
         card=Card(

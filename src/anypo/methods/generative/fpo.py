@@ -1,14 +1,14 @@
 """FPO: PPO whose likelihood ratio is the exponential of the fall of the flow-matching loss on the action taken."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import SegmentGae, Whiten
 from anypo.parts.critic import Value
 from anypo.parts.ratio import MatchingRatio
 from anypo.parts.trust import Clip
 
-fpo = register(
+fpo = register_method(
     ppo.but(
         critic=[Value(0.5)],
         credit=[SegmentGae(0.995, 0.95), Whiten()],

@@ -1,13 +1,13 @@
 """GRPO-Guard: Flow-GRPO with ratios that are centred and scaled alike at every step, so that clipping acts on both signs."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.generative.flow_grpo import flow_grpo
 from anypo.parts.ratio import NormalisedRatio
 from anypo.parts.reduce import StepWidthMean
 from anypo.parts.trust import Clip
 
-grpo_guard = register(
+grpo_guard = register_method(
     flow_grpo.but(
         ratio=NormalisedRatio(),
         trust=Clip(2e-6, 2e-6),

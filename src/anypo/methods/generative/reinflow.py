@@ -1,7 +1,7 @@
 """ReinFlow: PPO on the likelihood of the whole chain of a flow policy, whose steps have learned noise."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import SegmentGae, Whiten
 from anypo.parts.critic import Value
@@ -9,7 +9,7 @@ from anypo.parts.ratio import ChainRatio
 from anypo.parts.terms import Entropy
 from anypo.parts.trust import Clip
 
-reinflow = register(
+reinflow = register_method(
     ppo.but(
         critic=[Value(0.5)],
         credit=[SegmentGae(0.99, 0.95), Whiten()],

@@ -1,14 +1,14 @@
 """GHPO: GRPO that shows more and more of the reference solution where every sample fails."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.collect import HintLadder
 from anypo.parts.credit import Baseline, Combine
 from anypo.parts.reduce import Mean
 
-ghpo = register(
+ghpo = register_method(
     grpo.but(
         collect=HintLadder(rungs=(0.0, 0.25, 0.5, 0.75)),
         credit=[Combine(), Baseline("group", center="mean", scale="std", eps=1e-4)],

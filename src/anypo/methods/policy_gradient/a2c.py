@@ -1,7 +1,7 @@
 """A2C: REINFORCE with a learned value, n-step bootstrapped returns and an entropy bonus."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.reinforce import reinforce
 from anypo.parts.credit import NStep
 from anypo.parts.critic import Value
@@ -9,7 +9,7 @@ from anypo.parts.reduce import Mean
 from anypo.parts.step import RMSProp
 from anypo.parts.terms import Entropy
 
-a2c = register(
+a2c = register_method(
     reinforce.but(
         critic=[Value(coef=0.5)],
         credit=[NStep(n=5, gamma=0.99)],

@@ -1,7 +1,7 @@
 """BRRL: the ratio is drawn to a bounded target instead of being clipped. For groups (GBPO), and with a median critic (BPO)."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import Baseline, Combine, Gae
@@ -18,7 +18,7 @@ PAPER = {
     "claim": "Matches or beats PPO and GRPO in stability and return, with a bound on monotone improvement stated in the loss.",
 }
 
-brrl = register(
+brrl = register_method(
     grpo.but(
         credit=[Combine(), Baseline("group", center="mean", scale="std", alone=True)],
         trust=BoundedTarget(low=0.2, high=0.2, temp=1.0),
@@ -41,7 +41,7 @@ brrl = register(
     )
 )
 
-bpo = register(
+bpo = register_method(
     ppo.but(
         credit=[Gae(gamma=0.99, lam=0.95)],
         critic=[Value(coef=0.5), Median(coef=0.5)],

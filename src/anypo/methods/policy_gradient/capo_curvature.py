@@ -1,13 +1,13 @@
 """CAPO: GRPO without the tokens whose own step would change policy or objective too much."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.credit import Baseline, Combine, KeepStable
 from anypo.parts.step import Adam
 
-capo_curvature = register(
+capo_curvature = register_method(
     grpo.but(
         credit=[Combine(), Baseline("group", center="mean", scale="std"), KeepStable(kl=1e-4, gain=1e-2)],
         step=Adam(warmup=10),  # before Adam remembers anything every single decision would take a full step

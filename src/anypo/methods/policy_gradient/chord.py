@@ -1,7 +1,7 @@
 """CHORD: GRPO and imitation in one loss, the demonstrations' tokens weighted by how unsure the policy is of them."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.collect import WithDemonstrations
 from anypo.parts.reduce import Mean, ScaledMean
@@ -10,7 +10,7 @@ from anypo.parts.terms import Imitate
 MU = 0.1
 """Weight of imitation; 1 - MU is that of the policy's own samples."""
 
-chord = register(
+chord = register_method(
     grpo.but(
         collect=WithDemonstrations(apart=16),
         reduce=ScaledMean("token", coef=1 - MU),

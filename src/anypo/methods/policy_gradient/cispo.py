@@ -1,12 +1,12 @@
 """CISPO: GRPO whose importance weight is capped and detached, so that no token ever loses its gradient."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import TruncatedWeight
 
-cispo = register(
+cispo = register_method(
     grpo.but(
         trust=TruncatedWeight(low=0.0, high=5.0),
         reduce=Mean("token"),

@@ -1,7 +1,7 @@
 """DAPO: GRPO with a higher upper clip, the mean over all tokens, and no batch filled with groups that teach nothing."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.collect import DynamicSampling
@@ -9,7 +9,7 @@ from anypo.parts.credit import Baseline, Combine, DropTruncated, KeepInformative
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import Clip
 
-dapo = register(
+dapo = register_method(
     grpo.but(
         collect=DynamicSampling(),
         credit=[Combine(), Baseline("group", center="mean", scale="std"), KeepInformative(), DropTruncated()],

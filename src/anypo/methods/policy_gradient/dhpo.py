@@ -1,11 +1,11 @@
 """DHPO: half GRPO, half GSPO: token and row ratios, each clipped in its own box, are mixed."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.trust import TwoBranchClip
 
-dhpo = register(
+dhpo = register_method(
     grpo.but(
         trust=TwoBranchClip(low=0.2, high=0.2, row_low=3e-4, row_high=4e-4, weight="half"),
         terms=[],

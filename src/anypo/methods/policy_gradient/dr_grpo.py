@@ -1,13 +1,13 @@
 """Dr. GRPO: GRPO without its two divisions, by the group's spread and by the row's length."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.methods.policy_gradient.ppo import clipped_weight
 from anypo.parts.credit import Baseline, Combine
 from anypo.parts.reduce import Mean
 
-dr_grpo = register(
+dr_grpo = register_method(
     grpo.but(
         credit=[Combine(), Baseline("group", center="mean", scale=None)],
         reduce=Mean("constant"),

@@ -1,11 +1,11 @@
 """FiberPO: a row's common drift and its tokens' deviations from it have budgets of their own."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.trust import FiberGate
 
-fiberpo = register(
+fiberpo = register_method(
     grpo.but(
         trust=FiberGate(up=0.15, down=0.10, eps=0.02),
         terms=[],

@@ -1,14 +1,14 @@
 """GRPO: PPO without a critic; the baseline is the group of answers to the same prompt."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import Baseline, Combine
 from anypo.parts.reduce import Mean
 from anypo.parts.step import Adam
 from anypo.parts.terms import Divergence
 
-grpo = register(
+grpo = register_method(
     ppo.but(
         critic=[],
         credit=[Combine(), Baseline("group", center="mean", scale="std")],

@@ -1,12 +1,12 @@
 """GSPO: GRPO whose ratio, and clip, belong to the whole answer: the geometric mean of its token ratios."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.ratio import LogRatio
 from anypo.parts.trust import Clip
 
-gspo = register(
+gspo = register_method(
     grpo.but(
         ratio=LogRatio("row", how="mean"),
         trust=Clip(low=3e-4, high=4e-4),

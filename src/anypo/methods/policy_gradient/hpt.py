@@ -1,7 +1,7 @@
 """HPT: where every sample of a prompt fails, learn from its demonstration instead."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.dr_grpo import dr_grpo
 from anypo.parts.collect import WithDemonstrations
 from anypo.parts.credit import Baseline, Combine, GateBySuccess
@@ -9,7 +9,7 @@ from anypo.parts.step import Adam
 from anypo.parts.terms import Entropy, Imitate
 from anypo.parts.trust import Unclipped
 
-hpt = register(
+hpt = register_method(
     dr_grpo.but(
         collect=WithDemonstrations(),
         credit=[Combine(), Baseline("group", center="mean", scale=None), GateBySuccess(above=0.0)],

@@ -1,7 +1,7 @@
 """MDPO: mirror descent: ten steps on the unclipped surrogate with a divergence from the sampling policy whose weight grows."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import Gae, Whiten
 from anypo.parts.critic import Value
@@ -10,7 +10,7 @@ from anypo.parts.step import Adam
 from anypo.parts.terms import Divergence
 from anypo.parts.trust import Clip, Unclipped
 
-mdpo = register(
+mdpo = register_method(
     ppo.but(
         critic=[Value(coef=0.5)],
         credit=[Gae(gamma=0.99, lam=0.95), Whiten(ddof=0)],

@@ -3,7 +3,7 @@
 import torch
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.trust import HazardModulated
 
@@ -16,7 +16,7 @@ def weight(r: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     return (psi - zeta).exp() / torch.cosh(r.log() / 1.5) ** 2 * a
 
 
-mhpo = register(
+mhpo = register_method(
     grpo.but(
         trust=HazardModulated(c=1.5, k_up=1.5, scale_up=1.0, k_down=2.0, scale_down=0.8),
         terms=[],

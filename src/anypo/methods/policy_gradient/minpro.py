@@ -1,11 +1,11 @@
 """MinPRO: CISPO whose ratio also carries the smallest ratio of the tokens before it."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.cispo import cispo
 from anypo.parts.ratio import MinPrefix
 
-minpro = register(
+minpro = register_method(
     cispo.but(
         ratio=MinPrefix(),
         card=Card(

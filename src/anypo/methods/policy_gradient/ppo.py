@@ -3,7 +3,7 @@
 import torch
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.a2c import a2c
 from anypo.parts.credit import Gae, Whiten
 from anypo.parts.critic import Value
@@ -21,7 +21,7 @@ def clipped_weight(low: float, high: float):
     return weight
 
 
-ppo = register(
+ppo = register_method(
     a2c.but(
         critic=[Value(coef=0.5, clip=0.2)],
         credit=[Gae(gamma=0.99, lam=0.95), Whiten()],

@@ -1,13 +1,13 @@
 """R2VPO: the ratio's variance is held at a bound by a multiplier; nothing is clipped."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.knobs import Dual
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import Unclipped, VariancePenalty
 
-r2vpo = register(
+r2vpo = register_method(
     grpo.but(
         trust=VariancePenalty(coef=Dual(0.04, "ratio_variance", bound=0.02, rate=1.0)),
         reduce=Mean("token"),

@@ -1,14 +1,14 @@
 """REAL: rewards are labels; each group is a classification of its rows by their log-ratio."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.credit import Combine
 from anypo.parts.ratio import LogRatio
 from anypo.parts.reduce import GroupMean
 from anypo.parts.trust import SetContrast
 
-real = register(
+real = register_method(
     grpo.but(
         credit=[Combine()],
         ratio=LogRatio("row", how="mean"),

@@ -3,7 +3,7 @@
 import torch
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.credit import Baseline, Combine
 from anypo.parts.reduce import Mean
@@ -15,7 +15,7 @@ def weight(r: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     return torch.where(((a > 0) & (r <= 1.2)) | ((a < 0) & (r >= 0.8)), a, 0.0)
 
 
-rec = register(
+rec = register_method(
     grpo.but(
         credit=[Combine(), Baseline("group", center="mean", scale=None)],
         trust=MaskedLikelihood(mask="one-side", weight="none", low=0.2, high=0.2),

@@ -2,7 +2,7 @@
 
 from anypo.method.card import Card, Claim
 from anypo.method.method import Method
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.parts.collect import Ask
 from anypo.parts.credit import Returns
 from anypo.parts.reduce import Mean
@@ -10,7 +10,7 @@ from anypo.parts.step import Adam
 from anypo.parts.store import Fresh
 from anypo.parts.trust import Likelihood
 
-reinforce = register(
+reinforce = register_method(
     Method(
         Card(
             id="reinforce",

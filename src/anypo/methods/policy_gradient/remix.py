@@ -1,7 +1,7 @@
 """ReMix: GRPO on a mixture of fresh and recent rows, clipped around the policy the update starts from, then on fresh rows alone."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.knobs import Staircase
 from anypo.parts.reduce import Mean
@@ -13,7 +13,7 @@ from anypo.parts.trust import Clip, RecentredClip
 BETA = 0.01
 """Weight of the two divergences together; their shares are lam and 1 - lam, lam falling from 1 to 0.5."""
 
-remix = register(
+remix = register_method(
     grpo.but(
         store=Replay(share=0.4, window=2),
         trust=RecentredClip(0.2),

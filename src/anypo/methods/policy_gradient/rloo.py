@@ -1,12 +1,12 @@
 """RLOO: REINFORCE with the mean of the other answers to the same prompt as baseline, the KL inside the reward."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.reinforce import reinforce
 from anypo.parts.credit import Baseline, Combine
 from anypo.parts.score import KlPenalty
 
-rloo = register(
+rloo = register_method(
     reinforce.but(
         score=[KlPenalty(beta=0.0)],
         credit=[Combine(), Baseline("group", center="leave-one-out", scale=None)],

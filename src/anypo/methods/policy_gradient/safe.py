@@ -1,14 +1,14 @@
 """SAFE: PPO on outcome scores with a pessimistic pair of critics and a divergence penalty that a controller switches."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import PessimisticBaseline
 from anypo.parts.critic import PessimisticValue
 from anypo.parts.step import Adam
 from anypo.parts.terms import Entropy, EntropyGatedKl
 
-safe = register(
+safe = register_method(
     ppo.but(
         critic=[PessimisticValue(coef=0.5, alpha=0.3, clip=0.2, delta=0.5)],
         credit=[PessimisticBaseline(alpha=0.3)],

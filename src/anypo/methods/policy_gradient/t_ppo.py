@@ -1,13 +1,13 @@
 """T-PPO: PPO that learns from rows before they are finished."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.ppo import clipped_weight, ppo
 from anypo.parts.collect import Window
 from anypo.parts.credit import ExtendedGae, Gae
 from anypo.parts.critic import FinishedValue, Value
 
-t_ppo = register(
+t_ppo = register_method(
     ppo.but(
         collect=Window(),
         critic=[FinishedValue(coef=0.5, clip=0.2)],

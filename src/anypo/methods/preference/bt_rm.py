@@ -1,12 +1,12 @@
 """Bradley-Terry reward model: a scalar score per answer, so that the difference of two scores explains which one is preferred."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.ratio import LearnedScore
 from anypo.parts.trust import PairContrast
 
-bt_rm = register(
+bt_rm = register_method(
     dpo.but(
         ratio=LearnedScore(),
         trust=PairContrast("logistic", beta=1.0),

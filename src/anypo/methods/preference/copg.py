@@ -1,11 +1,11 @@
 """CoPG: policy gradient by contrast of regularised rewards, right on samples of any policy without importance weights."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.trust import RewardContrast
 
-copg = register(
+copg = register_method(
     dpo.but(
         trust=RewardContrast(beta=0.1),
         card=Card(

@@ -1,12 +1,12 @@
 """CPL: preferences over segments of behaviour are explained by the policy's own likelihoods, with a conservative bias."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.ratio import LogRatio
 from anypo.parts.trust import BiasedContrast
 
-cpl = register(
+cpl = register_method(
     dpo.but(
         ratio=LogRatio("row", how="sum", anchor="none"),
         trust=BiasedContrast(alpha=0.1, lam=0.5),

@@ -1,12 +1,12 @@
 """CPO: DPO without a reference, beside imitation of the preferred answer."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.ratio import LogRatio
 from anypo.parts.terms import LikeBest
 
-cpo_contrastive = register(
+cpo_contrastive = register_method(
     dpo.but(
         ratio=LogRatio("row", how="sum", anchor="none"),
         terms=[LikeBest(1.0, over="token")],

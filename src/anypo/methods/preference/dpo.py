@@ -1,14 +1,14 @@
 """DPO: of two answers the preferred one is made likelier than the other, both measured against the reference."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.credit import Combine
 from anypo.parts.ratio import LogRatio
 from anypo.parts.reduce import GroupMean
 from anypo.parts.trust import PairContrast
 
-dpo = register(
+dpo = register_method(
     grpo.but(
         credit=[Combine()],
         ratio=LogRatio("row", how="sum", anchor="ref"),

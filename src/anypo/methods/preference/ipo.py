@@ -1,11 +1,11 @@
 """IPO: the gap of log-ratios is drawn to a finite target instead of growing without end."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.trust import PairContrast
 
-ipo = register(
+ipo = register_method(
     dpo.but(
         trust=PairContrast("square", beta=0.1),
         card=Card(

@@ -1,13 +1,13 @@
 """KTO: answers are marked good or bad one by one, and valued against a reference point as people value gains and losses."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.credit import Combine, ReferencePoint
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import ProspectValue
 
-kto = register(
+kto = register_method(
     dpo.but(
         credit=[Combine(), ReferencePoint()],
         trust=ProspectValue(beta=0.1, gain=1.0, loss=1.0),

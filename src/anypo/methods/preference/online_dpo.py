@@ -1,11 +1,11 @@
 """Online DPO: the pair is the best and the worst of several answers that the policy itself has just given."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.credit import Combine, KeepExtremes
 
-online_dpo = register(
+online_dpo = register_method(
     dpo.but(
         credit=[Combine(), KeepExtremes()],
         card=Card(

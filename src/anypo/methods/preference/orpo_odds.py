@@ -1,13 +1,13 @@
 """ORPO: imitation of the preferred answer with a penalty on the odds of the other; one stage, no reference."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.ratio import LogRatio
 from anypo.parts.terms import LikeBest
 from anypo.parts.trust import OddsContrast
 
-orpo_odds = register(
+orpo_odds = register_method(
     dpo.but(
         ratio=LogRatio("row", how="mean", anchor="none"),
         trust=OddsContrast(coef=0.1),

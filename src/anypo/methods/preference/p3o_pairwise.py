@@ -1,12 +1,12 @@
 """P3O: policy gradient on reward differences of pairs, each row's ratio clipped; blind to shifts of the reward."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.ratio import LogRatio
 from anypo.parts.trust import PairwiseClip
 
-p3o_pairwise = register(
+p3o_pairwise = register_method(
     dpo.but(
         ratio=LogRatio("row", how="sum", anchor="old"),
         trust=PairwiseClip(eps=0.2),

@@ -1,14 +1,14 @@
 """RLHF by PPO: a learned reward at the end of an answer, and a price on every token for leaving the reference."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import Gae, Standardize
 from anypo.parts.critic import Value
 from anypo.parts.score import TokenKl
 from anypo.parts.step import Adam
 
-rlhf_ppo = register(
+rlhf_ppo = register_method(
     ppo.but(
         score=[TokenKl(coef=0.05)],
         critic=[Value(coef=0.1, clip=0.2)],

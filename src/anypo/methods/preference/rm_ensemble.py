@@ -1,11 +1,11 @@
 """Reward-model ensembles: a score on which several reward models disagree is worth less."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.score import ConservativeScore
 
-rm_ensemble = register(
+rm_ensemble = register_method(
     grpo.but(
         score=[ConservativeScore("uwo", lam=0.1)],
         card=Card(

@@ -1,12 +1,12 @@
 """RPO: DPO with a small imitation term, which is pessimism about answers that were never compared."""
 
 from anypo.method.card import Card, Claim, Reduction
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.terms import LikeBest
 from anypo.parts.trust import PairContrast
 
-rpo_sft = register(
+rpo_sft = register_method(
     dpo.but(
         trust=PairContrast("logistic", beta=0.01),
         terms=[LikeBest(0.005 * 0.01, over="sum")],

@@ -1,12 +1,12 @@
 """SimPO: no reference; the reward is the mean log-likelihood, with a margin."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.ratio import LogRatio
 from anypo.parts.trust import PairContrast
 
-simpo = register(
+simpo = register_method(
     dpo.but(
         ratio=LogRatio("row", how="mean", anchor="none"),
         trust=PairContrast("logistic", beta=2.0, margin=1.0),

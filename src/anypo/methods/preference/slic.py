@@ -1,13 +1,13 @@
 """SLiC-HF: a margin on sequence likelihoods, and imitation of the preferred answer."""
 
 from anypo.method.card import Card, Claim
-from anypo.method.registry import register
+from anypo.method.registry import register_method
 from anypo.methods.preference.dpo import dpo
 from anypo.parts.ratio import LogRatio
 from anypo.parts.terms import LikeBest
 from anypo.parts.trust import PairContrast
 
-slic = register(
+slic = register_method(
     dpo.but(
         ratio=LogRatio("row", how="sum", anchor="none"),
         trust=PairContrast("hinge", beta=1.0, margin=1.0),

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 from anypo.parts.knobs.tracked import SuccessRate
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
 from anypo.types import Request, Trajectories
 
@@ -42,7 +42,7 @@ def allocate(rates: Sequence[float], total: int, low: int = 2, high: int = 128) 
     return counts
 
 
-@register("collect")
+@register_part("collect")
 @dataclass(frozen=True)
 class KnapsackBudget:
     """One ask of requests x samples rows in all, dealt out by `allocate` over the starts' last success rates; a start that has

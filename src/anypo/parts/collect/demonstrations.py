@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
 from anypo.types import Request, Trajectories
 
 
-@register("collect")
+@register_part("collect")
 @dataclass(frozen=True)
 class WithDemonstrations:
     """One ask, and demonstrations beside it: `apart` of them for starts drawn on their own, or, with None, one for every start
@@ -35,7 +35,7 @@ class WithDemonstrations:
         return Trajectories.cat([rows.but(expert_mask=own), taught])
 
 
-@register("collect")
+@register_part("collect")
 @dataclass(frozen=True)
 class OnlyDemonstrations:
     """The task's demonstrations for the starts drawn, as the rows to learn from; the policy acts only when it is measured."""

@@ -6,12 +6,12 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 from anypo.numbers import Number
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
 from anypo.types import Request, Trajectories
 
 
-@register("collect")
+@register_part("collect")
 @dataclass(frozen=True)
 class Explore:
     """Act and explore: uniform actions for the first `first` decisions, then with probability `random` (epsilon), and Gaussian

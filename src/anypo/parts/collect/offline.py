@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
 from anypo.types import Request, Trajectories
 
 
-@register("collect")
+@register_part("collect")
 @dataclass(frozen=True)
 class FromData:
     """Nothing is collected: what is learned from is in the store."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
 from anypo.types import Request, Trajectories
 
 
-@register("collect")
+@register_part("collect")
 @dataclass(frozen=True)
 class Window:
     """At most `window` decisions per row and batch (half the horizon where left open); rows that are not finished then go on in

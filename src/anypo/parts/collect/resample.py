@@ -9,12 +9,12 @@ import torch
 
 from anypo.parts.ops.groups import index_groups
 from anypo.parts.ops.outcomes import informative_rows, scored
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
 from anypo.types import Request, Trajectories
 
 
-@register("collect")
+@register_part("collect")
 @dataclass(frozen=True)
 class DynamicSampling:
     """Ask again until the batch is full of groups whose outcomes differ (0 < #correct < G for a right/wrong verifier).
@@ -44,7 +44,7 @@ class DynamicSampling:
         return Trajectories.cat(kept) if kept else rows
 
 
-@register("collect")
+@register_part("collect")
 @dataclass(frozen=True)
 class HintLadder:
     """Ask again, with a longer hint each time, for the starts whose samples all failed; the last rung keeps what it gets.

@@ -9,12 +9,12 @@ import torch
 
 from anypo.parts.ops.groups import group_stats, group_sum, index_groups
 from anypo.parts.ops.outcomes import scored, spread
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class Combine:
     """score = sum_k w_k scores_k over the channels a row has; the score itself, or the sum of rewards, where there are none.
@@ -28,7 +28,7 @@ class Combine:
         return b if marked else scored(b, self.weights)
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class Baseline:
     """A_i = (s_i - center) / (scale + eps), over the rows of the same request (`group`) or of the whole `batch`.
@@ -63,7 +63,7 @@ class Baseline:
         return b.but(advantage=spread(b, a))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class WeightedBaseline:
     """A_i = R_i - sum_j w_j R_j / sum_j w_j over the group, w_j = |grad log pi(y_j)|^2: the scalar baseline of least variance.

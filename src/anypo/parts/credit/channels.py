@@ -14,14 +14,14 @@ from anypo.parts.ops.channels import channels, z_score
 from anypo.parts.ops.groups import group_stats, index_groups
 from anypo.parts.ops.masked import whiten
 from anypo.parts.ops.outcomes import spread
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 CAP = 1e6
 """Largest factor of the Beta normaliser, reached only where p is 0 or 1 and the deviation 0."""
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class DecoupledBaseline:
     """A = batch z-score of sum_k w_k Z_k, Z_k the group z-score of channel k; for a single channel A = Z_1.
@@ -53,7 +53,7 @@ class DecoupledBaseline:
         return b.but(advantage=advantage, score=raw.sum(1) if b.score is None else b.score)
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class BetaNormalize:
     """A = (R - p) min(1 / Beta(p; alpha, beta), 1e6) with p the group's mean reward in [0, 1]; the mean over channels of it.

@@ -10,11 +10,11 @@ from anypo.numbers import Number
 from anypo.parts.credit.returns import Gae
 from anypo.parts.ops.outcomes import rewarded
 from anypo.parts.ops.segments import segment_sum, segments
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class SegmentGae:
     """`Gae` with segments as its decisions: the reward of a segment is the sum of its own, its value that at its first decision;
@@ -43,7 +43,7 @@ class SegmentGae:
         return b.but(advantage=advantage, returns=returns, value_old=value)
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class DenoisingDiscount:
     """A_i <- gamma^(n - 1 - i) A_i for the i-th of the n decisions of a segment: the noisier a step, the less it is credited. Also

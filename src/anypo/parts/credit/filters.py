@@ -12,11 +12,11 @@ from anypo.numbers import Number
 from anypo.parts.ops.channels import z_score
 from anypo.parts.ops.groups import group_stats, index_groups
 from anypo.parts.ops.outcomes import informative_rows, scored
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class KeepExtremes:
     """Rows whose score is neither the highest nor the lowest of their group lose their mask: the best and the worst make the pair.
@@ -38,7 +38,7 @@ class KeepExtremes:
         return b.but(mask=b.valid & ((b.score == ends[0]) | (b.score == ends[1])).unsqueeze(1))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class KeepInformative:
     """Groups whose scores are all equal lose their mask, so their decisions leave every denominator."""
@@ -49,7 +49,7 @@ class KeepInformative:
         return b.but(mask=b.valid & informative_rows(b).unsqueeze(1))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class DropTruncated:
     """Rows cut by their generation budget lose their mask; nothing happens where the batch does not say which were."""
@@ -58,7 +58,7 @@ class DropTruncated:
         return b if b.truncated is None else b.but(mask=b.valid & (b.truncated == 0).unsqueeze(1))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class GateBySuccess:
     """Per group: where the samples' mean score exceeds `above`, the samples teach, else the group's demonstrations do; the others
@@ -82,7 +82,7 @@ def count_of(share: Number, total: int) -> int:
     return min(total, math.ceil(float(share) * total - 1e-9))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class MaxVarianceRows:
     """Keep the ceil(share N) rows whose group-normalised advantages vary most: the i lowest and the rest from the top, with the
@@ -106,7 +106,7 @@ class MaxVarianceRows:
         return b.but(mask=b.valid & keep.unsqueeze(1))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class TopTokens:
     """Keep the ceil(share M) of the M decisions with the largest |A| H; of equal ones the earlier. Source: D3S, arXiv 2509.22115."""
@@ -125,7 +125,7 @@ class TopTokens:
         return b.but(mask=torch.zeros_like(b.valid).masked_scatter(b.valid, keep))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class BalancedDrop:
     """Per group, of the wrong rows (score <= 0.5) only the first as many as there are right ones stay; the others leave mask and

@@ -10,11 +10,11 @@ import torch
 from anypo.parts.ops.groups import group_stats
 from anypo.parts.ops.masked import masked_mean, whiten
 from anypo.parts.ops.outcomes import rewarded, scored
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class BatchScale:
     """A <- A / (std + eps), the standard deviation of the scores over the whole batch, so that groups of like difficulty weigh
@@ -31,7 +31,7 @@ class BatchScale:
         return b.but(advantage=b.advantage / (group_stats(score, None)[2].unsqueeze(1) + self.eps))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class LimitAdvantage:
     """A <- unit * clip(A, -limit, limit) / limit, with unit = limit where none is given.
@@ -49,7 +49,7 @@ class LimitAdvantage:
         return b.but(advantage=b.advantage.clamp(-self.limit, self.limit) * (unit / self.limit))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class Whiten:
     """A <- (A - mean) / (std + 1e-8) over all valid decisions of the collected batch; return targets stay as they are."""
@@ -62,7 +62,7 @@ class Whiten:
         return b.but(advantage=whiten(b.advantage, b.valid, self.ddof))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class Standardize:
     """x <- (x - mean) / sqrt(var + 1e-8), mean and variance (ddof=0) over all valid decisions; `keep_mean` adds the mean again.

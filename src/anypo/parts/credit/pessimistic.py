@@ -10,12 +10,12 @@ import torch
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.outcomes import scored, spread
 from anypo.parts.ops.targets import soft_min
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class PessimisticBaseline:
     """A_i = R_i - mean_t V, whitened over the rows; returns: R_i on every decision; V_old = V.

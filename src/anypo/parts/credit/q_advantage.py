@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from anypo.numbers import Number, number
 from anypo.parts.ops.targets import field
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 from anypo.views import Draw, View
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class Advantage:
     """A = beta (min_i Q_i(s, a) - V(s)), V(s) the network v, or (`drawn`) min_i Q_i at the policy's own sampled action.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class ReferencePoint:
     """kl_shift [N] = max(0, batch mean of log pi - log pi_ref of mismatched answers), as the policy is before the update.

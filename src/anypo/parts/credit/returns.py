@@ -10,11 +10,11 @@ from anypo.numbers import Number
 from anypo.parts.ops.masked import last_valid, next_valid
 from anypo.parts.ops.outcomes import bootstrap_of, finished, rewarded
 from anypo.parts.ops.returns import discounted
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class Returns:
     """A_t = sum_{k >= t} gamma^(k-t) r_k along the row's valid decisions, no baseline."""
@@ -28,7 +28,7 @@ class Returns:
         return b.but(advantage=torch.where(b.valid, discounted(reward, b.valid, float(self.gamma)), 0.0))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class Gae:
     """A_t = sum_k (gamma lam)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t; returns R = A + V; V_old = V.
@@ -52,7 +52,7 @@ class Gae:
         return b.but(advantage=advantage, returns=torch.where(valid, advantage + value, 0.0), value_old=value)
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class NStep:
     """R_t = sum_{k<n} gamma^k r_{t+k} + gamma^n V_{t+n}, shorter at the end of a row; A_t = R_t - V_t.
@@ -77,7 +77,7 @@ class NStep:
         return b.but(advantage=torch.where(b.valid, target - value, 0.0), returns=target, value_old=value)
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class ExtendedGae(Gae):
     """GAE in which the value of what follows an unfinished row is held at that of its last decision, V(s_l) := V(s_{l-1}).

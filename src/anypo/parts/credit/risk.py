@@ -12,11 +12,11 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.groups import bundles, group_stats
 from anypo.parts.ops.outcomes import scored, spread
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class MixedValueAtRisk:
     """A_i = [(w g_C + g_R) / (w + 1)] / (std_j X_j + 1e-6) / (s_q + 1e-6) for the paper X that row i belongs to, with

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from anypo.numbers import Number
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class EntropyModulate:
     """A_step = A g + zeta f_next, minus its mean over all steps of the batch; for every decision of the step.
@@ -55,7 +55,7 @@ def _mean(x: Tensor, of: Tensor) -> Tensor:
     return total / torch.zeros_like(total).index_add_(0, of, torch.ones_like(x))
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class AddProgress:
     """A_t + alpha reward_t, where the reward is the gain in belief in the right answer over the decision's segment, measured by

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from anypo.numbers import Number
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("credit")
+@register_part("credit")
 @dataclass(frozen=True)
 class KeepStable:
     """Keep a decision iff m_F < kl and -gain < m_H < gain, its predicted change of policy and objective by the coming step:

@@ -11,13 +11,13 @@ from torch import Tensor
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import backup, field
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, Network, View
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class PolicyValue:
     """mean (V(s) - y)^2, y = r + gamma (1 - d) min(min_i Q_i(s', a'), min_i Qbar_i(s', a')), a' the smoothed target action.
@@ -52,7 +52,7 @@ class PolicyValue:
         return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.valid)}
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class AdvantageAutoencoder:
     """mean[w |recon - a|^2 (mean over dimensions)] + KL / 2, w = 1[Q_1(s, a) > V(s)]: good actions alone are encoded.

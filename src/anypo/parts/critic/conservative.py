@@ -12,13 +12,13 @@ from anypo.numbers import Number, number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import field
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, View
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class Conservative:
     """alpha sum_i mean[temperature logsumexp_a (Q_i(s, a) / temperature) - Q_i(s, a_data)].

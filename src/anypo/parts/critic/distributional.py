@@ -13,13 +13,13 @@ from anypo.numbers import Number, number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import POLYAK, backup, field
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, Network, Refresh, View
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class GaussianTD:
     """Q_i as a Gaussian return N(q_i, std_i^2): omega_i mean[(q_i - y_q)^2 / (2 (std_i^2 + eps)) + the std's own likelihood],

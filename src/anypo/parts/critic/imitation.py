@@ -10,13 +10,13 @@ from torch import Tensor
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import POLYAK, field
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, Network, Refresh, View
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class MixtureMatching:
     """beta (mean_D Q(s, pi) - mean_E Q(s, a)) + (1/4) mean_mix (gamma V(s') - Q(s, a))^2, summed over the ensemble.

@@ -12,7 +12,7 @@ from torch import Tensor
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import field
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Network, View
@@ -43,7 +43,7 @@ class ImplicitValue:
         return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.valid)}
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class Expectile(ImplicitValue):
     """f = |t - 1(delta < 0)| delta^2: t = 0.5 is the mean, t -> 1 the maximum. Source: IQL, arXiv 2110.06169, eq. 5."""
@@ -54,7 +54,7 @@ class Expectile(ImplicitValue):
         return (self.t - (delta < 0).to(delta.dtype)).abs() * delta.square()
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class Gumbel(ImplicitValue):
     """f = (exp(z) - z - 1) exp(-m), z = min(delta / beta, clip), m = max(max z, -1): V = beta log E exp(Q / beta).
@@ -78,7 +78,7 @@ class Gumbel(ImplicitValue):
         return (z - top).exp() - (z + 1) * (-top).exp()
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class DualValue(ImplicitValue):
     """f = lam fbar(delta) - (1 - lam) delta, fbar = max(x, 0) (`tv`) or max(x + x^2/4, 0) for x > 0 (`chi2`).

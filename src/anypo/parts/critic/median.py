@@ -10,12 +10,12 @@ from torch import Tensor
 
 from anypo.numbers import Number
 from anypo.parts.ops.averages import token_mean
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class Median:
     """coef * token-mean of log(2 cosh(y/2)) = softplus(y) - y/2, y = R - u: u is drawn to the median of R.

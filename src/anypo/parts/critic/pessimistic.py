@@ -11,14 +11,14 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.targets import soft_min
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 HEADS = ("value", "value_b")
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class PessimisticValue:
     """coef * token-mean of 0.5 [huber(V, R) + huber(V_old + clip(V - V_old, +-clip), R)], V the soft minimum of two heads.

@@ -14,13 +14,13 @@ from torch import Tensor
 from anypo.numbers import Number, number
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import POLYAK, backup, field, member_subset, regress
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, Network, Refresh, View
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class TD:
     """sum_i mean (Q_i - y)^2 / 2,  y = r + gamma (1 - d) V(s').

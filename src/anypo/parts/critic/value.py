@@ -11,12 +11,12 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.outcomes import finished
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories, whole
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class Value:
     """coef * token-mean of 0.5 (V - R)^2; with `clip`, the larger of that and the same for V_old + clip(V - V_old, +-clip).
@@ -45,7 +45,7 @@ class Value:
         return float(self.coef) * loss, {"value_loss": loss.detach(), "explained_variance": explained(b)}
 
 
-@register("critic")
+@register_part("critic")
 @dataclass(frozen=True)
 class FinishedValue(Value):
     """The value loss on all decisions of the rows that are finished; the others wait. Source: T-PPO, arXiv 2506.15050."""

@@ -13,13 +13,13 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.log_ratio import log_ratio
 from anypo.parts.ops.segments import positive_scale, segment_sum, segments, squared_gap
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("ratio")
+@register_part("ratio")
 @dataclass(frozen=True)
 class ChainRatio:
     """x = clip(l, -limit, limit) - clip(l_old, -limit, limit), one for all decisions of a segment, with
@@ -43,7 +43,7 @@ class ChainRatio:
         return torch.where(valid, x.gather(1, of), 0.0)
 
 
-@register("ratio")
+@register_part("ratio")
 @dataclass(frozen=True)
 class NormalisedRatio:
     """x = s (log pi - log pi_old + |m - m_old|^2 / (2 s^2)) for a Gaussian step of mean m and standard deviation s, |.|^2 the mean
@@ -62,7 +62,7 @@ class NormalisedRatio:
         return torch.where(b.valid, s * log_ratio(b) + squared_gap(b, "step_mean", "old") / (2 * s), 0.0)
 
 
-@register("ratio")
+@register_part("ratio")
 @dataclass(frozen=True)
 class MatchingRatio:
     """x = l - l_old with l = -g(L), L the flow-matching loss of the action at the decision's own draw (time, noise), which stands in

@@ -8,13 +8,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from anypo.parts.ops.log_ratio import log_ratio
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("ratio")
+@register_part("ratio")
 @dataclass(frozen=True)
 class InnerRatio:
     """x = log pi_l - log pi_l,old per token, of the policy pi_l = softmax(h_l W_U) that block l of the network already forms.

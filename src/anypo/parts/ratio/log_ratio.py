@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from anypo.parts.ops.log_ratio import log_ratio, row_mean
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 
-@register("ratio")
+@register_part("ratio")
 @dataclass(frozen=True)
 class LogRatio:
     """x = log pi - log pi_anchor, per `token`; or one per `row`: the row's mean (geometric mean of the ratios) or sum.

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from anypo.parts.ops.log_ratio import log_ratio
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 
-@register("ratio")
+@register_part("ratio")
 @dataclass(frozen=True)
 class MinPrefix:
     """x_t + min_{j<t} x_j over the row's earlier valid decisions; the minimum over none is 0 (ratio 1).

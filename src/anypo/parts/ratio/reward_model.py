@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from anypo.parts.ops.log_ratio import last_value
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 
-@register("ratio")
+@register_part("ratio")
 @dataclass(frozen=True)
 class LearnedScore:
     """x_i = V at the row's last decision, which is read at its last token but one, the end-of-text token being the last: a scalar

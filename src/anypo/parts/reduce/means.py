@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypo.parts.ops.averages import Over, average, coefficients, token_mean
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 
-@register("reduce")
+@register_part("reduce")
 @dataclass(frozen=True)
 class GroupMean:
     """The plain mean of one number per group; what a term gives per decision is averaged over tokens."""
@@ -26,7 +26,7 @@ class GroupMean:
         return token_mean(s, b) if s.ndim == 2 else s.sum() / max(len(s), 1)
 
 
-@register("reduce")
+@register_part("reduce")
 @dataclass(frozen=True)
 class Mean:
     """sum_{i,t} c_i m w s, a linear average over decisions:

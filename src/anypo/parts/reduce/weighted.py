@@ -13,7 +13,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.averages import weighted_sum
 from anypo.parts.ops.segments import positive_scale
 from anypo.parts.reduce.means import Mean
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
@@ -27,7 +27,7 @@ class WeightedMean(Mean):
         return weighted_sum(s, self.coefficients(b), b)
 
 
-@register("reduce")
+@register_part("reduce")
 @dataclass(frozen=True)
 class StepWidthMean(WeightedMean):
     """The mean with every decision divided by the width of its step, `step_width` [N, T], to which its gradient is proportional.
@@ -45,7 +45,7 @@ class StepWidthMean(WeightedMean):
         return super().coefficients(b) / positive_scale(b, "step_width")
 
 
-@register("reduce")
+@register_part("reduce")
 @dataclass(frozen=True)
 class ScaledMean(WeightedMean):
     """coef times the mean: the weight of one's own samples beside other objectives."""
@@ -56,7 +56,7 @@ class ScaledMean(WeightedMean):
         return float(self.coef) * super().coefficients(b)
 
 
-@register("reduce")
+@register_part("reduce")
 @dataclass(frozen=True)
 class Decoupled(WeightedMean):
     """alpha times the token mean over every row's first decision (its choice of mode), plus the token mean over all others.

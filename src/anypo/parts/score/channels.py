@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from anypo.parts.ops.channels import channels
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 
-@register("score")
+@register_part("score")
 @dataclass(frozen=True)
 class GateChannels:
     """Every channel counts only where the channel `on` passed (> 0.5). Source: GDPO, arXiv 2601.05242."""

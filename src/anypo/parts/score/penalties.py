@@ -9,11 +9,11 @@ import torch
 from anypo.numbers import Number
 from anypo.parts.ops.log_ratio import sampled_kl
 from anypo.parts.ops.outcomes import rewarded, scored
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 
-@register("score")
+@register_part("score")
 @dataclass(frozen=True)
 class TokenKl:
     """r_t = -coef (log pi_old - log pi_ref), and the outcome beside it on the row's last decision; rewards that are there already
@@ -31,7 +31,7 @@ class TokenKl:
         return b.but(reward=torch.where(b.valid, b.reward - float(self.coef) * sampled_kl(b), 0.0))
 
 
-@register("score")
+@register_part("score")
 @dataclass(frozen=True)
 class KlPenalty:
     """score_i - beta sum_t (log pi_old - log pi_ref): the divergence from the reference (k1) as a cost of the outcome.
@@ -54,7 +54,7 @@ class KlPenalty:
         return b.but(score=b.score - float(self.beta) * divergence)
 
 
-@register("score")
+@register_part("score")
 @dataclass(frozen=True)
 class OverlongPenalty:
     """Soft punishment of long rows: 0 up to L - margin, then linear to -1 at the budget L, -1 beyond.

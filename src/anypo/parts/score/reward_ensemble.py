@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 
 from anypo.numbers import Number
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 
-@register("score")
+@register_part("score")
 @dataclass(frozen=True)
 class ConservativeScore:
     """score_i of K reward models' scores R_1..R_K: their `mean`; `wco`, min_k R_k; `uwo`, mean_k R_k - lam Var_k R_k.

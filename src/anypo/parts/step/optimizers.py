@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from anypo.kernels.adamw import FusedAdamW
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.parts.step.gradient import Gradient
 
 
-@register("step")
+@register_part("step")
 @dataclass(frozen=True)
 class Adam(Gradient):
     """Adam with decoupled weight decay. Source: arXiv 1412.6980, 1711.05101."""
@@ -28,7 +28,7 @@ class Adam(Gradient):
         return FusedAdamW(groups, lr, self.betas, self.eps, self.weight_decay, fused=fused)
 
 
-@register("step")
+@register_part("step")
 @dataclass(frozen=True)
 class RMSProp(Gradient):
     """RMSProp. Source: Hinton, lecture 6e; as used by A3C, arXiv 1602.01783."""
@@ -40,7 +40,7 @@ class RMSProp(Gradient):
         return torch.optim.RMSprop(list(groups), lr, self.alpha, self.eps)
 
 
-@register("step")
+@register_part("step")
 @dataclass(frozen=True)
 class Sgd(Gradient):
     """Plain gradient descent."""

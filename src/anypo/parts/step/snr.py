@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.parts.step.gradient import Descent
 from anypo.parts.step.optimizers import Adam
 
 
-@register("step")
+@register_part("step")
 @dataclass(frozen=True)
 class SnrAdam(Adam):
     """Adam whose learning rate follows the gradient's signal-to-noise ratio: lr * SNR / (1 + SNR), SNR = |grad J|^2 / V.

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.parts.step.gradient import Descent, Gradient
 
 
-@register("step")
+@register_part("step")
 @dataclass(frozen=True)
 class Transport(Gradient):
     """Momentum without stale gradients: d <- (1 - eta) d + eta g(theta~), theta <- theta + lr d / |d|, with samples and

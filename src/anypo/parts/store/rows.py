@@ -9,11 +9,11 @@ import torch
 
 from anypo.errors import RunError
 from anypo.parts.ops.groups import index_groups
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 
 
-@register("store")
+@register_part("store")
 @dataclass(frozen=True)
 class Fresh:
     """The learner sees exactly the rows just collected, once."""
@@ -45,7 +45,7 @@ class OpenFresh:
         self.rows = []
 
 
-@register("store")
+@register_part("store")
 @dataclass(frozen=True)
 class Replay:
     """All fresh rows, and whole groups of the last `window` batches so that these are a share `share` of what is seen.

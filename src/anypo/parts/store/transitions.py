@@ -11,12 +11,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from anypo.errors import RunError, UsageError
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.parts.store.episodes import Table, scaled, trajectory_values
 from anypo.types import Trajectories
 
 
-@register("store")
+@register_part("store")
 @dataclass(frozen=True)
 class Transitions:
     """Minibatches of `batch` transitions, drawn with replacement from all there are (the newest `capacity`, and the data).
@@ -43,7 +43,7 @@ class Transitions:
         return None
 
 
-@register("store")
+@register_part("store")
 @dataclass(frozen=True)
 class WeightedTrajectories(Transitions):
     """The same with P(transition) proportional to exp(x / temperature), x in [0, 1] its trajectory's return G (`return`), or G

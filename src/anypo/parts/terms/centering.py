@@ -10,12 +10,12 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.log_ratio import last_value
 from anypo.parts.ops.pairs import ranked_pairs, row_weight
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class Centering:
     """coef * mean over pairs of (x_w + x_l)^2, x the learned score at a row's end: scores are pinned near 0.

@@ -10,13 +10,13 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.segments import positive_scale, squared_gap
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 from anypo.views import Refresh, View
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class MeanDivergence:
     """coef |m - m_ref|^2 h / (2 s^2): the divergence of Gaussian steps of equal standard deviation s in closed form, times the step's
@@ -41,7 +41,7 @@ class MeanDivergence:
         return float(self.coef) * reduce(kl, b), {"mean_divergence": masked_mean(kl.detach(), b.valid)}
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class GuessDivergence:
     """coef |v - v_anchor|^2 at the draws of the matching loss, the mean over components. anchor: ref, or ema, whose share of itself

@@ -11,13 +11,13 @@ from anypo.numbers import Number
 from anypo.parts.ops.averages import average, token_mean
 from anypo.parts.ops.log_ratio import divergence, log_ratio
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 from anypo.views import Refresh
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class HingeDivergence:
     """beta/2 max(KL - delta, 0)^2 with KL = token-mean of log pi_old - log pi.
@@ -36,7 +36,7 @@ class HingeDivergence:
         return float(self.beta) / 2 * (kl - float(self.delta)).relu().square(), {"kl_hinge": kl.detach()}
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class Divergence:
     """coef * KL(pi || anchor), estimated per decision from d = log anchor - log pi:

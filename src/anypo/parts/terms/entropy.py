@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from anypo.numbers import Number
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class Entropy:
     """- coef * H: a bonus for the policy's entropy. Source: A3C, arXiv 1602.01783, sec. 4."""

@@ -11,12 +11,12 @@ from anypo.numbers import Number
 from anypo.parts.knobs.controllers import KlController
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.log_ratio import log_ratio
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class EntropyGatedKl:
     """0 while Ks = 0.9 Ks_before + 0.1 K stays below the threshold, else 0.1 (Ks - threshold)^2 max(0.5, 2 / (H + 0.1)).

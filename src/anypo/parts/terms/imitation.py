@@ -15,13 +15,13 @@ from anypo.parts.ops.log_ratio import row_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.pairs import ranked_pairs, row_weight
 from anypo.parts.ops.targets import field
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 from anypo.views import Draw, View, policy_action
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class LikeBest:
     """coef * negative log-likelihood of the rows that are preferred in their group: the mean over these rows of the sum or the
@@ -50,7 +50,7 @@ class LikeBest:
         return float(self.coef) * nll, {"nll_best": nll.detach()}
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class Imitate:
     """coef * token-mean over the demonstrations of -phi log pi, with phi detached: 1, p (1 - p) or p, p = pi(decision).
@@ -76,7 +76,7 @@ class Imitate:
         return float(self.coef) * loss, {"imitation_loss": loss.detach()}
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class CloneAction:
     """coef * mean |pi(s) - a|^2 over decisions and dimensions, a the action in the data or (`nearest`) the action of the recorded
@@ -102,7 +102,7 @@ class CloneAction:
         return float(self.coef) * loss, {"clone_gap": masked_mean(gap.detach(), b.valid)}
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class CloneGoodAction:
     """coef * mean[g |pi(s) - abar|^2], abar the better one of the recorded action and the autoencoder's version ahat of pi(s), by

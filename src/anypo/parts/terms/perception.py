@@ -10,13 +10,13 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("terms")
+@register_part("terms")
 @dataclass(frozen=True)
 class Perception:
     """- coef * token-mean of k3 + eta * (H + H_ablated): decisions are to depend on the input.

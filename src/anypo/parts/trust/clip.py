@@ -12,13 +12,13 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.masked import ratio
 from anypo.parts.ops.surrogate import advantage_at, clipped, share
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class StepClip:
     """s = min(r A, clip(r, 1 - eps, 1 + eps) A) with eps = first + (last - first) (exp(c d) - 1) / (exp(c) - 1), d = `denoised` [N, T]
@@ -40,7 +40,7 @@ class StepClip:
         return torch.minimum(r * a, clipped), {"clip_fraction": share(clipped < r * a, b)}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class Clip:
     """s = min(r A, clip(r, 1 - low, 1 + high) A); with `dual` c, for A < 0 not below c A.
@@ -67,7 +67,7 @@ class Clip:
         return s, {"clip_fraction": share(cut, b)}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class TruncatedWeight:
     """s = sg(clip(r, low, high)) A log pi: the weight is capped, but every decision keeps a gradient.
@@ -89,7 +89,7 @@ class TruncatedWeight:
         return weight * b.advantage.detach() * b.logp, {"clip_fraction": capped}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class RecentredClip:
     """s = min(r A, clip(r, c - eps, c + eps) A), c = pi_k / pi_old: clipping around the policy pi_k the update starts from, whoever
@@ -112,7 +112,7 @@ class RecentredClip:
         return torch.minimum(r * a, clipped), {"clip_fraction": share(clipped < r * a, b)}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class TwoBranchClip:
     """s = w min(r A, clip(r) A) + (1 - w) min(q A, clip(q) A), r the token's ratio and q = exp(mean_t x) the row's.

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import field
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class Matching:
     """s = -L, the matching loss of the row's action at the decision's draw: behaviour cloning, whatever the action was worth.
@@ -39,7 +39,7 @@ class Matching:
         return b.logp, {}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class WeightedBC:
     """s = w log pi(a|s), w = min(exp(advantage), cap), constant; w = 1 without `weighted`: likelihood of the actions in the data.
@@ -66,7 +66,7 @@ class WeightedBC:
         return w * logp, {**told, "data_weight": masked_mean(w, b.valid)}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class NoPolicyLoss:
     """s = 0: the policy is greedy with respect to its Q-network and has nothing of its own to learn. Source: DQN."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.masked import masked_mean, ratio
 from anypo.parts.ops.surrogate import advantage_at, share
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class FiberGate:
     """s = G A, G_t = exp(g(log s+, up) - g(log s-, down)) f_t: the row's drift is gated as a whole, its tokens around it.
@@ -52,7 +52,7 @@ def gate(y: Float[Tensor, " row"], bound: float, length: Float[Tensor, " row"]) 
     return torch.where(y <= bound, y, torch.where(y < (1 + 1 / length) * bound, back, 0.0))
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class HazardModulated:
     """s = exp(psi - zeta) A with psi = c tanh(x / c) and the detached hazard
@@ -86,7 +86,7 @@ class HazardModulated:
         return multiplier * advantage_at(x, b), {"multiplier": masked_mean(multiplier.detach(), b.valid)}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class VariancePenalty:
     """s = r A - coef (r - 1)^2; dF/dlogp = r (A - 2 coef (r - 1)): beyond r = 1 + A / (2 coef) a decision is pulled back.

@@ -12,7 +12,7 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.groups import group_sum, index_groups
 from anypo.parts.ops.pairs import row_weight
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -36,7 +36,7 @@ def log_sum(
     return top + torch.where(total > 0, total, 1.0).log()
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class SetContrast:
     """s_g = -log(1 + sum_{right} e^{-x_i/tau}) - log(1 + sum_{wrong} e^{x_i/tau}), x_i the row's log-ratio: rewards as labels.
@@ -63,7 +63,7 @@ class SetContrast:
         return s, {"right": right.to(x.dtype).mean() if len(x) else x.new_zeros(())}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class ShortestContrast:
     """s_g = sum_{right} w_i l_i - tau log mean_{wrong} e^{l_j/tau},  l = mean log pi of the row: no ratio, no clipping.

@@ -11,12 +11,12 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.masked import ratio
 from anypo.parts.ops.surrogate import advantage_at, share
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class Likelihood:
     """s = A log pi: the score-function estimator, no ratio. Source: REINFORCE, Williams 1992, eq. 4."""
@@ -30,7 +30,7 @@ class Likelihood:
         return b.advantage.detach() * b.logp, {}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class Unclipped:
     """s = r A: the importance-weighted advantage. dF/dlogp = r A."""
@@ -42,7 +42,7 @@ class Unclipped:
         return ratio(x) * advantage_at(x, b), {}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class MaskedLikelihood:
     """s = M w A log pi, with M and w detached: which decisions may still learn, and how much each counts.

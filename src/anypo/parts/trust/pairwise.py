@@ -12,12 +12,12 @@ from anypo.numbers import Number
 from anypo.parts.ops.groups import group_sum, index_groups
 from anypo.parts.ops.masked import ratio
 from anypo.parts.ops.pairs import agreement, all_pairs, ranked_pairs, ranks, row_weight
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class PairContrast:
     """s = -link(u) for every pair, u = x_w - x_l the gap of its rows' log-ratios (or log-likelihoods):
@@ -51,7 +51,7 @@ class PairContrast:
         return -loss * weight[w] * weight[l], agreement(u)
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class BiasedContrast:
     """s = -softplus(-alpha (x_w - lam x_l)): with lam < 1 pairs whose total likelihood is low are penalised.
@@ -72,7 +72,7 @@ class BiasedContrast:
         return s * weight[w] * weight[l], agreement(x[w] - x[l])
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class OddsContrast:
     """s = coef log sigma(o_w - o_l), o = m - log(1 - e^m) the log-odds of the row's mean log-likelihood m.
@@ -94,7 +94,7 @@ class OddsContrast:
         return s * weight[w] * weight[l], agreement(x[w] - x[l])
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class RewardContrast:
     """s_g = sum over a group's unordered pairs of (dR - beta/2 dv) dv, over k - 1; dv the gap of log-ratios, dR of rewards.
@@ -120,7 +120,7 @@ class RewardContrast:
         return total[size > 1], agreement(dv * dr.sign())
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class PairwiseClip:
     """s = sum_i min(w_i r_i, w_i clip(r_i, 1 +- eps)) / 2 per unordered pair, w_i = sg[(R_i - R_j) r_j]; or, `joint`,

@@ -11,13 +11,13 @@ from torch import Tensor
 from anypo.numbers import Number, number
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import field
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, View, policy_action
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class Pathwise:
     """s = lam Q(s, a) - alpha log pi(a|s), a the policy's own action; the gradient runs through a, value networks stand still.
@@ -63,7 +63,7 @@ class Pathwise:
         return float(self.coef) * s, told
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class BestExpert:
     """s = min_i Q_i(s, a_k*) - alpha log pi_k*(a_k*|s) - mean_k (w_k - 1[k = k*])^2, k* the expert whose own action is best.

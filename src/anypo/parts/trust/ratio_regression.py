@@ -11,7 +11,7 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.groups import group_median, group_stats
 from anypo.parts.ops.surrogate import share
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -22,7 +22,7 @@ def ratio_regression(x: Tensor, target: Tensor, size: Tensor, b: Trajectories) -
     return -gap.abs() * size, {"above_target": share(gap > 0, b)}
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class BoundedTarget:
     """s = -|r - rho| |A|,  rho = 1 - low + (low + high) sigmoid(z),  z = (score - group median) / (group std + 1e-6) / temp.
@@ -46,7 +46,7 @@ class BoundedTarget:
         return ratio_regression(x, target.detach().unsqueeze(1), b.advantage.detach().abs(), b)
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class MedianTarget:
     """s = -|r - rho| |A|,  rho = 1 - low + (low + high) sigmoid((R - u) / temp),  A = R - V at the present value.

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from anypo.numbers import Number
 from anypo.parts.ops.pairs import ranks
-from anypo.parts.registry import register
+from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
 
 
-@register("trust")
+@register_part("trust")
 @dataclass(frozen=True)
 class ProspectValue:
     """Per row -lam (1 - sigma(+-beta (x - z0))): + for preferred rows, - for the others; z0 is the reference point, `kl_shift`.

@@ -44,7 +44,7 @@ class Squashed:
         return (normal - 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))).sum(-1)
 
 
-class Point:
+class Dirac:
     """All mass on one action."""
 
     def __init__(self, action: Float[Tensor, "*decision component"]):

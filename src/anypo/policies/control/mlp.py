@@ -16,7 +16,7 @@ from anypo.kernels.compiler import CompiledFn
 from anypo.kernels.mlp import multilayer
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Gaussian, generators
-from anypo.policies.control.normalize import RunningNorm, scaled
+from anypo.policies.control.normalize import RunningNorm, normalized_obs
 from anypo.policies.control.spaces import Flat, from_space, to_space
 from anypo.policies.decisions import MASK, names_of, valid_mask
 from anypo.policies.weights import swap_params, trainable_state
@@ -97,7 +97,7 @@ class MLPPolicy(ActorCritic):
 
     def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
         if self.norm is not None:
-            found = self.norm.forward(obs) if self.settled is None else scaled(obs, *self.settled.statistics)
+            found = self.norm.forward(obs) if self.settled is None else normalized_obs(obs, *self.settled.statistics)
             obs = found if self.numeric else torch.where(self.boxed, found, obs)
         return obs.to(self.actor.dtype)
 

@@ -30,7 +30,7 @@ class RunningNorm(nn.Module):
         return (self.var + 1e-8).rsqrt_()
 
     def forward(self, x: Shaped[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        return scaled(x, self.mean, self.scale)
+        return normalized_obs(x, self.mean, self.scale)
 
     @torch.no_grad()
     def update(self, x: Shaped[Tensor, "sample dim"]) -> None:
@@ -47,6 +47,6 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
 
 
-def scaled(x: Shaped[Tensor, "*batch dim"], mean: Tensor, scale: Tensor) -> Float[Tensor, "*batch dim"]:
+def normalized_obs(x: Shaped[Tensor, "*batch dim"], mean: Tensor, scale: Tensor) -> Float[Tensor, "*batch dim"]:
     """clip((x - mean) scale, -10, 10)"""
     return (x - mean).mul_(scale).clamp_(-10, 10)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anypo.errors import UsageError
 from anypo.policies.control.actor_critic import ActorCritic
-from anypo.policies.control.distributions import Categoricals, Choice, Gaussian, Mixture, Point, Squashed
+from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
 from anypo.policies.control.normalize import RunningNorm
 from anypo.policies.control.spaces import Flat, to_space
 from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
@@ -160,7 +160,7 @@ class Deterministic(Actor):
         return Ensemble(1, (*widths, self.width), False, generator)
 
     def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
-        return Point(_flat(self.actor, features).tanh())
+        return Dirac(_flat(self.actor, features).tanh())
 
 
 class GaussianActor(Actor):

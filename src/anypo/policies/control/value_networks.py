@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anypo.kernels.ensemble_mlp import FEW, Layers, exact, fixed, normed, propagated
+from anypo.kernels.ensemble_mlp import FEW, Layers, exact_products, fixed, normed, propagated
 from anypo.views import Network
 
 
@@ -49,7 +49,7 @@ class Ensemble(nn.Module):
         """
 
         weights, biases = fixed(self.weights, frozen), fixed(self.biases, frozen)
-        with exact(x.device.type) as half:
+        with exact_products(x.device.type) as half:
             half = half and len(x) >= FEW
             if self.norm:
                 whole = x if more is None else torch.cat([x, more], -1)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from anypo.errors import UsageError
-from anypo.tasks.text.rewards import make as make_reward
+from anypo.tasks.text.rewards import make_reward
 from anypo.tasks.text.task import Record, TextTask, is_prompt
 
 
-def load(path: str | Path) -> list[Record]:
+def load_records(path: str | Path) -> list[Record]:
     """The records of a file, each knowing its line; blank lines are skipped.
 
     `prompt` is text or a list of chat messages `{"role": ..., "content": ...}`. Raises UsageError naming file and line.
@@ -71,7 +71,7 @@ def divide(
     return kept, held
 
 
-def make(
+def make_jsonl_task(
     path: str | Path,
     rewards: Sequence[Any],
     *,
@@ -87,5 +87,5 @@ def make(
     timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
     """
     judges = [make_reward(r, timeout=timeout, on_error=on_error, concurrency=concurrency) for r in rewards]
-    records, held = divide(path, load(path), heldout, load)
+    records, held = divide(path, load_records(path), heldout, load_records)
     return TextTask(f"jsonl:{path}", records, held, judges, weights=weights, max_new=max_new, source=str(path))

@@ -13,11 +13,11 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.parts.ops.log_ratio import last_value
 from anypo.tasks.text import jsonl
-from anypo.tasks.text.rewards import make as make_reward
+from anypo.tasks.text.rewards import make_reward
 from anypo.tasks.text.task import Record, TextTask, is_prompt
 from anypo.types import Request, Trajectories
 
-AT_ONCE = 32
+PAIRS_AT_ONCE = 32
 """Held-out answers read together."""
 
 
@@ -135,8 +135,8 @@ class Pairs(TextTask):
         """[N] of the held-out answers: log-probability, or what the value head gives at the end."""
         found = []
         want = policy.heads[0] if policy.heads else "logp"
-        for at in range(0, len(self._kept), AT_ONCE):
-            b = self._batch(policy, self._kept[at : at + AT_ONCE])
+        for at in range(0, len(self._kept), PAIRS_AT_ONCE):
+            b = self._batch(policy, self._kept[at : at + PAIRS_AT_ONCE])
             seen = policy.evaluate(b, {want})[want]
             found.append((last_value(b, seen) if policy.heads else seen.sum(1)).double().cpu())
         return torch.cat(found)
@@ -160,14 +160,14 @@ def marked(record: dict[str, Any]) -> list[tuple[str, float]]:
     return [(record["completion"], float(record["label"]))]
 
 
-def load(path: str | Path) -> list[Record]:
+def load_pairs(path: str | Path) -> list[Record]:
     """The records of a JSONL file, or of a folder written by `datasets.save_to_disk` (its split `train`, where it has several).
 
     Raises UsageError naming file and line for one that is not `FORM`.
     """
     path = Path(path)
     if not path.is_dir():
-        return [checked(record, str(record.where)) for record in jsonl.load(path)]
+        return [checked(record, str(record.where)) for record in jsonl.load_records(path)]
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -215,7 +215,7 @@ def _answer(record: Record, name: str, where: str) -> str:
     raise UsageError(f"{where} has a `{name}` that is neither text nor one chat message after the prompt")
 
 
-def make(
+def make_pairs_task(
     path: str | Path,
     rewards: Sequence[Any],
     *,
@@ -230,5 +230,5 @@ def make(
     rewards: judge greedy answers to held-out prompts. timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
     """
     judges = [make_reward(r, timeout=timeout, on_error=on_error, concurrency=concurrency) for r in rewards]
-    records, held = jsonl.divide(path, load(path), heldout, load)
+    records, held = jsonl.divide(path, load_pairs(path), heldout, load_pairs)
     return Pairs(f"pairs:{path}", records, held, judges, max_new=max_new, source=str(path))

@@ -12,7 +12,7 @@ APART = 10_000_000
 """Distance between the seeds of training and held-out problems: problem i of a data set is drawn with seed + i."""
 
 
-def make(
+def make_reasoning_task(
     name: str, *, size: int = 1000, heldout: int = 100, seed: int = 0, chat: bool = False, max_new: int | None = None
 ) -> TextTask:
     """`size` training and up to `heldout` other problems of the data set `name`.

@@ -197,7 +197,7 @@ def text_of(message: str | list[dict[str, Any]]) -> str:
     return message if isinstance(message, str) else str(message[-1]["content"])
 
 
-def exact(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
+def exact_match(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
     """1 where the completion equals `answer`, spaces around both aside."""
     return [float(text_of(c).strip() == str(a).strip()) for c, a in zip(completions, answer, strict=True)]
 
@@ -211,7 +211,7 @@ def last_number(text: str) -> Decimal | None:
     return Decimal(found[-1].replace(",", "")) if found else None
 
 
-def numeric(completions: list[Any], answer: list[Any], **_: Any) -> list[float | None]:
+def numeric_match(completions: list[Any], answer: list[Any], **_: Any) -> list[float | None]:
     """1 where the completion's last number equals the last number of `answer`; missing where `answer` has none."""
     pairs = [(last_number(text_of(c)), last_number(str(a))) for c, a in zip(completions, answer, strict=True)]
     return [None if want is None else float(got == want) for got, want in pairs]
@@ -233,15 +233,20 @@ def math_(completions: list[Any], answer: list[Any], **_: Any) -> list[float | N
     return [one(text_of(c), str(a)) for c, a in zip(completions, answer, strict=True)]
 
 
-def regex(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
+def regex_match(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
     """1 where the pattern in `answer` is found in the completion."""
     return [float(re.search(str(a), text_of(c)) is not None) for c, a in zip(completions, answer, strict=True)]
 
 
-BUILTIN: dict[str, Callable[..., Any]] = {"exact": exact, "numeric": numeric, "math": math_, "regex": regex}
+BUILTIN: dict[str, Callable[..., Any]] = {
+    "exact": exact_match,
+    "numeric": numeric_match,
+    "math": math_,
+    "regex": regex_match,
+}
 
 
-def make(spec: Any, **options: Any) -> Reward:
+def make_reward(spec: Any, **options: Any) -> Reward:
     """A reward from what a user writes: `exact`, `numeric`, `math`, `regex`, `regex:PATTERN`, `FILE.py:FUNCTION`, `model:RUN`, a
     function or a Reward. `options` (timeout, on_error, concurrency) hold for functions."""
     if isinstance(spec, Reward):
@@ -257,7 +262,7 @@ def make(spec: Any, **options: Any) -> Reward:
         return Reward(BUILTIN[spec], name=spec, direct=True)
     if ".py" not in spec:
         raise unknown("reward", spec, [*BUILTIN, "FILE.py:FUNCTION", "model:RUN"])
-    return load(spec, **options)
+    return load_reward(spec, **options)
 
 
 def _pattern(pattern: str) -> Callable[..., list[float]]:
@@ -296,7 +301,7 @@ def learned(run: str) -> Reward:
     return Reward(score, name=folder.resolve().name, direct=True)
 
 
-def load(spec: str, **options: Any) -> Reward:
+def load_reward(spec: str, **options: Any) -> Reward:
     """The reward function in `FILE.py:FUNCTION`. Raises UsageError where file, function or signature is wrong."""
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name:

@@ -12,7 +12,7 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.policies.language.batching import padded
 from anypo.policies.language.generate import Sample
-from anypo.tasks.text.rewards import Reward, make
+from anypo.tasks.text.rewards import Reward, make_reward
 from anypo.types import Request, Trajectories
 
 AT_ONCE = 256
@@ -58,7 +58,7 @@ class TextTask:
     ):
         self.name, self.metric, self.max_new, self.source, self.cue = name, metric, max_new, source, cue
         self.records, self.heldout = list(records), list(heldout)
-        self.rewards: list[Reward] = [make(r) for r in rewards]
+        self.rewards: list[Reward] = [make_reward(r) for r in rewards]
         self.channels = tuple(r.name for r in self.rewards)
         self.weights = torch.tensor([1.0] * len(self.rewards) if weights is None else list(weights))
         self.starts: int | None = len(self.records)

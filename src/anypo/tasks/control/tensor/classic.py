@@ -12,7 +12,7 @@ from torch import Tensor
 from anypo.tasks.control.tensor.environment import Actions, Flags, Observations, Rewards, State
 
 
-def uniform(generator: torch.Generator, quantities: int, n: int, low: float, high: float) -> Tensor:
+def uniform_state(generator: torch.Generator, quantities: int, n: int, low: float, high: float) -> Tensor:
     """[quantity, env] drawn from U(low, high)."""
     return low + (high - low) * torch.rand(quantities, n, generator=generator)
 
@@ -50,7 +50,7 @@ class CartPole:
         return Discrete(2)
 
     def reset(self, generator: torch.Generator, n: int) -> State:
-        return start_state(uniform(generator, 4, n, -0.05, 0.05))
+        return start_state(uniform_state(generator, 4, n, -0.05, 0.05))
 
     def step(self, state: State, action: Actions) -> tuple[State, Rewards, Flags, Flags]:
         x, dx, theta, dtheta, clock = state.unbind(0)
@@ -92,7 +92,7 @@ class Pendulum:
 
     def reset(self, generator: torch.Generator, n: int) -> State:
         spread = torch.tensor([[math.pi], [1.0]])
-        return start_state(spread * uniform(generator, 2, n, -1.0, 1.0))
+        return start_state(spread * uniform_state(generator, 2, n, -1.0, 1.0))
 
     def step(self, state: State, action: Actions) -> tuple[State, Rewards, Flags, Flags]:
         theta, dtheta, clock = state.unbind(0)
@@ -128,7 +128,7 @@ class Acrobot:
         return Discrete(3)
 
     def reset(self, generator: torch.Generator, n: int) -> State:
-        return start_state(uniform(generator, 4, n, -0.1, 0.1))
+        return start_state(uniform_state(generator, 4, n, -0.1, 0.1))
 
     @staticmethod
     def slope(s: Tensor, torque: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class MountainCarContinuous:
         return Box(-1, 1, (1,), np.float32)
 
     def reset(self, generator: torch.Generator, n: int) -> State:
-        position = uniform(generator, 1, n, -0.6, -0.4)
+        position = uniform_state(generator, 1, n, -0.6, -0.4)
         return start_state(torch.cat([position, torch.zeros_like(position)]))
 
     def step(self, state: State, action: Actions) -> tuple[State, Rewards, Flags, Flags]:

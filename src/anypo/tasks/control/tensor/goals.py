@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anypo.tasks.control.tensor.classic import never_terminated, start_state, uniform
+from anypo.tasks.control.tensor.classic import never_terminated, start_state, uniform_state
 from anypo.tasks.control.tensor.environment import Actions, Flags, Observations, Rewards, State
 
 GOALS = torch.tensor([[0.8, 0.8], [-0.8, 0.8], [-0.8, -0.8], [0.8, -0.8]])
@@ -35,7 +35,7 @@ class PointMass:
         return Box(-1, 1, (2,), np.float32)
 
     def reset(self, generator: torch.Generator, n: int) -> State:
-        place = uniform(generator, 2, n, -0.5, 0.5)
+        place = uniform_state(generator, 2, n, -0.5, 0.5)
         goal = GOALS[torch.randint(len(GOALS), (n,), generator=generator)].T
         return start_state(torch.cat([place, torch.zeros_like(place), goal]))
 

@@ -285,7 +285,7 @@ class Tensors:
         done, fields = window.fields.pop("done").flatten()[stop], self._valued(policy, window.fields)
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         if len(stop) > self.envs:  # else the window has the rows already
-            fields = {name: padded(x.flatten(0, 1), start, mask) for name, x in fields.items()}
+            fields = {name: pad_rows(x.flatten(0, 1), start, mask) for name, x in fields.items()}
         return self._batch(policy, fields, mask, last, done, torch.arange(len(stop))), metrics
 
     def _walk(
@@ -396,7 +396,7 @@ class Tensors:
         )
 
 
-def padded(
+def pad_rows(
     flat: Shaped[Tensor, "slot ..."], start: Int[Tensor, " row"], mask: Bool[Tensor, "row step"]
 ) -> Shaped[Tensor, "row step ..."]:
     """Rows of consecutive slots from `start` on, zero where the mask is off."""
