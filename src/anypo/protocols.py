@@ -74,6 +74,7 @@ class Task(Protocol):
     name: as typed on the command line. metric: name of the held-out measure. channels: names of the reward channels.
     starts: number of training starts (None: unlimited). unit: what the length of a run counts ("batches",
     "environment steps"). standing: environments can go on where they stand, so rows need not be whole episodes.
+    default_policy: what it is trained with unless another policy is chosen (None: one has to be).
     """
 
     name: str
@@ -82,6 +83,7 @@ class Task(Protocol):
     starts: int | None
     unit: str
     standing: bool
+    default_policy: str | None
 
     def rollout(
         self, policy: Any, requests: list[Request], generator: torch.Generator
@@ -101,3 +103,54 @@ class Task(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class HasActionSpace(Protocol):
+    """A control task: the policy acts in a Gymnasium space."""
+
+    action_space: Any
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A task that checks the policy before the first batch: every prompt has to fit the model."""
+
+    def prepare(self, policy: Any) -> None: ...
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """A policy or task that can compile its rollouts."""
+
+    def to_machine_code(self) -> None: ...
+
+
+@runtime_checkable
+class HasTransitions(Protocol):
+    """A task with recorded transitions: columns by name."""
+
+    def transitions(self) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class HasDemonstrations(Protocol):
+    """A task that answers requests with demonstrations."""
+
+    def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories: ...
+
+
+@runtime_checkable
+class HasRecords(Protocol):
+    """A task with training and held-out records."""
+
+    records: list[Any]
+    heldout: list[Any]
+
+
+@runtime_checkable
+class Proposes(Protocol):
+    """A policy that can propose actions beside those taken."""
+
+    def propose(self, b: Trajectories, draw: Any, noise: Any) -> tuple[Tensor, Tensor | None]: ...
+    def noise(self, b: Trajectories, draw: Any, generator: torch.Generator) -> Tensor | None: ...

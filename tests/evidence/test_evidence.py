@@ -15,7 +15,7 @@ import anypo
 from anypo import Claim, Method
 from anypo.errors import UsageError
 from anypo.evidence import verify
-from anypo.evidence.experiments.assemble import assemble
+from anypo.evidence.experiments.assemble import assemble_in_memory
 from anypo.evidence.experiments.registry import CHEAP, EXPERIMENTS, run_experiment
 from anypo.evidence.microscope import gain, lifeless, look, picture, weight_curve
 from anypo.evidence.properties import PROPERTIES, check_properties
@@ -298,7 +298,7 @@ def test_the_laboratory_knows_no_method():
 
 
 def test_the_experiments_use_the_methods_own_settings_where_it_has_any():
-    run = assemble(
+    run = assemble_in_memory(
         anypo.method("n-pg-igt"), Sequences(), 0, batches=1, lr=0.7, requests=1, samples=4, epochs=1, minibatch=0
     )
     assert run.method.stages["step"].lr == 1e-2

@@ -17,7 +17,7 @@ import anypo
 from anypo import Trajectories
 from anypo import config as configuration
 from anypo.errors import UsageError
-from anypo.evidence.experiments.assemble import assemble
+from anypo.evidence.experiments.assemble import assemble_in_memory
 from anypo.evidence.toys import Codes, Sequences
 from anypo.loops.collect import collect
 from anypo.loops.learn import learn
@@ -64,7 +64,7 @@ def codes_run(method, **more):
     settings = {"batches": 4, "lr": 0.1, "requests": 4, "samples": 4, "epochs": 1, "minibatch": 0}
     task = {k: more.pop(k) for k in list(more) if k not in settings}
     found = anypo.method(method) if isinstance(method, str) else method
-    return assemble(found, Codes(problems=8, **task), 0, **(settings | more))
+    return assemble_in_memory(found, Codes(problems=8, **task), 0, **(settings | more))
 
 
 # ---------------------------------------------------------------- views
@@ -123,7 +123,7 @@ def test_the_explanation_names_the_passes():
 
 def test_a_hidden_input_changes_the_log_probs_and_everything_hidden_is_the_same_for_all(text):
     run = text_run(text, "papo")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     seen = with_views(run, run.method, rows)
     assert not torch.allclose(seen.extra["logp_ablated"][rows.valid], rows.logp_old[rows.valid], atol=1e-3)
     blind = run.policy.ablated(rows, 1.0, run.generator)
@@ -132,7 +132,7 @@ def test_a_hidden_input_changes_the_log_probs_and_everything_hidden_is_the_same_
 
 def test_log_probs_of_an_inner_block_are_those_of_its_residual_stream(text):
     run = text_run(text, "bupo")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     inner = run.policy.evaluate(rows, {"logp"}, layer=0)["logp"]
     prompt, n = rows.trace["prompt"][0], int(rows.trace["prompt_length"][0])
     ids = torch.cat([prompt[:n], rows.trace["completion"][0]])[None]
@@ -161,7 +161,7 @@ def test_the_layer_is_a_setting_of_the_ratio():
 
 def test_progress_of_a_row_adds_up_to_what_it_gained_in_all():
     run = codes_run("grpo-vps")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     gains = with_views(run, run.method, rows).reward
     start = run.policy.progress(rows.rows(torch.arange(1)))  # repeatable
     torch.testing.assert_close(start, gains[:1])
@@ -175,7 +175,7 @@ def test_progress_of_a_row_adds_up_to_what_it_gained_in_all():
 
 def test_a_language_models_progress_adds_up_to_its_final_belief(text):
     run = text_run(text, "grpo-vps")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     part, policy = policy_segments(run.policy, rows), run.policy
     gains = policy.progress(rows)
     for k in range(4):
@@ -289,7 +289,7 @@ def test_state_of_knobs_stores_anchors_and_steps_survives_a_kill(method, tmp_pat
 
 def test_demonstrations_are_the_reference_solutions_and_share_their_prompts_group(text):
     run = text_run(text, "hpt")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     taught = rows.rows(rows.expert_mask)
     own = rows.rows(~rows.expert_mask)
     assert taught.shape[0] == 3
@@ -301,7 +301,7 @@ def test_demonstrations_are_the_reference_solutions_and_share_their_prompts_grou
 
 def test_samples_teach_where_one_succeeds_and_the_demonstration_where_all_fail():
     run = codes_run("hpt", length=2, quality=1.0)
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     batch = run.method.prepare(with_views(run, run.method, rows))
     for group in rows.group.unique().tolist():
         mine = rows.group == group
@@ -338,7 +338,7 @@ def test_a_demonstration_weighs_most_where_the_policy_is_unsure():
 
 def test_hints_rise_only_where_every_sample_failed_and_are_not_trained():
     run = codes_run("ghpo", length=8, requests=8)
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     hint = rows.extra["hint"]
     for group in rows.group.unique().tolist():
         mine = rows.group == group
@@ -350,7 +350,7 @@ def test_hints_rise_only_where_every_sample_failed_and_are_not_trained():
 
 def test_a_text_hint_is_the_beginning_of_the_solution_and_part_of_the_prompt(text):
     run = text_run(text, "ghpo", collect={"part": "hint-ladder", "rungs": [0.5], "requests": 2, "samples": 2})
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     for i, start in enumerate(rows.start.tolist()):
         record = run.task.records[start]
         given = run.policy.decode(rows.trace["prompt"][i, : rows.trace["prompt_length"][i]])
@@ -360,7 +360,7 @@ def test_a_text_hint_is_the_beginning_of_the_solution_and_part_of_the_prompt(tex
 
 def test_unfinished_rows_go_on_with_the_log_probs_of_the_policy_that_wrote_them(text):
     run = text_run(text, "t-ppo", collect={"requests": 6, "samples": 1})
-    first, _ = collect(run, run.enter())
+    first = collect(run).rows
     waiting = list(run.pool.unfinished)
     assert waiting
     assert (first.lengths <= 3).all()
@@ -368,7 +368,7 @@ def test_unfinished_rows_go_on_with_the_log_probs_of_the_policy_that_wrote_them(
     with torch.no_grad():
         for p in run.policy.parameters():
             p.mul_(1.01)
-    second, _ = collect(run, run.enter())
+    second = collect(run).rows
     assert second.shape[0] == first.shape[0]
     for i, row in enumerate(waiting):
         n = int(row.lengths[0])
@@ -461,11 +461,11 @@ def test_a_noisy_gradient_shortens_the_step_and_a_clean_one_does_not():
 def test_step_products_of_a_decision_are_those_of_its_own_gradient_step(adam):
     """v.Gh and u'(diag pi - pi pi')u against a step that the optimizer really takes with this decision's gradient alone."""
     toy = Sequences(symbols=4)
-    run = assemble(
+    run = assemble_in_memory(
         anypo.method("capo-curvature", step=Adam(warmup=0) if adam else Sgd()),
         toy, 0, batches=1, lr=0.01, requests=2, samples=4, epochs=1, minibatch=0,
     )  # fmt: skip
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     rows = rows.but(advantage=torch.randn(rows.shape, generator=torch.Generator().manual_seed(3)))
     found = run.policy.step_products(rows, moments(run))
     for i in range(4):
@@ -487,7 +487,7 @@ def test_step_products_of_a_decision_are_those_of_its_own_gradient_step(adam):
 
 def test_decisions_whose_step_is_too_large_leave_the_minibatch():
     run = codes_run("capo-curvature")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     ready = run.method.prepare(rows).but(logp=rows.logp_old, advantage=torch.ones_like(rows.logp_old))
     ready = minibatch_views(run, run.method, ready)
     kept = []

@@ -9,8 +9,8 @@ import torch
 import anypo
 from anypo import config as configuration
 from anypo.loops.collect import collect
+from anypo.loops.gradients import gradient
 from anypo.loops.minibatches import flatten_decisions, microbatches, minibatches
-from anypo.loops.update import gradient
 from anypo.loops.views import views_without_grad, with_views
 from anypo.parts.reduce import Mean
 from anypo.runs.build import build
@@ -49,7 +49,7 @@ def run_of(method, model, prompts, **more):
 
 def gathered(run):
     torch.manual_seed(0)
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     score = torch.randn(
         rows.shape[0], generator=torch.Generator().manual_seed(1)
     )  # so that every method has a gradient

@@ -13,10 +13,10 @@ import anypo
 from anypo import Trajectories
 from anypo import config as configuration
 from anypo.errors import UsageError
-from anypo.evidence.experiments.assemble import assemble
+from anypo.evidence.experiments.assemble import assemble_in_memory
 from anypo.evidence.experiments.registry import run_experiment
+from anypo.loops.gradients import gradient
 from anypo.loops.learn import learn
-from anypo.loops.update import gradient
 from anypo.loops.views import with_views
 from anypo.parts.credit import Baseline, BatchScale, Combine, DenoisingDiscount, Gae, LimitAdvantage, SegmentGae
 from anypo.parts.critic import Value
@@ -64,7 +64,7 @@ def slopes(method, policy, rows):
 
 def viewed(method, policy, rows):
     """rows as the engine hands them to the update."""
-    run = assemble(
+    run = assemble_in_memory(
         method, Multimodal(), 0, batches=1, lr=1e-3, requests=1, samples=1, epochs=1, minibatch=0, policy=policy
     )
     return with_views(run, method, rows)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import anypo
 from anypo import Method, Trajectories
-from anypo.loops.update import gradient
+from anypo.loops.gradients import gradient
 from anypo.parts.credit import BalancedDrop, Baseline, Combine, ExtendedGae, Gae, GateBySuccess, Whiten
 from anypo.parts.knobs.controllers import KlController
 from anypo.parts.reduce import Mean, ScaledMean

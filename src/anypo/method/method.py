@@ -258,6 +258,7 @@ class Method:
             "grouped": "group" in self.reads("score", "credit", "trust", "reduce"),
             "whole": not replays and not any(getattr(p, "bootstraps", False) for p in self.stages["credit"]),
             "replays": replays,
+            "offline": getattr(self.stages["collect"], "offline", False),
             "reuse": self.stages["step"].epochs != 1,
         }
 

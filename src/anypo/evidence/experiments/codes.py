@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.evidence.toys import Codes
 from anypo.loops.learn import learn
 from anypo.method.method import Method
@@ -30,7 +30,7 @@ def trained(
     length_wrong: over the last tenth; hint: mean hint over the last tenth; live_rows: share of rows
     with an advantage; dead_groups: share of groups without a difference in outcome.
     """
-    run = assemble(
+    run = assemble_in_memory(
         method, Codes(seed=seed, **task), seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=epochs,
         minibatch=minibatch,
     )  # fmt: skip

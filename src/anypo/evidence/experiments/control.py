@@ -6,7 +6,7 @@ from typing import Any
 
 from anypo import policies
 from anypo.config import Config
-from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.evidence.reach import Reach
 from anypo.loops.learn import learn
 from anypo.method.method import Method
@@ -48,7 +48,7 @@ def replayed(
     else:
         spec = {"name": "mlp"}
     policy = policies.make_policy(spec, toy, value=method.heads, networks=method.networks, seed=seed)
-    run = assemble(
+    run = assemble_in_memory(
         method, toy, seed, batches=batches, lr=1e-3, requests=2, samples=1, epochs=4, minibatch=0, policy=policy
     )
     records: list[dict[str, Any]] = []

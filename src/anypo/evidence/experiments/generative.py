@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from anypo.errors import UsageError
-from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.loops.learn import learn
 from anypo.method.method import Method
 
@@ -45,7 +45,7 @@ def plane(
     able = next((p for p in made if needed <= p.functionals), None)
     if able is None:
         raise UsageError(f"no policy of the plane gives all that {method.card.id} reads: {', '.join(sorted(needed))}")
-    run = assemble(
+    run = assemble_in_memory(
         method, Multimodal(**task), seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=epochs,
         minibatch=0, policy=deepcopy(able),
     )  # fmt: skip

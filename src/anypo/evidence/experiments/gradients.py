@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.evidence.toys import Sequences
+from anypo.loops.gradients import gradient
 from anypo.loops.learn import learn
-from anypo.loops.update import gradient
 from anypo.loops.views import minibatch_views, with_views
 from anypo.method.method import Method
 
@@ -31,7 +31,9 @@ def gradient_quality(
     by this much (standard deviation per logit) since the rows were sampled.
     """
     toy = Sequences(seed=seed, **task)
-    run = assemble(method, toy, seed, batches=1, lr=0.1, requests=requests, samples=samples, epochs=1, minibatch=0)
+    run = assemble_in_memory(
+        method, toy, seed, batches=1, lr=0.1, requests=requests, samples=samples, epochs=1, minibatch=0
+    )
     group = torch.arange(requests).repeat_interleave(samples)
     old = run.policy.logits.detach().clone()
     new = old + drift * torch.randn(old.shape, generator=torch.Generator().manual_seed(seed + 1))
@@ -73,7 +75,9 @@ def direction(
     """How well the direction a step follows agrees with the exact gradient where the policy stands, over a run on sequences:
     cosine and squared error of unit vectors, means over the run; success at the end."""
     toy = Sequences(seed=seed, noise=noise, **task)
-    run = assemble(method, toy, seed, batches=batches, lr=lr, requests=1, samples=samples, epochs=1, minibatch=0)
+    run = assemble_in_memory(
+        method, toy, seed, batches=batches, lr=lr, requests=1, samples=samples, epochs=1, minibatch=0
+    )
     cosines: list[float] = []
 
     def watch(record: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.loops.learn import learn
 from anypo.method.method import Method
 
@@ -24,7 +24,7 @@ def layers(
     records = [{"prompt": a, "answer": letters[i]} for a, i in zip(letters, order, strict=True)]
     tokenizer, model = fresh(letters, seed)
     task = TextTask("letters", records, records, ["exact"], metric="success", max_new=1)
-    run = assemble(
+    run = assemble_in_memory(
         method, task, seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=1, minibatch=0,
         policy=LanguageModel(model, tokenizer, value=method.heads, max_new=1),
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.evidence.toys import Sequences
 from anypo.loops.learn import learn
 from anypo.method.method import Method
@@ -28,7 +28,7 @@ def proxied(
     """Train where only proxies of the true reward are seen (`toys.Sequences`): true reward at the end (`success`, 0 to 1 between the
     worst and the best outcome), its best over the run (`peak`), what was lost since (`fall`)."""
     toy = Sequences(seed=seed, proxies=proxies, **task)
-    run = assemble(
+    run = assemble_in_memory(
         method, toy, seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=1, minibatch=minibatch
     )
     records: list[dict[str, Any]] = []
