@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from entries import entries
 from gymnasium.spaces import Box, Discrete
 
 import anypo
@@ -74,7 +75,7 @@ def pendulum_file(path, episodes=4, **more):
 # ------------------------------------------------------------------------------------------------ training
 
 
-@pytest.mark.parametrize("method", ONLINE)
+@pytest.mark.parametrize("method", entries(ONLINE))
 def test_every_replaying_method_trains_policy_and_values(method, tmp_path):
     env = "CartPole-v1" if method == "dqn" else "Pendulum-v1"
     ratio = min(anypo.method(method).stages["store"].ratio, 4.0)  # what more of the same would cost is time
@@ -89,7 +90,7 @@ def test_every_replaying_method_trains_policy_and_values(method, tmp_path):
     assert run.done == 100
 
 
-@pytest.mark.parametrize("method", OFFLINE)
+@pytest.mark.parametrize("method", entries(OFFLINE))
 def test_every_offline_method_trains_from_a_file(method, tmp_path):
     path = pendulum_file(tmp_path / "d.npz", expert=np.repeat([0.0, 1.0], 40))
     task = {"name": f"data:{path}", "env": "Pendulum-v1"}
@@ -101,7 +102,7 @@ def test_every_offline_method_trains_from_a_file(method, tmp_path):
     assert (run.done, run.pool.decisions) == (12, 0)
 
 
-@pytest.mark.parametrize("method", ["bc", "iql", "awac"])
+@pytest.mark.parametrize("method", entries(["bc", "iql", "awac"]))
 def test_offline_methods_with_a_likelihood_take_choices_too(method, tmp_path):
     rng = np.random.default_rng(0)
     data = {

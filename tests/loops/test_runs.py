@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import tiny
 import torch
+from entries import entries
 
 import anypo
 from anypo import config as configuration
@@ -45,10 +46,9 @@ def weights(run):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def text(tmp_path_factory, tiny_model):
     """A tiny Qwen2 model, chat prompts and a user's reward function."""
     folder = tmp_path_factory.mktemp("text")
-    tiny.language_model(folder / "model", "qwen2")
     rows = [{"prompt": [{"role": "user", "content": f"{i}+{i}"}], "answer": str(2 * i)} for i in range(9)]
     (folder / "chat.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "reward.py").write_text(
@@ -57,7 +57,7 @@ def text(tmp_path_factory):
     )
     return {
         "task": {"name": f"jsonl:{folder / 'chat.jsonl'}", "reward": f"{folder / 'reward.py'}:vowels", "max_new": 6},
-        "policy": {"name": f"hf:{folder / 'model'}", "stop": ["e", "t"]},
+        "policy": {"name": f"hf:{tiny_model('qwen2')}", "stop": ["e", "t"]},
         "collect": {"requests": 4, "samples": 3},
         "step": {"lr": 1e-3},
     }
@@ -244,7 +244,7 @@ def needs_text(name):
     return taught or any(v.layer is not None or v.functional == "progress" for v in views)
 
 
-@pytest.mark.parametrize("method", [n for n in anypo.methods() if not anypo.method(n).traits["replays"]])
+@pytest.mark.parametrize("method", entries(n for n in anypo.methods() if not anypo.method(n).traits["replays"]))
 @pytest.mark.parametrize("task", ["bandit", "gym:CartPole-v1", "text"])
 def test_every_method_trains_every_kind_of_task(method, task, tmp_path, text):
     values = text if task == "text" else {"task": task}
@@ -266,11 +266,12 @@ def test_every_method_trains_every_kind_of_task(method, task, tmp_path, text):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
-def test_a_language_model_trains_on_chat_prompts_and_loads_with_plain_transformers(architecture, lora, tmp_path, text):
+def test_a_language_model_trains_on_chat_prompts_and_loads_with_plain_transformers(
+    architecture, lora, tmp_path, text, tiny_model
+):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tiny.language_model(tmp_path / "model", architecture)
-    policy = {"name": f"hf:{tmp_path / 'model'}"} | ({"lora": lora} if lora else {})
+    policy = {"name": f"hf:{tiny_model(architecture)}"} | ({"lora": lora} if lora else {})
     run = start(tmp_path / "r", **{**text, "policy": policy, "steps": 3})
     frozen = {n: p.detach().clone() for n, p in run.policy.named_parameters() if not p.requires_grad}
     learn(run)
