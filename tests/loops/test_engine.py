@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import pytest
@@ -240,52 +236,6 @@ def test_phases_change_the_parts_in_force_and_begin_with_an_empty_store():
 def test_phases_stand_in_the_explanation_and_count_as_changes():
     assert "after 30 batches: log-ratio" in anypo.method("bupo").explain()
     assert "store" in anypo.method("remix").changed
-
-
-KILLED = """
-import sys, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from anypo import config
-from anypo.loops.learn import learn
-from anypo.runs.folder import create
-folder = Path(sys.argv[1])
-run = create(config.from_dict(config.load_yaml(folder.with_suffix(".yaml"))))
-learn(run)
-"""
-
-
-@pytest.mark.parametrize("method", ["remix", "riskpo", "knapsack-rl", "n-pg-igt", "safe", "oblr-po", "r2vpo"])
-def test_state_of_knobs_stores_anchors_and_steps_survives_a_kill(method, tmp_path):
-    import yaml
-
-    from anypo.runs.files import rewind
-    from anypo.runs.folder import reopen
-
-    steps = 70 if method == "remix" else 40
-    values = {
-        "method": method,
-        "task": "bandit",
-        "steps": steps,
-        "checkpoint_every": 5,
-        "evaluate_every": 10,
-        "threads": 1,
-    }
-    values["collect"] = {"requests": 4, "samples": 4}
-    learn(create(configuration.from_dict({**values, "out": str(tmp_path / "whole")})))
-    folder = tmp_path / "killed"
-    folder.with_suffix(".yaml").write_text(yaml.safe_dump({**values, "out": str(folder)}))
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)])
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any((folder / "checkpoints").glob("batch-0000001*")):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run = reopen(folder)
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        rewind(run, name)
-    learn(run)
-    assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
 
 
 # ---------------------------------------------------------------- demonstrations, hints, continued rows
