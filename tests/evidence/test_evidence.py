@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from entries import entries
 from scipy import stats
 
 import anypo
@@ -149,7 +150,7 @@ def test_reinforce_is_unbiased_on_the_enumerable_problem_and_its_estimate_conver
 # ---------------------------------------------------------------- claims and verdicts
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", entries(NAMES))
 def test_every_method_states_a_claim_that_the_laboratory_can_run(name):
     claims = anypo.method(name).card.claims
     assert claims
@@ -239,17 +240,20 @@ def test_the_ledger_matches_the_claims_in_the_method_files():
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"), [("mhpo", 0.265), ("grpo", 1.0), ("reinforce", 1.0), ("cispo", 1.0), ("ppo", 1.0)]
+    ("name", "wanted"),
+    entries([("mhpo", 0.265), ("grpo", 1.0), ("reinforce", 1.0), ("cispo", 1.0), ("ppo", 1.0)], lambda value: value[0]),
 )
 def test_the_on_policy_gain_is_measured(name, wanted):
     assert gain(anypo.method(name)) == pytest.approx(wanted, abs=5e-4)
 
 
+@pytest.mark.entry("mhpo")
 def test_normalising_the_hazard_restores_the_gain():
     method = anypo.method("mhpo").configure({"trust": {"normalize": True}})
     assert gain(method) == pytest.approx(1.0)
 
 
+@pytest.mark.entry("safe")
 def test_the_released_penalty_of_safe_is_dead_and_the_differentiated_one_is_not():
     dead, _ = lifeless(anypo.method("safe", terms=[EntropyGatedKl(detached=True)]))
     assert any("entropy-gated-kl" in name for name in dead)
@@ -262,7 +266,7 @@ def test_a_term_with_coefficient_zero_is_switched_off_rather_than_dead():
     assert any("divergence" in name for name in idle)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", entries(NAMES))
 def test_no_method_has_a_dead_term_as_registered(name):
     assert lifeless(anypo.method(name))[0] == []
 
@@ -274,6 +278,7 @@ def test_the_weight_curve_of_a_clip_is_the_ratio_inside_and_zero_outside():
         assert down == pytest.approx(-r if r >= 0.8 else 0, abs=1e-6)
 
 
+@pytest.mark.entry("mhpo")
 def test_the_curve_of_the_hazard_peaks_at_its_known_multiplier():
     curve = weight_curve(anypo.method("mhpo"), points=601)
     x, peak, _ = max(curve, key=lambda row: row[1])

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from entries import entries
 
 import anypo
 from anypo import config as configuration
@@ -63,7 +63,7 @@ def gradients(run):
     return found
 
 
-@pytest.mark.parametrize("method", REPLAYING)
+@pytest.mark.parametrize("method", entries(REPLAYING))
 def test_a_recorded_update_has_the_loss_metrics_and_gradient_of_the_plain_one(method, tmp_path):
     run = run_on(tmp_path, method)
     made = Traces.of(run).of_rows(run, run.method, drawn(run))
@@ -104,7 +104,7 @@ def minibatch(run, size):
     return next(minibatches(flatten_decisions(batch, method, True, size), method, size, run.generator))
 
 
-@pytest.mark.parametrize("method", DECIDING)
+@pytest.mark.parametrize("method", entries(DECIDING))
 def test_a_recorded_minibatch_has_the_loss_metrics_and_gradient_of_the_plain_one(method):
     task = {"name": "gym:CartPole-v1", "envs": 2}
     run = build(configuration.from_dict({"method": method, "task": task, "steps": 800, "step": {"minibatch": 16}}))
@@ -152,9 +152,8 @@ def test_wanting_machine_code_without_a_compiler_is_an_error_of_one_sentence(mon
 
 
 @COMPILER
-def test_machine_code_for_a_language_model_is_refused(tmp_path):
-    tiny.language_model(tmp_path / "model", "llama")
-    values = {"method": "grpo", "task": "sums", "policy": {"name": f"hf:{tmp_path / 'model'}"}, "compile": "on"}
+def test_machine_code_for_a_language_model_is_refused(tiny_model):
+    values = {"method": "grpo", "task": "sums", "policy": {"name": f"hf:{tiny_model('llama')}"}, "compile": "on"}
     with pytest.raises(UsageError, match="gains nothing on a CPU"):
         build(configuration.from_dict(values))
 

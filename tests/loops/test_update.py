@@ -5,6 +5,7 @@ import copy
 import pytest
 import tiny
 import torch
+from entries import entries
 
 import anypo
 from anypo import config as configuration
@@ -21,10 +22,8 @@ METHODS = [n for n in anypo.methods() if not anypo.method(n).traits["replays"]]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("model")
-    tiny.language_model(directory, "llama")
-    return directory
+def model(tiny_model):
+    return tiny_model("llama")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def grads(run, batch, micro):
     return torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", entries(METHODS))
 def test_the_gradient_does_not_depend_on_micro_batches(method, model, prompts):
     run = run_of(method, model, prompts)
     batch = gathered(run)  # off the kinks that some surrogates have at ratio 1
@@ -74,7 +73,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(method, model, prompts):
     assert (whole - cut_up).norm() <= 5e-6 * whole.norm()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", entries(METHODS))
 def test_before_the_first_update_every_ratio_is_one(method, model, prompts):
     run = run_of(method, model, prompts)
     batch = gathered(run)

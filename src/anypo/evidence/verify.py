@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from anypo import __version__
+from anypo.evidence.digest import digest
 from anypo.evidence.experiments.registry import CHEAP, run_experiment
 from anypo.evidence.microscope import gain
 from anypo.evidence.properties import check_properties
@@ -109,7 +110,7 @@ def examine(name: str, seeds: Sequence[int], quick: bool = False, cases: int = C
         found |= {key: claims[0][key] for key in ("effect", "interval")}
         found["verdict"] = overall([c["verdict"] for c in claims])
         found["seeds"] = list(seeds)
-    return found | {"seconds": round(time.perf_counter() - clock, 1)}
+    return found | {"digest": digest(method), "seconds": round(time.perf_counter() - clock, 1)}
 
 
 def overall(verdicts: Sequence[str]) -> str:
