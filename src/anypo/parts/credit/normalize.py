@@ -25,10 +25,8 @@ class BatchScale:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None
-        score = scored(b).score
-        assert score is not None
-        return b.but(advantage=b.advantage / (group_stats(score, None)[2].unsqueeze(1) + self.eps))
+        score = scored(b).need("score")
+        return b.but(advantage=b.need("advantage") / (group_stats(score, None)[2].unsqueeze(1) + self.eps))
 
 
 @register_part("credit")
@@ -44,9 +42,8 @@ class LimitAdvantage:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None
         unit = self.limit if self.unit is None else self.unit
-        return b.but(advantage=b.advantage.clamp(-self.limit, self.limit) * (unit / self.limit))
+        return b.but(advantage=b.need("advantage").clamp(-self.limit, self.limit) * (unit / self.limit))
 
 
 @register_part("credit")
@@ -58,8 +55,7 @@ class Whiten:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None
-        return b.but(advantage=whiten(b.advantage, b.valid, self.ddof))
+        return b.but(advantage=whiten(b.need("advantage"), b.valid, self.ddof))
 
 
 @register_part("credit")

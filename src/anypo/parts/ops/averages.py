@@ -30,8 +30,7 @@ def coefficients(b: Trajectories, over: Over, length: int | None = None) -> Floa
     if over == "row":
         return 1 / (rows * lengths.clamp(min=1))
     if over == "group":
-        assert b.group is not None
-        index, groups = index_groups(b.group)
+        index, groups = index_groups(b.need("group"))
         members = group_sum(torch.ones_like(lengths[:, 0]), index, groups)[index].unsqueeze(1)
         return 1 / (max(groups, 1) * members * lengths.clamp(min=1))
     if over == "sum":

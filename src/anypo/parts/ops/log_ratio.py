@@ -31,9 +31,7 @@ def last_value(b: Trajectories, value: Float[Tensor, "row step"]) -> Float[Tenso
 
 def log_ratio(b: Trajectories, anchor: str = "old") -> Float[Tensor, "row step"]:
     """log pi - log pi_anchor on valid decisions, 0 elsewhere."""
-    logp, other = b.logp, b.get(f"logp_{anchor}")
-    assert logp is not None
-    x = logp - other
+    x = b.need("logp") - b.need(f"logp_{anchor}")
     return x if whole(b.valid) else torch.where(b.valid, x, 0.0)
 
 

@@ -16,11 +16,11 @@ from anypo.types import Trajectories
 def soft_min(b: Trajectories, alpha: float) -> Float[Tensor, "row step"]:
     """V = -alpha (logsumexp(-v1/alpha, -v2/alpha) - log 2): the smaller one as alpha -> 0, their mean as alpha -> inf.
     Without a second head, the value itself."""
-    assert b.value is not None
+    value = b.need("value")
     other = b.get("value_b")
     if other is None:
-        return b.value
-    return -alpha * (torch.logaddexp(-b.value / alpha, -other / alpha) - math.log(2))
+        return value
+    return -alpha * (torch.logaddexp(-value / alpha, -other / alpha) - math.log(2))
 
 
 POLYAK = 0.005

@@ -33,11 +33,10 @@ class LikeBest:
     reads = ("logp", "group")
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None
         best = torch.zeros_like(b.lengths, dtype=torch.bool)
         best[ranked_pairs(b)[0]] = True
         best = best & ~torch.zeros_like(best).index_fill(0, ranked_pairs(b)[1], True)
-        logp = torch.where(b.valid, b.logp, 0.0)
+        logp = torch.where(b.valid, b.need("logp"), 0.0)
         length = b.get("length")
         if self.over == "token":
             size = b.lengths if length is None else length
@@ -66,12 +65,12 @@ class Imitate:
     reads = ("logp",)
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None
-        taught = b.valid if b.get("expert_mask") is not None else torch.zeros_like(b.valid)
-        p = b.logp.detach().clamp(max=0.0).exp()
+        logp = b.need("logp")
+        of_expert = b.valid if b.get("expert_mask") is not None else torch.zeros_like(b.valid)
+        p = logp.detach().clamp(max=0.0).exp()
         phi = {"one": torch.ones_like(p), "uncertain": p * (1 - p), "likely": p}[self.phi]
-        logp = b.logp.clamp(max=math.log(self.cutoff)) if self.cutoff < 1 else b.logp
-        loss = -token_mean(phi * logp, b.but(mask=taught))
+        logp = logp.clamp(max=math.log(self.cutoff)) if self.cutoff < 1 else logp
+        loss = -token_mean(phi * logp, b.but(mask=of_expert))
         return float(self.coef) * loss, {"imitation_loss": loss.detach()}
 
 

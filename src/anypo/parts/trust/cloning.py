@@ -34,8 +34,7 @@ class Matching:
         return {"logp": View(self.loss)}
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None
-        return b.logp, {}
+        return b.need("logp"), {}
 
 
 @register_part("trust")
