@@ -20,7 +20,7 @@ from anypo.numbers import Knob, TracedScalar
 from anypo.policies.weights import swap_params, trainable_state
 from anypo.runs.run import Run
 from anypo.stages import CHAINS
-from anypo.types import Trajectories, whole
+from anypo.types import Trajectories
 
 OFTEN, MOST = 64, 8
 """Minibatches of a size after which it is compiled, as that takes seconds, and sizes that are compiled in a run."""
@@ -78,24 +78,13 @@ def compile_if_frequent(run: Run, method: Method, batch: Trajectories, loss: Los
 
 def signature(method: Method, batch: Trajectories) -> tuple[Any, ...]:
     """What updates that share a recording have in common."""
-    return method.switched, tuple(
-        [(name, tensor.shape, tensor.stride()) for name, tensor in batch_tensors(batch).items()]
-    )
-
-
-def batch_tensors(batch: Trajectories) -> dict[str, Tensor]:
-    """The batch by name, without a mask that has no gap."""
-    found = batch.to_dict()
-    if "mask" in found and whole(found["mask"]):
-        del found["mask"]
-    return found
+    return method.switched, tuple([(name, tensor.shape, tensor.stride()) for name, tensor in batch.to_dict().items()])
 
 
 def recordable(run: Run, method: Method, batch: Trajectories) -> bool:
     """Whether a minibatch is one forward pass in which every decision counts, of a method that stays as it is."""
     plain = not (method.later or method.late_views or any(view.ablate for view in method.views.values()))
-    counted = batch.mask is None or whole(batch.mask)
-    return plain and counted and run.stepper.pieces == 1 and fits(batch, run.config.micro)
+    return plain and batch.mask is None and run.stepper.pieces == 1 and fits(batch, run.config.micro)
 
 
 def trace_update(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
@@ -103,7 +92,7 @@ def trace_update(run: Run, method: Method, batch: Trajectories, loss: Loss) -> R
     tensors that are no inputs."""
     knobs = list({id(knob): knob for _, knob in method.knobs() if not getattr(knob, "rests", False)}.values())
     live = trainable_state(run.policy)
-    learned, told, rows = [name for name, p in live.items() if p.requires_grad], [], batch_tensors(batch)
+    learned, told, rows = [name for name, p in live.items() if p.requires_grad], [], batch.to_dict()
 
     def operations(*given: Tensor) -> list[Tensor]:
         left = iter(given)
@@ -137,7 +126,7 @@ def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
         *(tensor.detach() for tensor in live.values()),
         *(anchor[name] for anchor in run.anchors.values() for name in live),
         *(torch.tensor(float(knob)) for knob in knobs),
-        *batch_tensors(batch).values(),
+        *batch.to_dict().values(),
     ]
 
 

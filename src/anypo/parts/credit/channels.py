@@ -49,7 +49,7 @@ class DecoupledBaseline:
             total = z_score(torch.where(known, total, torch.nan), None, self.eps)
         advantage = spread(b, total)
         if z.shape[1] > 1 and self.over == "tokens":
-            advantage = whiten(advantage, b.valid)
+            advantage = whiten(advantage, b.mask)
         return b.but(advantage=advantage, score=raw.sum(1) if b.score is None else b.score)
 
 

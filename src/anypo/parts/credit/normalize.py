@@ -55,7 +55,7 @@ class Whiten:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        return b.but(advantage=whiten(b.need("advantage"), b.valid, self.ddof))
+        return b.but(advantage=whiten(b.need("advantage"), b.mask, self.ddof))
 
 
 @register_part("credit")
@@ -77,6 +77,6 @@ class Standardize:
     def __call__(self, b: Trajectories) -> Trajectories:
         b = rewarded(b) if self.of == "reward" else b
         x = getattr(b, self.of)
-        mean = masked_mean(x, b.valid)
-        scaled = (x - mean) / (masked_mean((x - mean).square(), b.valid) + 1e-8).sqrt()
+        mean = masked_mean(x, b.mask)
+        scaled = (x - mean) / (masked_mean((x - mean).square(), b.mask) + 1e-8).sqrt()
         return b.but(**{self.of: torch.where(b.valid, scaled + mean * self.keep_mean, 0.0)})

@@ -49,7 +49,7 @@ class PolicyValue:
         worst = torch.minimum(b.need("q_next"), b.need("q_next_now")).min(-1).values
         v = b.need("v")
         loss = token_mean((v - backup(b, worst, self.gamma)).square(), b)
-        return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.valid)}
+        return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.mask)}
 
 
 @register_part("critic")
@@ -71,4 +71,4 @@ class AdvantageAutoencoder:
         error = (b.need("vae") - b.need("taken")).square().mean(-1)
         good = (b.need("q_now")[..., 0] > b.need("v_now")).to(error.dtype)
         loss = token_mean(good * error, b) + 0.5 * token_mean(b.need("vae_kl"), b)
-        return loss, {"vae_loss": loss.detach(), "good": masked_mean(good, b.valid)}
+        return loss, {"vae_loss": loss.detach(), "good": masked_mean(good, b.mask)}

@@ -65,4 +65,4 @@ class Conservative:
             every = torch.cat([b.need(f"q_at_{n}") - b.need(f"logp_of_{n}").unsqueeze(-1) for n in self.proposals], 2)
         gap = self.temperature * (every / self.temperature).logsumexp(2) - q
         loss = token_mean(gap.sum(-1), b)
-        return number(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.valid)}
+        return number(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.mask)}

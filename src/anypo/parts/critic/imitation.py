@@ -52,4 +52,4 @@ class MixtureMatching:
         mix = self.beta * token_mean(square, of_expert) + (1 - self.beta) * token_mean(square, b.but(mask=other))
         gap = token_mean(b.need("q_policy").sum(-1), b) - token_mean(q.sum(-1), of_expert)
         loss = self.beta * gap + 0.25 * mix
-        return loss, {"q_loss": loss.detach(), "q": masked_mean(q.detach().mean(-1), b.valid)}
+        return loss, {"q_loss": loss.detach(), "q": masked_mean(q.detach().mean(-1), b.mask)}

@@ -39,7 +39,7 @@ class ImplicitValue:
         v = b.need("v")
         delta = b.need("q_taken").min(-1).values.detach() - v
         loss = token_mean(self.f(delta, b), b)
-        return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.valid)}
+        return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.mask)}
 
 
 @register_part("critic")

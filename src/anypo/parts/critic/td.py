@@ -95,4 +95,4 @@ class TD:
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         y, q = backup(b, self.after(b), self.gamma), b.need("q")
         loss = regress(q - y.unsqueeze(-1), b, self.huber)
-        return loss, {"q_loss": loss.detach(), "q": masked_mean(q.detach().mean(-1), b.valid)}
+        return loss, {"q_loss": loss.detach(), "q": masked_mean(q.detach().mean(-1), b.mask)}

@@ -13,7 +13,7 @@ from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.outcomes import finished
 from anypo.parts.registry import register_part
 from anypo.stages import Level
-from anypo.types import Trajectories, whole
+from anypo.types import Trajectories
 
 
 @register_part("critic")
@@ -57,7 +57,7 @@ def explained(b: Trajectories) -> Tensor:
     """1 - Var(R - V) / Var(R) over valid decisions: 1 is a perfect critic, 0 a constant one."""
     returns = b.need("returns")
     both = torch.stack([returns - b.need("value").detach(), returns])
-    if whole(b.valid):
+    if b.mask is None and returns.numel():
         left, total = both.var((1, 2), correction=0).unbind()
         return 1 - left / total.clamp(min=1e-12)
     valid, count = b.valid, b.valid.sum().clamp(min=1)

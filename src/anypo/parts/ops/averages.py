@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypo.parts.ops.groups import group_sum, index_groups
-from anypo.types import Trajectories, whole
+from anypo.parts.ops.masked import masked_mean
+from anypo.types import Trajectories
 
 Over = Literal["token", "row", "sum", "constant", "group"]
 
@@ -52,7 +53,7 @@ def weighted_sum(s: Tensor, c: Float[Tensor, "row #step"], b: Trajectories) -> F
 
 def token_mean(s: Tensor, b: Trajectories) -> Float[Tensor, ""]:
     """sum_{i,t} m w s / sum_{i,t} m."""
-    return weighted(s, b).mean() if whole(b.valid) else weighted_sum(s, coefficients(b, "token"), b)
+    return masked_mean(weighted(s, b), None) if b.mask is None else weighted_sum(s, coefficients(b, "token"), b)
 
 
 def average(s: Tensor, b: Trajectories, over: Over, length: int | None = None) -> Float[Tensor, ""]:

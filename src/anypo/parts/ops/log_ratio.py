@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anypo.errors import MissingField
 from anypo.parts.ops.masked import last_valid, ratio
-from anypo.types import Trajectories, whole
+from anypo.types import Trajectories
 
 
 def sampled_kl(b: Trajectories) -> Tensor:
@@ -32,7 +32,7 @@ def last_value(b: Trajectories, value: Float[Tensor, "row step"]) -> Float[Tenso
 def log_ratio(b: Trajectories, anchor: str = "old") -> Float[Tensor, "row step"]:
     """log pi - log pi_anchor on valid decisions, 0 elsewhere."""
     x = b.need("logp") - b.need(f"logp_{anchor}")
-    return x if whole(b.valid) else torch.where(b.valid, x, 0.0)
+    return x if b.mask is None else torch.where(b.mask, x, 0.0)
 
 
 def divergence(d: Tensor, kind: str) -> Tensor:

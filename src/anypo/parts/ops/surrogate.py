@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anypo.types import Trajectories, whole
+from anypo.parts.ops.masked import masked_mean
+from anypo.types import Trajectories
 
 
 def advantage_at(x: Tensor, b: Trajectories) -> Tensor:
@@ -16,12 +17,7 @@ def advantage_at(x: Tensor, b: Trajectories) -> Tensor:
 
 def share(flag: Tensor, b: Trajectories) -> Tensor:
     """Share of decisions (or rows) for which a flag holds."""
-    flag = flag.detach().to(torch.float32)
-    return (
-        flag.mean()
-        if flag.ndim == 1 or (whole(b.valid) and flag.shape == b.valid.shape)
-        else (flag * b.valid).sum() / b.valid.sum().clamp(min=1)
-    )
+    return masked_mean(flag.detach().to(torch.float32), b.mask if flag.ndim == 2 else None)
 
 
 def clipped(r: Tensor, a: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -67,4 +67,4 @@ class Divergence:
             return b.need("logp").new_zeros(()), {}
         kl = divergence(-log_ratio(b, self.anchor), self.kind)
         mean = reduce(kl, b) if self.over is None else average(kl, b, self.over)
-        return float(self.coef) * mean, {f"kl_{self.anchor}": masked_mean(kl.detach(), b.valid)}
+        return float(self.coef) * mean, {f"kl_{self.anchor}": masked_mean(kl.detach(), b.mask)}

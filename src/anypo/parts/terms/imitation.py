@@ -66,11 +66,11 @@ class Imitate:
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
         logp = b.need("logp")
-        of_expert = b.valid if b.get("expert_mask") is not None else torch.zeros_like(b.valid)
+        of_expert = b if b.get("expert_mask") is not None else b.but(mask=torch.zeros_like(b.valid))
         p = logp.detach().clamp(max=0.0).exp()
         phi = {"one": torch.ones_like(p), "uncertain": p * (1 - p), "likely": p}[self.phi]
         logp = logp.clamp(max=math.log(self.cutoff)) if self.cutoff < 1 else logp
-        loss = -token_mean(phi * logp, b.but(mask=of_expert))
+        loss = -token_mean(phi * logp, of_expert)
         return float(self.coef) * loss, {"imitation_loss": loss.detach()}
 
 
@@ -97,7 +97,7 @@ class CloneAction:
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
         gap = (b.need("action_policy") - b.need(self.to)).square().mean(-1)
         loss = token_mean(gap, b)
-        return float(self.coef) * loss, {"clone_gap": masked_mean(gap.detach(), b.valid)}
+        return float(self.coef) * loss, {"clone_gap": masked_mean(gap.detach(), b.mask)}
 
 
 @register_part("terms")
@@ -133,6 +133,6 @@ class CloneGoodAction:
         gap = (b.need("action_policy") - target).square().mean(-1)
         loss = token_mean(gate * gap, b)
         return float(self.coef) * loss, {
-            "clone_gap": masked_mean(gap.detach(), b.valid),
-            "gate": masked_mean(gate, b.valid),
+            "clone_gap": masked_mean(gap.detach(), b.mask),
+            "gate": masked_mean(gate, b.mask),
         }

@@ -44,4 +44,4 @@ class Perception:
         loss = -float(self.coef) * token_mean(k3, b)
         if float(self.eta):
             loss = loss - float(self.eta) * (token_mean(logp, b) + token_mean(ablated, b))
-        return loss, {"perception": masked_mean(k3.detach(), b.valid)}
+        return loss, {"perception": masked_mean(k3.detach(), b.mask)}

@@ -53,12 +53,12 @@ class Pathwise:
         q = q.min(-1).values if self.of == "min" else q.mean(-1) if self.of == "mean" else q[..., 0]
         s = q
         if self.scale is not None:
-            s = number(self.scale) / masked_mean(q.detach().abs(), b.valid).clamp(min=1e-8) * q
-        told = {"q_policy": masked_mean(q.detach(), b.valid)}
+            s = number(self.scale) / masked_mean(q.detach().abs(), b.mask).clamp(min=1e-8) * q
+        told = {"q_policy": masked_mean(q.detach(), b.mask)}
         if self.soft:
             logp = b.need("logp_policy")
             s = s - number(self.alpha) * logp
-            told["logp_policy"] = masked_mean(logp.detach(), b.valid)
+            told["logp_policy"] = masked_mean(logp.detach(), b.mask)
         return float(self.coef) * s, told
 
 
@@ -90,4 +90,4 @@ class BestExpert:
         logp = logp.gather(-1, best).squeeze(-1)
         s = q.gather(-1, best).squeeze(-1) - number(self.alpha) * logp - (gate - win).square().mean(-1)
         busiest = torch.where(b.valid.unsqueeze(-1), gate, 0.0).sum((0, 1)) / b.valid.sum().clamp(min=1)
-        return s, {"logp_policy": masked_mean(logp.detach(), b.valid), "busiest_expert": busiest.max().detach()}
+        return s, {"logp_policy": masked_mean(logp.detach(), b.mask), "busiest_expert": busiest.max().detach()}
