@@ -21,7 +21,7 @@ from anypo.numbers import Knob, TracedScalar
 from anypo.policies.weights import swap_params, trainable_state
 from anypo.runs.run import Run
 from anypo.stages import CHAINS
-from anypo.types import Trajectories, whole
+from anypo.types import Trajectories
 
 OFTEN, MOST = 64, 8
 """Minibatches of a size after which it is compiled, as that takes seconds, and sizes that are compiled in a run."""
@@ -121,17 +121,7 @@ class Traces:
 
 def signature(method: Method, batch: Trajectories) -> tuple[Any, ...]:
     """What updates that share a trace have in common: active parts, and shapes and strides of the rows."""
-    return method.switched, tuple(
-        [(name, tensor.shape, tensor.stride()) for name, tensor in batch_tensors(batch).items()]
-    )
-
-
-def batch_tensors(batch: Trajectories) -> dict[str, Tensor]:
-    """The tensors of a batch by name, without a mask that has no gap."""
-    found = batch.to_dict()
-    if "mask" in found and whole(found["mask"]):
-        del found["mask"]
-    return found
+    return method.switched, tuple([(name, tensor.shape, tensor.stride()) for name, tensor in batch.to_dict().items()])
 
 
 def cannot_trace(run: Run, method: Method, batch: Trajectories) -> str | None:
@@ -143,7 +133,7 @@ def cannot_trace(run: Run, method: Method, batch: Trajectories) -> str | None:
         return "minibatch links look at the policy before every update"
     if any(view.ablate for view in method.views.values()):
         return "a part of the input is hidden at random"
-    if not (batch.mask is None or whole(batch.mask)):
+    if batch.mask is not None:
         return "some decisions are masked"
     if run.stepper.pieces != 1:
         return "the step takes several gradients"
@@ -164,7 +154,7 @@ def trace_update(run: Run, method: Method, batch: Trajectories, loss: Loss) -> T
     """
     knobs = list({id(knob): knob for _, knob in method.knobs() if not getattr(knob, "rests", False)}.values())
     live = trainable_state(run.policy)
-    learned, names, columns = [name for name, p in live.items() if p.requires_grad], [], batch_tensors(batch)
+    learned, names, columns = [name for name, p in live.items() if p.requires_grad], [], batch.to_dict()
 
     def operations(*tensors: Tensor) -> list[Tensor]:
         left = iter(tensors)
@@ -189,7 +179,7 @@ def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
         *(tensor.detach() for tensor in live.values()),
         *(anchor[name] for anchor in run.anchors.values() for name in live),
         *(torch.tensor(float(knob)) for knob in knobs),
-        *batch_tensors(batch).values(),
+        *batch.to_dict().values(),
     ]
 
 

@@ -17,7 +17,7 @@ from anypo.policies.control.distributions import Categoricals
 from anypo.policies.control.spaces import Flat
 from anypo.policies.curvature import Moments, step_products
 from anypo.policies.decisions import MASK, Decisions, flat, scatter_valid, valid_mask
-from anypo.types import Trajectories, whole
+from anypo.types import Trajectories
 from anypo.views import Network
 
 
@@ -146,7 +146,7 @@ class ActorCritic(nn.Module):
         if missing := set(want) - self.functionals:
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = valid_mask(b)
-        every = b.mask is None or whole(valid) or bool(valid.all())
+        every = b.mask is None or bool(valid.all())
         kept = partial(flat, valid=None if every else valid)
         features = self.features(kept(b.trace["obs"]))
         found = {}
