@@ -49,8 +49,8 @@ def build(config: Config, folder: Path | None = None) -> Run:
         if not policy.independent and next(policy.parameters()).device.type == "cpu":
             raise UsageError("--compile on takes minutes for a language model and gains nothing on a CPU; leave it out")
         for part in (policy, task):
-            if hasattr(part, "to_machine_code"):
-                part.to_machine_code()
+            if hasattr(part, "compile_rollouts"):
+                part.compile_rollouts()
     config.steps = steps = config.steps or int(recipe["steps"])
     config.stages = {slot: spec_of(slot, method) for slot in SLOTS}
     if hasattr(task, "prepare"):  # text: every prompt has to fit the model

@@ -102,7 +102,7 @@ class LanguageModel(nn.Module):
         self._step = written(self._reader) if self._split else None
         self._reads_positions = "position_ids" in inspect.signature(self._reader.forward).parameters
 
-    def to_machine_code(self) -> None:
+    def compile_rollouts(self) -> None:
         """From now on the next token is compiled code, for any number of rows and columns, where it is written out. Making it takes
         minutes, and new sizes take some more."""
         if self._step is not None:
