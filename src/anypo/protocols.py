@@ -123,7 +123,7 @@ class Prepares(Protocol):
 class Compiles(Protocol):
     """A policy or task that can compile its rollouts."""
 
-    def to_machine_code(self) -> None: ...
+    def compile_rollouts(self) -> None: ...
 
 
 @runtime_checkable

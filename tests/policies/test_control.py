@@ -300,19 +300,19 @@ def test_merged_statistics_equal_those_of_all_samples(sizes, seed):
 
 
 @pytest.mark.parametrize("kind", ACTIONS)
-def test_a_resting_policy_decides_the_same_and_wakes_up_with_its_weights(kind):
+def test_a_policy_frozen_for_a_rollout_decides_the_same_and_thaws_with_its_weights(kind):
     policy = MLPPolicy(BOX, ACTIONS[kind], seed=4)
     policy.observe(sampled(policy, seed=5))
     obs = torch.randn(40, 3, generator=generator(6))
-    awake = policy.act(obs, generator(7))
-    with policy.resting():
-        resting = policy.act(obs, generator(7))
-    torch.testing.assert_close(resting.action, awake.action, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(resting.logp, awake.logp, atol=1e-5, rtol=1e-5)
+    live = policy.act(obs, generator(7))
+    with policy.frozen_for_rollout():
+        frozen = policy.act(obs, generator(7))
+    torch.testing.assert_close(frozen.action, live.action, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(frozen.logp, live.logp, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         policy.actor[-1].bias += 1.0
     later = policy.act(obs, generator(7))
-    with policy.resting():
+    with policy.frozen_for_rollout():
         torch.testing.assert_close(policy.act(obs, generator(7)).logp, later.logp, atol=1e-5, rtol=1e-5)
 
 
@@ -324,11 +324,11 @@ def test_decisions_as_a_function_of_tensors_are_those_of_act(space):
     policy.observe(Trajectories(mask=torch.ones(50, 1), trace={"obs": 3 * torch.randn(50, 1, 3) + 1}))
     obs = torch.randn(40, 3)
     acted = policy.act(obs, generator(), valued=False)
-    action, logp = policy.decided(obs, policy.luck(40, generator()), *policy.acting())
+    action, logp = policy.act_fn(obs, policy.action_noise(40, generator()), *policy.act_params())
     torch.testing.assert_close(action.squeeze(-1) if policy.scalar else action, acted.action)
     torch.testing.assert_close(logp, acted.logp)
-    others = [torch.rand_like(x) if x.is_floating_point() else x for x in policy.acting()]
-    assert not torch.allclose(policy.decided(obs, policy.luck(40, generator()), *others)[1], acted.logp)
+    others = [torch.rand_like(x) if x.is_floating_point() else x for x in policy.act_params()]
+    assert not torch.allclose(policy.act_fn(obs, policy.action_noise(40, generator()), *others)[1], acted.logp)
 
 
 @pytest.mark.slow
@@ -337,8 +337,8 @@ def test_compiled_decisions_are_those_of_act():
     policy = MLPPolicy(BOX, spaces.Discrete(3), seed=3)
     obs = torch.randn(5, 3)
     plain = policy.act(obs, generator(), valued=False)
-    policy.to_machine_code()
-    with policy.resting():
+    policy.compile_rollouts()
+    with policy.frozen_for_rollout():
         fast = policy.act(obs, generator(), valued=False)
     assert torch.equal(fast.action, plain.action)
     torch.testing.assert_close(fast.logp, plain.logp)

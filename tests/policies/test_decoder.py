@@ -56,7 +56,7 @@ found = []
 for compiles in (False, True):
     policy = LanguageModel.load(sys.argv[1])
     if compiles:
-        policy.to_machine_code()
+        policy.compile_rollouts()
     found.append(policy.sample([[5, 6, 7], [8, 9]], torch.Generator().manual_seed(0), samples=2, max_new=3))
 assert torch.equal(found[0].ids, found[1].ids)
 torch.testing.assert_close(found[1].logp, found[0].logp, rtol=1e-5, atol=1e-5)

@@ -57,11 +57,11 @@ def test_other_types_shapes_and_autocast_take_the_layers_as_they_are():
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_settled_layers_are_the_same_function(activation):
+def test_folded_weights_are_the_same_function(activation):
     net = multilayer((4, 64, 64, 2), 1.0, torch.Generator().manual_seed(3), activation)
     for p in net.parameters():
         p.data += 0.1
     for rows in (1, 64, ROWS):
         x = 3 * torch.randn(rows, 4)
         with torch.no_grad():
-            torch.testing.assert_close(net.settled()(x), net(x), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(net.fold_weights()(x), net(x), atol=1e-5, rtol=1e-5)

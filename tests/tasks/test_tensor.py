@@ -246,7 +246,7 @@ def test_several_steps_as_one_function_are_the_same_steps(name, steps):
         task.env.limit = 25
         policy = mlp(task)
         if several:
-            task.to_machine_code()
+            task.compile_rollouts()
             task.native[policy] = partial(task._steps, policy)
         g = generator()
         for _ in range(2):
@@ -268,7 +268,7 @@ def test_compiled_code_makes_the_same_windows():
         task = Tensors("CartPole-v1", envs=5)
         policy = mlp(task)
         if compiles:
-            task.to_machine_code()
+            task.compile_rollouts()
         found.append(task.rollout(policy, going_on(11), generator())[0].to_dict())
     for field, x in found[0].items():
         torch.testing.assert_close(found[1][field], x, rtol=1e-4, atol=1e-5, msg=lambda m, field=field: f"{field}: {m}")

@@ -148,7 +148,7 @@ class Perceptron(nn.Sequential):
             found = [_layers(piece, weights, kinds)[-1] for piece in _pieces(input)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def settled(self) -> Callable[[Rows], Rows]:
+    def fold_weights(self) -> Callable[[Rows], Rows]:
         """The same function, for as long as no weight moves: what rollouts ask step by step, with few calls for few rows.
 
         tanh x = 2 sigmoid(2 x) - 1, and its factors and shift go into the weights on either side.

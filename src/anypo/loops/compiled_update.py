@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from anypo import kernels
 from anypo.kernels.compiler import compile_graph, trace
 from anypo.loops.gradients import minibatch_loss, replay_loss
 from anypo.loops.minibatches import fits
@@ -127,6 +128,8 @@ def signature(method: Method, batch: Trajectories) -> tuple[Any, ...]:
 def cannot_trace(run: Run, method: Method, batch: Trajectories) -> str | None:
     """Why updates on such minibatches cannot be traced; None where they can: one forward pass in which every decision counts,
     of a method that stays as it is."""
+    if kernels.plain():
+        return "the kernels are plain"
     if method.later:
         return "the method has phases"
     if method.late_views:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from anypo import policies, tasks
+from anypo import kernels, policies, tasks
 from anypo.config import Config
 from anypo.errors import UsageError, unknown
 from anypo.kernels.compiler import require_compiler
@@ -26,6 +26,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
     """Build a run from its configuration; the run's own `config` is the complete one, which builds it again."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    kernels.use(config.kernels)
     keep_memory()
     method = find_method(config.method).configure(config.stages)
     task = tasks.make_task(config.task, seed=config.seed)
@@ -77,14 +78,16 @@ def compile_where_possible(policy: Any, task: Any) -> None:
     """Compile the rollouts of policy and task.
 
     Raises:
-        UsageError: there is no compiler, or the policy is a language model on a CPU.
+        UsageError: the kernels are plain, there is no compiler, or the policy is a language model on a CPU.
     """
+    if kernels.plain():
+        raise UsageError("--kernels plain computes without compiled code; leave out --compile on")
     require_compiler()
     if not policy.independent and next(policy.parameters()).device.type == "cpu":
         raise UsageError("--compile on takes minutes for a language model and gains nothing on a CPU; leave it out")
     for part in (policy, task):
         if isinstance(part, Compiles):
-            part.to_machine_code()
+            part.compile_rollouts()
 
 
 def open_store(method: Method, task: Any, policy: Any) -> OpenStore:

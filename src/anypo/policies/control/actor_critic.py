@@ -51,7 +51,7 @@ class ActorCritic(nn.Module):
     encode: Any
     """An observation as the policy stores it."""
 
-    def encoded(self, observations: Sequence[Any]) -> Shaped[np.ndarray, "observation ..."]:
+    def encode_batch(self, observations: Sequence[Any]) -> Shaped[np.ndarray, "observation ..."]:
         """Several observations, one a row."""
         if isinstance(self.encode, Flat):
             return self.encode.rows(observations)
@@ -77,8 +77,8 @@ class ActorCritic(nn.Module):
         """The weights of the actor's last layer, and whether they stand as [width, choice]."""
         raise NotImplementedError
 
-    def resting(self) -> AbstractContextManager[None]:
-        """Inside, nothing the policy has learned moves, so that `act` may keep what depends on that alone."""
+    def frozen_for_rollout(self) -> AbstractContextManager[None]:
+        """Promise within the context that no parameter changes, so that `act` may keep what depends on parameters alone."""
         return nullcontext()
 
     @torch.no_grad()

@@ -119,9 +119,11 @@ class Categoricals:
 
     def sample(self, generator: torch.Generator) -> Int[Tensor, "*decision component"]:
         """The choice whose exponential clock rings first, rates p: what torch.multinomial does, without its checks."""
-        return self.picked(generators(self.logps[0].shape[:-1], [x.shape[-1] for x in self.logps], generator))
+        return self.from_noise(
+            exponential_noise(self.logps[0].shape[:-1], [x.shape[-1] for x in self.logps], generator)
+        )
 
-    def picked(self, noise: Float[Tensor, "*decision choice"]) -> Int[Tensor, "*decision component"]:
+    def from_noise(self, noise: Float[Tensor, "*decision choice"]) -> Int[Tensor, "*decision component"]:
         """The sample that standard exponential numbers lead to."""
         parts = (noise,) if len(self.logps) == 1 else noise.split([x.shape[-1] for x in self.logps], -1)
         rung = [(x.exp() / part).argmax(-1, keepdim=True) for x, part in zip(self.logps, parts, strict=True)]
@@ -149,7 +151,9 @@ class Categoricals:
         return torch.stack(each, -1).sum(-1)
 
 
-def generators(shape: Sequence[int], sizes: Sequence[int], generator: torch.Generator) -> Float[Tensor, "... choice"]:
+def exponential_noise(
+    shape: Sequence[int], sizes: Sequence[int], generator: torch.Generator
+) -> Float[Tensor, "... choice"]:
     """Standard exponential numbers for every choice of every component."""
     return _side_by_side([torch.empty(*shape, size).exponential_(generator=generator) for size in sizes])
 
@@ -165,9 +169,9 @@ class Gaussian:
         self.mean, self.log_std = mean, log_std
 
     def sample(self, generator: torch.Generator) -> Float[Tensor, "*decision component"]:
-        return self.picked(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
+        return self.from_noise(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
 
-    def picked(self, noise: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision component"]:
+    def from_noise(self, noise: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision component"]:
         """The sample that standard normal numbers lead to."""
         return self.mean + self.log_std.exp() * noise
 

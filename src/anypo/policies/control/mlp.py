@@ -15,7 +15,7 @@ from anypo.errors import UsageError
 from anypo.kernels.compiler import CompiledFn
 from anypo.kernels.mlp import multilayer
 from anypo.policies.control.actor_critic import ActorCritic
-from anypo.policies.control.distributions import Categoricals, Gaussian, generators
+from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise
 from anypo.policies.control.normalize import RunningNorm, normalized_obs
 from anypo.policies.control.spaces import Flat, from_space, to_space
 from anypo.policies.decisions import MASK, names_of, valid_mask
@@ -24,7 +24,7 @@ from anypo.types import Trajectories
 
 
 class FoldedWeights(NamedTuple):
-    """What an actor that rests keeps: its network as one function, and the statistics of its input."""
+    """What is fixed for a rollout: the actor's network as one function, and the statistics of its input."""
 
     actor: Callable[[Tensor], Tensor]
     statistics: tuple[Tensor, ...]
@@ -87,31 +87,31 @@ class MLPPolicy(ActorCritic):
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
         self.numeric = bool(self.encode.boxed.all())
-        self.settled: FoldedWeights | None = None
-        self.native: CompiledFn | None = None
-        self.rested: list[Tensor] = []
+        self.folded: FoldedWeights | None = None
+        self.compiled: CompiledFn | None = None
+        self.frozen_params: list[Tensor] = []
 
-    def to_machine_code(self) -> None:
-        """From now on, rollouts decide by compiled code, which takes seconds to make."""
-        self.native = CompiledFn(self.decided)
+    def compile_rollouts(self) -> None:
+        """Decide by compiled code in rollouts from now on; compiling takes seconds."""
+        self.compiled = CompiledFn(self.act_fn)
 
     def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
         if self.norm is not None:
-            found = self.norm.forward(obs) if self.settled is None else normalized_obs(obs, *self.settled.statistics)
-            obs = found if self.numeric else torch.where(self.boxed, found, obs)
+            normalized = self.norm.forward(obs) if self.folded is None else normalized_obs(obs, *self.folded.statistics)
+            obs = normalized if self.numeric else torch.where(self.boxed, normalized, obs)
         return obs.to(self.actor.dtype)
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
-        if self.native is not None:
-            self.rested = self.acting()
+    def frozen_for_rollout(self) -> Iterator[None]:
+        if self.compiled is not None:
+            self.frozen_params = self.act_params()
         else:
             statistics = () if self.norm is None else (self.norm.mean, self.norm.scale)
-            self.settled = FoldedWeights(self.actor.settled(), statistics)
+            self.folded = FoldedWeights(self.actor.fold_weights(), statistics)
         try:
             yield
         finally:
-            self.settled, self.rested = None, []
+            self.folded, self.frozen_params = None, []
 
     def decide(
         self,
@@ -120,36 +120,36 @@ class MLPPolicy(ActorCritic):
         greedy: bool,
         mask: Bool[Tensor, "batch choice"] | None,
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
-        if self.native is None or not self.rested or greedy or mask is not None:
+        if self.compiled is None or not self.frozen_params or greedy or mask is not None:
             return super().decide(obs, generator, greedy, mask)
-        action, logp = self.native(obs, self.luck(len(obs), generator), *self.rested)
+        action, logp = self.compiled(obs, self.action_noise(len(obs), generator), *self.frozen_params)
         return action, logp
 
-    def luck(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch number"]:
-        """The random numbers of n decisions."""
+    def action_noise(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch number"]:
+        """Draw the random numbers of n decisions."""
         if self.log_std is None:
-            return generators([n], self.sizes, generator)
+            return exponential_noise([n], self.sizes, generator)
         return torch.randn(n, len(self.log_std), generator=generator, dtype=self.log_std.dtype)
 
-    def acting(self) -> list[Tensor]:
-        """What decisions depend on."""
+    def act_params(self) -> list[Tensor]:
+        """Return the tensors that decisions depend on."""
         return [tensor.detach() for name, tensor in trainable_state(self).items() if not name.startswith("critic.")]
 
-    def decided(
-        self, obs: Float[Tensor, "batch dim"], luck: Float[Tensor, "batch number"], *acting: Tensor
+    def act_fn(
+        self, obs: Float[Tensor, "batch dim"], noise: Float[Tensor, "batch number"], *params: Tensor
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
-        """Actions and log-probabilities as a function of tensors alone."""
+        """Decide as a function of tensors alone: actions and log-probabilities of `action_noise` under `act_params`."""
         live = trainable_state(self)
         names = [name for name in live if not name.startswith("critic.")]
-        with swap_params(self, live | dict(zip(names, acting, strict=True))):
+        with swap_params(self, live | dict(zip(names, params, strict=True))):
             distribution = self.distribution(self.features(obs), None)
-            action = distribution.picked(luck)
+            action = distribution.from_noise(noise)
             return action, distribution.logp(action)
 
     def distribution(
         self, features: Float[Tensor, "decision dim"], mask: Bool[Tensor, "decision choice"] | None
     ) -> Categoricals | Gaussian:
-        out = (self.actor.forward if self.settled is None else self.settled.actor)(features)
+        out = (self.actor.forward if self.folded is None else self.folded.actor)(features)
         if self.log_std is not None:
             return Gaussian(out, self.log_std)
         return Categoricals(out, self.sizes, mask)

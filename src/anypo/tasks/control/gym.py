@@ -240,7 +240,7 @@ class Gym:
             horizon = requests[0].horizon
             if horizon is None:
                 raise UsageError(f"{self.name}: requests that go on where the environments stand need a horizon")
-            with policy.resting():
+            with policy.frozen_for_rollout():
                 log = self._play(policy, self.seats, self._fresh(), generator, steps=horizon, explore=explore)
             group = torch.arange(len(log.done))
         elif len(given) < len(requests):
@@ -249,7 +249,7 @@ class Gym:
             for seat in self.seats:
                 seat.over = True
             starts = ((start_seed(self.seed, 0, start), limit) for start, n, limit in given for _ in range(n))
-            with policy.resting():
+            with policy.frozen_for_rollout():
                 log = self._play(policy, self.seats, starts, generator, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         return self._batch(policy, log, group), log.metrics()
@@ -346,7 +346,7 @@ class Gym:
             live = [seat for seat in seats if not seat.over]
             if not live:
                 break
-            obs = torch.from_numpy(policy.encoded([seat.observation for seat in live]))
+            obs = torch.from_numpy(policy.encode_batch([seat.observation for seat in live]))
             mask = None if live[0].mask is None else torch.from_numpy(np.stack([seat.mask for seat in live]))
             decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only

@@ -120,7 +120,7 @@ class Tensors:
         """Compiled steps, by the policy that decides."""
         self.compiles = False
 
-    def to_machine_code(self) -> None:
+    def compile_rollouts(self) -> None:
         """From now on, where the policy's decisions are a function of tensors, several steps of all are one call of compiled code."""
         self.compiles = True
 
@@ -256,9 +256,9 @@ class Tensors:
         """`horizon` steps of every environment, chunk by chunk, cut into one row per piece of an episode."""
         window, before = _Window(self.envs, horizon), self.state[-1].long()
         seen: list[tuple[Tensor, Tensor]] = []
-        several = self.compiles and hasattr(policy, "decided") and not explore
+        several = self.compiles and hasattr(policy, "act_fn") and not explore
         walk = self._march if several else partial(self._walk, explore=explore)
-        with nullcontext() if several else policy.resting():
+        with nullcontext() if several else policy.frozen_for_rollout():
             for first in range(0, self.envs, self.chunk):
                 seen += walk(policy, window, slice(first, min(first + self.chunk, self.envs)), generator)
         # flat, one environment after the other, a piece is a run that ends with its episode or with the window
@@ -312,13 +312,13 @@ class Tensors:
     ) -> list[tuple[Int[Tensor, " stop"], Float[Tensor, "stop feature"]]]:
         """`_walk`, several steps at a time in compiled code."""
         native = self.native.setdefault(policy, CompiledFn(partial(self._steps, policy)))
-        state, acting, n = self.state[:, own].contiguous(), policy.acting(), own.stop - own.start
+        state, params, n = self.state[:, own].contiguous(), policy.act_params(), own.stop - own.start
         at, seen = torch.arange(own.start, own.stop) * window.steps, []
         for t in range(0, window.steps, STRIDE):
             count = min(STRIDE, window.steps - t)
-            luck = torch.stack([policy.luck(n, generator) for _ in range(count)])
+            noise = torch.stack([policy.action_noise(n, generator) for _ in range(count)])
             fresh = torch.stack([self.env.reset(self.generator, n) for _ in range(count)])
-            state, after, obs, action, logp, reward, over, done = native(state, luck, fresh, *acting)
+            state, after, obs, action, logp, reward, over, done = native(state, noise, fresh, *params)
             found = {"logp": logp.unsqueeze(-1), "trace.obs": obs.unsqueeze(2), "trace.action": action.unsqueeze(2)}
             window.fill(own, t, found | {"reward": reward, "over": over, "done": done})
             ended = over.clone()
@@ -332,16 +332,16 @@ class Tensors:
         self,
         policy: Any,
         state: State,
-        luck: Float[Tensor, "step env number"],
+        noise: Float[Tensor, "step env number"],
         fresh: Float[Tensor, "step quantity env"],
-        *acting: Tensor,
+        *params: Tensor,
     ) -> tuple[Tensor, ...]:
         """The state some steps later, and of every step [step, env, ...]: what followed, observation, action, log-probability,
         reward, whether the episode was over, and whether it was by itself."""
         made: list[tuple[Tensor, ...]] = []
-        for numbers, start in zip(luck.unbind(0), fresh.unbind(0), strict=True):
+        for numbers, start in zip(noise.unbind(0), fresh.unbind(0), strict=True):
             obs = self.env.observe(state)
-            action, logp = policy.decided(obs, numbers, *acting)
+            action, logp = policy.act_fn(obs, numbers, *params)
             action = action.squeeze(-1) if policy.scalar else action
             state, reward, terminated, truncated = self.env.step(state, self._accepted(action))
             over = terminated | truncated
