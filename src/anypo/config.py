@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from anypo.errors import UsageError, unknown
+from anypo.kernels import KINDS
 from anypo.stages import CHAINS, SLOTS
 
 
@@ -25,6 +26,7 @@ class Config:
     autocast: bfloat16 autocast of the network: auto (on hardware that is fast at it), on, off. micro: decisions per forward pass.
     compile: machine code for control's updates and rollouts, made in about a minute where there is a C++ compiler, and on GPUs for
         the next token of a language model: on, off.
+    kernels: fast, or plain: each kernel is replaced by the PyTorch code it is tested against, slower and equal up to rounding.
     device: where the policy lives. threads: CPU threads of torch. trackers: metric writers (tensorboard, wandb, trackio).
     """
 
@@ -41,6 +43,7 @@ class Config:
     episodes: int | None = None
     autocast: str = "auto"
     compile: str = "off"
+    kernels: str = "fast"
     micro: int = 16384
     device: str = "auto"
     threads: int | None = None
@@ -93,7 +96,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     if made.target is not None and (isinstance(made.target, bool) or not isinstance(made.target, (int, float))):
         raise UsageError(f"target is {made.target!r}; it takes a number")
     made.out = None if made.out is None else str(made.out)
-    for key, choices in (("autocast", ("auto", "on", "off")), ("compile", ("on", "off"))):
+    for key, choices in (("autocast", ("auto", "on", "off")), ("compile", ("on", "off")), ("kernels", KINDS)):
         value = getattr(made, key)
         if isinstance(value, bool):  # YAML reads on and off as true and false
             value = "on" if value else "off"

@@ -27,6 +27,7 @@ def train(words: Words) -> None:
     - `--seed S`, `--out DIR`, `--episodes N` (per evaluation), `--evaluate-every N`, `--checkpoint-every N` (batches)
     - `--device auto|cpu|cuda`, `--autocast auto|on|off`, `--micro N` (decisions per forward pass), `--threads N`
     - `--compile on`: machine code for control's updates and rollouts, made in about a minute by a C++ compiler
+    - `--kernels plain`: each kernel replaced by the plain PyTorch code it is tested against; slower, equal up to rounding
     - `--trackers tensorboard,wandb,trackio`
     - `--set PATH=VALUE`: any of these in another spelling; may be repeated
 

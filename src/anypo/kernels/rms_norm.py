@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from anypo.kernels import kernel
+
 
 class RootMeanSquare(torch.autograd.Function):
     """y = w x r with r = (mean(x^2) + eps)^(-1/2), the mean over the last dimension.
@@ -44,10 +46,21 @@ class RootMeanSquare(torch.autograd.Function):
         return to_x, to_weight, None
 
 
+def plain_rms_norm(x: Float[Tensor, "*some width"], weight: Float[Tensor, " width"], eps: float) -> Tensor:
+    """y = w x (mean(x^2) + eps)^(-1/2), the mean over the last dimension."""
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
+
+
+@kernel(plain_rms_norm)
+def rms_norm(x: Float[Tensor, "*some width"], weight: Float[Tensor, " width"], eps: float) -> Tensor:
+    """y = w x (mean(x^2) + eps)^(-1/2) with a written-out gradient, see `RootMeanSquare`."""
+    return RootMeanSquare.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
+
+
 def normalized(module: Any, x: Float[Tensor, "*some width"]) -> Float[Tensor, "*some width"]:
     """What `module` gives for x."""
     if x.dtype == module.weight.dtype == torch.float32:
-        return RootMeanSquare.apply(x, module.weight, _eps(module))  # pyright: ignore[reportReturnType]
+        return rms_norm(x, module.weight, _eps(module))  # pyright: ignore[reportArgumentType]
     return type(module).forward(module, x)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anypo import kernels
 from anypo.kernels.compiler import compile_graph, trace
 from anypo.loops.minibatches import fits
 from anypo.method.method import Method
@@ -92,8 +93,10 @@ def batch_tensors(batch: Trajectories) -> dict[str, Tensor]:
 
 
 def recordable(run: Run, method: Method, batch: Trajectories) -> bool:
-    """Whether a minibatch is one forward pass in which every decision counts, of a method that stays as it is."""
-    plain = not (method.later or method.late_views or any(view.ablate for view in method.views.values()))
+    """Whether a minibatch is one forward pass in which every decision counts, of a method that stays as it is; never with plain kernels."""
+    plain = not (
+        kernels.plain() or method.later or method.late_views or any(view.ablate for view in method.views.values())
+    )
     counted = batch.mask is None or whole(batch.mask)
     return plain and counted and run.stepper.pieces == 1 and fits(batch, run.config.micro)
 

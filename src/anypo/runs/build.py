@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from anypo import policies, tasks
+from anypo import kernels, policies, tasks
 from anypo.config import Config
 from anypo.errors import UsageError, unknown
 from anypo.kernels.compiler import require_compiler
@@ -31,6 +31,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    kernels.use(config.kernels)
     keep_memory()
     method = find_method(config.method).configure(config.stages)
     task = tasks.make_task(config.task, seed=config.seed)
@@ -42,6 +43,8 @@ def build(config: Config, folder: Path | None = None) -> Run:
     policy = policies.make_policy(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
     policy.to(resolve_device(config.device))
     if config.compile == "on":
+        if kernels.plain():
+            raise UsageError("--kernels plain computes without compiled code; leave out --compile on")
         require_compiler()
         if not policy.independent and next(policy.parameters()).device.type == "cpu":
             raise UsageError("--compile on takes minutes for a language model and gains nothing on a CPU; leave it out")
