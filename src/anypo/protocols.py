@@ -96,8 +96,15 @@ class Task(Protocol):
         ...
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Loop settings that suit this task: lr, requests, samples, horizon, epochs, minibatches, steps, ..."""
+        """Loop settings that suit this task: lr, requests, samples, horizon, epochs, minibatches, steps, ... The task stays as it is."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Configures(Protocol):
+    """A task that a recipe configures before the first rollout: how many environments, whether rewards are scaled."""
+
+    def configure(self, recipe: dict[str, Any]) -> None: ...

@@ -36,6 +36,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
     method = find_method(config.method).configure(config.stages)
     task = tasks.make_task(config.task, seed=config.seed)
     recipe = task.recipe(method.traits)
+    tasks.configure(task, recipe)
     step, collect = method.stages["step"], method.stages["collect"]
     method = method.configure({"step": open_settings(step, recipe), "collect": open_settings(collect, recipe)})
     kind = method.policy if hasattr(task, "action_space") else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from anypo import tasks
 from anypo.config import Config
 from anypo.method.method import Method
 from anypo.policies.weights import snapshot
@@ -38,6 +39,8 @@ def assemble(
         part = method.stages[slot]
         open_ = [f.name for f in fields(part) if getattr(part, f.name) is None and f.name in recipe]
         method = method.configure({slot: {name: recipe[name] for name in open_}})
+    recommended = task.recipe(method.traits)
+    tasks.configure(task, recommended)
     policy = task.policy(method.heads, seed) if policy is None else policy
     collect = method.stages["collect"]
     run = Run(
@@ -48,7 +51,7 @@ def assemble(
         pool=StartPool(task.starts, seed),
         store=open_store(method, task, policy),
         stepper=method.stages["step"].bind(param_groups(policy)),
-        want=BatchSpec(collect.requests, collect.samples, task.recipe(method.traits)["horizon"]),
+        want=BatchSpec(collect.requests, collect.samples, recommended["horizon"]),
         generator=torch.Generator().manual_seed(seed),
         folder=None,
         steps=batches,
