@@ -98,7 +98,7 @@ class Task(Protocol):
         ...
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Loop settings that suit this task: lr, requests, samples, horizon, epochs, minibatches, steps, ..."""
+        """Loop settings that suit this task: lr, requests, samples, horizon, epochs, minibatches, steps, ... The task stays as it is."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -154,3 +154,10 @@ class Proposes(Protocol):
 
     def propose(self, b: Trajectories, draw: Any, noise: Any) -> tuple[Tensor, Tensor | None]: ...
     def noise(self, b: Trajectories, draw: Any, generator: torch.Generator) -> Tensor | None: ...
+
+
+@runtime_checkable
+class Configures(Protocol):
+    """A task that a recipe configures before the first rollout: how many environments, whether rewards are scaled."""
+
+    def configure(self, recipe: dict[str, Any]) -> None: ...

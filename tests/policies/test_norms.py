@@ -58,13 +58,8 @@ def test_what_computes_something_else_is_left_alone():
 def test_what_is_computed_again_for_the_backward_pass_is_the_same_in_bfloat16(tiny_model):
     gradients = []
     for checkpointing in (False, True):
-<<<<<<< HEAD
         policy = LanguageModel.load(tiny_model("qwen2"), checkpointing=checkpointing)
-        b = policy.given([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
-=======
-        policy = LanguageModel.load(tmp_path, checkpointing=checkpointing)
         b = policy.pack([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
->>>>>>> language
         with torch.autocast("cpu", torch.bfloat16):
             loss = policy.evaluate(b, {"logp"})["logp"].sum()
         loss.backward()

@@ -54,6 +54,7 @@ def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = N
         UsageError: the policy has nothing to train, or the method needs data the task does not have.
     """
     method, seed = settings.method, settings.config.seed
+    tasks.configure(task, settings.recipe)
     groups = param_groups(policy)
     if not groups:
         raise UsageError(f"the policy {settings.config.policy['name']!r} has no trainable parameter")

@@ -40,7 +40,7 @@ def assemble_in_memory(
     """
     recipe = {"lr": lr, "requests": requests, "samples": samples, "epochs": epochs, "minibatch": minibatch}
     method = complete(method, recipe)
-    recipe["horizon"] = task.recipe(method.traits)["horizon"]
+    recipe = task.recipe(method.traits) | recipe
     config = Config(method=method.card.id, policy={"name": "table"}, seed=seed, evaluate_every=max(1, batches // 10))
     settings = Settings(config, method, batch_spec(method, recipe), batches, continuing=False, recipe=recipe)
     return build.assemble(settings, task, task.policy(method.heads, seed) if policy is None else policy)
