@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from anypo.kernels import kernel
+
 
 class FusedAdamW(torch.optim.AdamW):
     """AdamW that on a CPU can call the fused kernel itself: for a small network, what torch does around it takes most of a step."""
 
     @torch.no_grad()
-    def at_once(self) -> bool:
-        """The step by one call of the kernel per group; False, and nothing happens, where that cannot be."""
+    def step_fused(self) -> bool:
+        """Make one step by one call of the kernel per group; return False, changing nothing, where that is not possible."""
         groups = [(g, params) for g in self.param_groups if (params := [p for p in g["params"] if p.grad is not None])]
         if not all(g["fused"] and p.device.type == "cpu" and p in self.state for g, params in groups for p in params):
             return False
@@ -36,8 +38,33 @@ class FusedAdamW(torch.optim.AdamW):
         return True
 
 
+def plain_optimizer_step(optimizer: torch.optim.Optimizer) -> None:
+    """Make one step of torch's own optimizer, parameter by parameter."""
+    fused = [group.get("fused") for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = False
+    optimizer.step()
+    for group, before in zip(optimizer.param_groups, fused, strict=True):
+        if "fused" in group:
+            group["fused"] = before
+
+
+@kernel(plain_optimizer_step)
+def optimizer_step(optimizer: torch.optim.Optimizer) -> None:
+    """Make one step, of AdamW on a CPU by one fused call."""
+    if not (isinstance(optimizer, FusedAdamW) and optimizer.step_fused()):
+        optimizer.step()
+
+
+def plain_total_norm(tensors: list[torch.Tensor]) -> float:
+    """Euclidean norm of all tensors together."""
+    return float(torch.nn.utils.get_total_norm(tensors))
+
+
+@kernel(plain_total_norm)
 def total_norm(tensors: list[torch.Tensor]) -> float:
-    """Euclidean norm of all of them together."""
+    """Euclidean norm of all tensors together; on one device in two calls."""
     if len({t.device for t in tensors}) != 1:
-        return float(torch.nn.utils.get_total_norm(tensors))
+        return plain_total_norm(tensors)
     return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))

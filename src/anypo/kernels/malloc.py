@@ -5,14 +5,23 @@ from __future__ import annotations
 import ctypes
 import sys
 
+from anypo.kernels import plain
+
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """As in glibc's malloc.h."""
 
 
 def keep_memory() -> None:
-    """Let freed memory stay with the process. glibc would give the tensors of half a megabyte an update is made of back to the
-    system after it, and making their pages anew for the next one can take longer than computing them."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter, size in ((TRIM_THRESHOLD, 256 << 20), (MMAP_THRESHOLD, 32 << 20)):
-            mallopt(parameter, size)
+    """Keep freed memory in the process, on Linux with fast kernels.
+
+    An update consists of tensors of about half a megabyte. By default glibc gives them back to the system after the update, and
+    mapping their pages again can take longer than computing them.
+    """
+    if plain() or sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # musl's allocator has no such settings
+        return
+    for parameter, size in ((TRIM_THRESHOLD, 256 << 20), (MMAP_THRESHOLD, 32 << 20)):
+        mallopt(parameter, size)

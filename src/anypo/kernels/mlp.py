@@ -1,15 +1,18 @@
-"""Small networks: linear layers with an activation between them, on CPUs as one function with a gradient of its own."""
+"""Small networks: linear layers with an activation between them, on CPUs as one function with a written-out gradient."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from anypo.kernels import kernel
 
 SMALL = 2048
 """Numbers from which tanh by the sigmoid's vector code, four calls instead of one, is the faster one."""
@@ -33,6 +36,12 @@ FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_lin
 Rows = Float[Tensor, "row _"]
 
 
+def plain_tanh_(x: Tensor) -> Tensor:
+    """tanh x, in place."""
+    return x.tanh_()
+
+
+@kernel(plain_tanh_)
 def tanh_(x: Tensor) -> Tensor:
     """tanh x = 2 sigmoid(2 x) - 1 in place, to within 2e-7 in float32: on CPUs several times as fast as torch's own."""
     return x.tanh_() if x.numel() < SMALL else x.mul_(2).sigmoid_().mul_(2).sub_(1)
@@ -40,14 +49,14 @@ def tanh_(x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     nn.Tanh: ("tanh", tanh_, torch.ops.aten.tanh_backward.default),
-    nn.ReLU: ("relu", torch.relu_, lambda slope, y: torch.ops.aten.threshold_backward(slope, y, 0)),
+    nn.ReLU: ("relu", torch.relu_, lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0)),
 }
-"""Name in oneDNN, itself in place, and its slope given what it returned."""
+"""Name in oneDNN, the function in place, and its gradient: (gradient of the output, output) -> gradient of the input."""
 
 
 def _product(x: Rows, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Rows:
     """then(x weight' + bias) by oneDNN."""
-    if type(x) is not Tensor:  # being recorded: torch's compiler knows oneDNN's products of constant weights only
+    if type(x) is not Tensor:  # traced: torch's compiler knows oneDNN's products of constant weights only
         return torch.ops.anypo.product(x, weight, bias, then)
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, then, [], "")
 
@@ -63,9 +72,9 @@ if FUSED:
     )
 
 
-def _pieces(x: Rows) -> Sequence[Tensor]:
-    """The rows in pieces whose numbers are powers of two, and what is left: oneDNN has to prepare itself for every number of rows
-    it has not seen, which takes longer than a small product, so it should see few."""
+def _chunks(x: Rows) -> Sequence[Tensor]:
+    """Split the rows into chunks whose lengths are powers of two, and a remainder: oneDNN prepares itself for every new number of
+    rows, which takes longer than a small product, so it should see few."""
     left, sizes = len(x), []
     while left >= ROWS:
         sizes.append(min(LARGEST, 1 << (left.bit_length() - 1)))
@@ -73,9 +82,9 @@ def _pieces(x: Rows) -> Sequence[Tensor]:
     return (x,) if len(sizes) + bool(left) < 2 else x.split([*sizes, left] if left else sizes)
 
 
-def _layers(x: Rows, weights: Sequence[Tensor], kinds: Sequence[type[nn.Module]]) -> list[Rows]:
-    """What every layer returns; the last one has an activation where there are as many of those."""
-    fused, found = FUSED and len(x) >= ROWS, []
+def _layer_outputs(x: Rows, weights: Sequence[Tensor], kinds: Sequence[type[nn.Module]]) -> list[Rows]:
+    """Outputs of every layer, after its activation; the last one has an activation where there are as many of those."""
+    fused, outputs = FUSED and len(x) >= ROWS, []
     for k, (weight, bias) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
         name, activate, _ = ACTIVATIONS[kinds[k]] if k < len(kinds) else ("none", None, None)
         if fused and len(weight) >= NARROW:
@@ -83,47 +92,96 @@ def _layers(x: Rows, weights: Sequence[Tensor], kinds: Sequence[type[nn.Module]]
         else:
             x = torch.addmm(bias, x, weight.t())
             x = x if activate is None else activate(x)
-        found.append(x)
-    return found
+        outputs.append(x)
+    return outputs
 
 
-def _gradients(slope: Rows, x: Rows) -> tuple[Float[Tensor, "output input"], Float[Tensor, " output"]]:
-    """Of a layer's weight and bias, given the slope of what it returned and what it read."""
-    thin = min(x.shape[1], slope.shape[1]) < NARROW
+def _linear_grads(grad: Rows, x: Rows) -> tuple[Float[Tensor, "output input"], Float[Tensor, " output"]]:
+    """Gradients of a layer's weight and bias, given that of its output and its input."""
+    thin = min(x.shape[1], grad.shape[1]) < NARROW
     if FUSED and len(x) >= ROWS and not thin:
-        return _product(slope.t(), x.t()), slope.sum(0)
+        return _product(grad.t(), x.t()), grad.sum(0)
     # of the two ways round, the thin matrix on the left is the fast one
-    return (slope.t() @ x if slope.shape[1] <= x.shape[1] else (x.t() @ slope).t().contiguous()), slope.sum(0)
+    return (grad.t() @ x if grad.shape[1] <= x.shape[1] else (x.t() @ grad).t().contiguous()), grad.sum(0)
 
 
 class _Layers(torch.autograd.Function):
     """The layers with their gradient, written out: nothing is recorded between them, and large products are oneDNN's."""
 
     @staticmethod
-    def forward(ctx: Any, kinds: tuple[type[nn.Module], ...], x: Rows, *weights: Tensor) -> Rows:
-        found = _layers(x, weights, kinds)
+    def forward(ctx: Any, kinds: Sequence[type[nn.Module]], x: Rows, *weights: Tensor) -> Rows:
+        outputs = _layer_outputs(x, weights, kinds)
         ctx.kinds = kinds
-        kept = found if len(kinds) == len(found) else found[:-1]
-        ctx.save_for_backward(x, *weights[::2], *kept)
-        return found[-1]
+        ctx.save_for_backward(x, *weights[::2], *(outputs if len(kinds) == len(outputs) else outputs[:-1]))
+        return outputs[-1]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *slopes: Rows) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        slope, saved, kinds, wanted = slopes[0].contiguous(), ctx.saved_tensors, ctx.kinds, ctx.needs_input_grad
-        depth = (len(wanted) - 2) // 2
-        weights, seen = saved[1 : 1 + depth], (saved[0], *saved[1 + depth :])
-        found: list[Any] = [None] * 2 * depth
+    def backward(ctx: Any, *grads: Rows) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad, saved, kinds, needed = grads[0].contiguous(), ctx.saved_tensors, ctx.kinds, ctx.needs_input_grad
+        depth = (len(needed) - 2) // 2
+        weights, inputs = saved[1 : 1 + depth], (saved[0], *saved[1 + depth :])
+        weight_grads: list[Any] = [None] * 2 * depth
         for k in reversed(range(depth)):
             if k < len(kinds):
-                slope = ACTIVATIONS[kinds[k]][2](slope, seen[k + 1])
-            if wanted[2 + 2 * k]:
-                found[2 * k : 2 * k + 2] = _gradients(slope, seen[k])
-            if k == 0 and not wanted[1]:
-                return None, None, *found
-            fused = FUSED and len(slope) >= ROWS and min(weights[k].shape) >= NARROW
-            slope = _product(slope, weights[k].t()) if fused else slope @ weights[k]
-        return None, slope, *found
+                grad = ACTIVATIONS[kinds[k]][2](grad, inputs[k + 1])
+            if needed[2 + 2 * k]:
+                weight_grads[2 * k : 2 * k + 2] = _linear_grads(grad, inputs[k])
+            if k == 0 and not needed[1]:
+                return None, None, *weight_grads
+            fused = FUSED and len(grad) >= ROWS and min(weights[k].shape) >= NARROW
+            grad = _product(grad, weights[k].t()) if fused else grad @ weights[k]
+        return None, grad, *weight_grads
+
+
+def plain_mlp(x: Rows, weights: Sequence[Tensor], kinds: Sequence[type[nn.Module]]) -> Rows:
+    """x_{k+1} = f_k(x_k W_k' + b_k)."""
+    for k, (weight, bias) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
+        x = nn.functional.linear(x, weight, bias)
+        x = kinds[k]()(x) if k < len(kinds) else x
+    return x
+
+
+@kernel(plain_mlp)
+def mlp(x: Rows, weights: Sequence[Tensor], kinds: Sequence[type[nn.Module]]) -> Rows:
+    """x_{k+1} = f_k(x_k W_k' + b_k) in float32 on a CPU, with a written-out gradient.
+
+    Args:
+        x: the input.
+        weights: W_0, b_0, W_1, b_1, ...
+        kinds: the activations' modules, one per layer or one less.
+    """
+    if torch.is_grad_enabled():
+        outputs = [cast(Tensor, _Layers.apply(kinds, chunk, *weights)) for chunk in _chunks(x)]
+    else:
+        outputs = [_layer_outputs(chunk, weights, kinds)[-1] for chunk in _chunks(x)]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def plain_tanh_mlp(weights: Sequence[Tensor]) -> Callable[[Rows], Rows]:
+    """Return x -> W_n tanh(... tanh(W_0 x + b_0)) + b_n."""
+    return partial(plain_mlp, weights=weights, kinds=[nn.Tanh] * (len(weights) // 2 - 1))
+
+
+@kernel(plain_tanh_mlp)
+def tanh_mlp(weights: Sequence[Tensor]) -> Callable[[Rows], Rows]:
+    """Return x -> W_n tanh(... tanh(W_0 x + b_0)) + b_n, without gradient and with few calls, for few rows.
+
+    tanh x = 2 sigmoid(2 x) - 1, whose factors and shift go into copies of the weights on either side.
+    """
+    pairs, folded = list(zip(weights[::2], weights[1::2], strict=True)), []
+    for k, (weight, bias) in enumerate(pairs):
+        weight, bias = (weight, bias) if k == 0 else (2 * weight, bias - weight.sum(1))
+        inner = 2 if k < len(pairs) - 1 else 1
+        folded.append(((inner * weight).t().contiguous(), inner * bias))
+
+    def forward(x: Rows) -> Rows:
+        for weight, bias in folded[:-1]:
+            x = torch.addmm(bias, x, weight).sigmoid_()
+        weight, bias = folded[-1]
+        return torch.addmm(bias, x, weight)
+
+    return forward
 
 
 class Perceptron(nn.Sequential):
@@ -141,44 +199,30 @@ class Perceptron(nn.Sequential):
                 input = layer.forward(input)  # without the bookkeeping of `nn.Module.__call__`
             return input
         weights = [p for layer in layers[::2] for p in layer._parameters.values()]
-        kinds = tuple(map(type, layers[1::2]))
-        if torch.is_grad_enabled():
-            found: list[Any] = [_Layers.apply(kinds, piece, *weights) for piece in _pieces(input)]
-        else:
-            found = [_layers(piece, weights, kinds)[-1] for piece in _pieces(input)]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return mlp(input, weights, tuple(map(type, layers[1::2])))
 
     def fold_weights(self) -> Callable[[Rows], Rows]:
-        """The same function, for as long as no weight moves: what rollouts ask step by step, with few calls for few rows.
-
-        tanh x = 2 sigmoid(2 x) - 1, and its factors and shift go into the weights on either side.
-        """
+        """Return the same function for as long as no weight changes, faster for the few rows of a rollout's step."""
         layers: list[Any] = list(self._modules.values())
         weights = [p.detach() for layer in layers[::2] for p in layer._parameters.values()]
         kinds = tuple(map(type, layers[1::2]))
         if {*kinds} != {nn.Tanh} or len(kinds) == len(weights) // 2 or weights[0].dtype != torch.float32:
             return self.forward
-        steps = []
-        for k, (weight, bias) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
-            weight, bias = (weight, bias) if k == 0 else (2 * weight, bias - weight.sum(1))
-            inner = 2 if k < len(kinds) else 1
-            steps.append(((inner * weight).t().contiguous(), inner * bias))
-
-        def forward(x: Rows) -> Rows:
-            if len(x) >= ROWS:
-                return self.forward(x)
-            for weight, bias in steps[:-1]:
-                x = torch.addmm(bias, x, weight).sigmoid_()
-            weight, bias = steps[-1]
-            return torch.addmm(bias, x, weight)
-
-        return forward
+        folded = tanh_mlp(weights)
+        return lambda x: self.forward(x) if len(x) >= ROWS else folded(x)
 
 
-def multilayer(
+def build_mlp(
     widths: Sequence[int], gain: float, generator: torch.Generator, activation: type[nn.Module] = nn.Tanh
 ) -> Perceptron:
-    """Linear layers with an activation between them; drawn from `generator`, the last one with the given gain."""
+    """Build linear layers with an activation between them, orthogonal with gain sqrt(2), biases 0.
+
+    Args:
+        widths: of the input, the hidden layers and the output.
+        gain: of the last layer.
+        generator: draws the weights.
+        activation: after every layer but the last.
+    """
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
         linear = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")

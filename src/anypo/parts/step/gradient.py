@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 
 from anypo.errors import UsageError
-from anypo.kernels.adamw import FusedAdamW, total_norm
+from anypo.kernels.adamw import optimizer_step, total_norm
 from anypo.numbers import Number
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -92,8 +92,7 @@ class Descent(Generic[Recipe]):
             own = self.recipe.policy_lr
             for group in self.optimizer.param_groups:
                 group["lr"] = float(own) if own is not None and group.get("name") == "policy" else lr
-            if not (isinstance(self.optimizer, FusedAdamW) and self.optimizer.at_once()):
-                self.optimizer.step()
+            optimizer_step(self.optimizer)
             self.updates += 1
         return {**metrics, "grad_norm": norm, "lr": lr, "skipped": float(not finite)}
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anypo.errors import RunError
-from anypo.kernels.squashed_normal import SquashedSample
+from anypo.kernels.squashed_normal import squashed_sample
 from anypo.policies.decisions import MASK
 
 
@@ -26,7 +25,7 @@ class Squashed:
 
     def at(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The action for standard normal noise, differentiable, and its log-probability."""
-        return cast(tuple[Tensor, Tensor], SquashedSample.apply(self.mean, self.log_std, noise))
+        return squashed_sample(self.mean, self.log_std, noise)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anypo.errors import UsageError
 from anypo.kernels.compiler import CompiledFn
-from anypo.kernels.mlp import multilayer
+from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise
 from anypo.policies.control.normalize import RunningNorm, normalized_obs
@@ -80,10 +80,10 @@ class MLPPolicy(ActorCritic):
         self.encode = Flat(observation_space)
         dim = len(self.encode.boxed)
         generator = torch.Generator().manual_seed(seed)
-        self.actor = multilayer([dim, *hidden, outputs], 0.01, generator)
+        self.actor = build_mlp([dim, *hidden, outputs], 0.01, generator)
         self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
         self.heads = names_of(value)
-        self.critic = multilayer([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
+        self.critic = build_mlp([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
         self.numeric = bool(self.encode.boxed.all())

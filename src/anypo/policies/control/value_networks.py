@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anypo.kernels.ensemble_mlp import FEW, Layers, exact_products, fixed, normed, propagated
+from anypo.kernels.ensemble_mlp import MIN_HALF_ROWS, autocast_off, ensemble_mlp
 from anypo.views import Network
 
 
 class Ensemble(nn.Module):
     """`size` perceptrons with the same shape and ReLU between layers, [M, inputs] -> [M, size, outputs].
 
-    Weights and biases are drawn from U(-1/sqrt(inputs), 1/sqrt(inputs)), each member's on its own. norm: layer
-    normalization, with a gain and a shift of each member's own, before every activation (arXiv 2302.02948, sec. 4.2).
+    Weights and biases are drawn from U(-1/sqrt(inputs), 1/sqrt(inputs)), independently for each member. norm: layer
+    normalization, with a gain and a shift for each member, before every activation (arXiv 2302.02948, sec. 4.2).
     """
 
     def __init__(self, size: int, widths: Sequence[int], norm: bool, generator: torch.Generator):
@@ -42,23 +42,43 @@ class Ensemble(nn.Module):
         more: Float[Tensor, "sample rest"] | None = None,
         frozen: bool = False,
     ) -> Float[Tensor, "sample member output"]:
-        """more: the rest of the input. frozen: the parameters are constants; the gradient runs to the inputs alone.
+        """Evaluate every member. Under autocast the products between hidden layers, nearly all of the work, are in bfloat16;
+        inputs and outputs, whose differences matter, are not.
 
-        Under autocast the products between hidden layers, nearly all of the work, are in bfloat16; inputs and outputs, whose
-        differences matter, are not.
+        Args:
+            x: the input of all members.
+            more: further columns of the input.
+            frozen: the parameters are constants; the gradient reaches the inputs alone.
         """
-
-        weights, biases = fixed(self.weights, frozen), fixed(self.biases, frozen)
-        with exact_products(x.device.type) as half:
-            half = half and len(x) >= FEW
+        weights, biases = _tensors(self.weights, frozen), _tensors(self.biases, frozen)
+        with autocast_off(x.device.type) as half:
+            half = half and len(x) >= MIN_HALF_ROWS
             if self.norm:
-                whole = x if more is None else torch.cat([x, more], -1)
-                out = normed(whole, weights, biases, fixed(self.gains, frozen), fixed(self.shifts, frozen), half)
-            elif torch.is_grad_enabled():
-                out = cast(Tensor, Layers.apply(half, x, more, *weights, *biases))
+                x = x if more is None else torch.cat([x, more], -1)
+                out = self._with_layer_norm(x, weights, biases, frozen, half)
             else:
-                out = propagated(x, more, weights, biases, half)[0]
+                out = ensemble_mlp(x, more, weights, biases, half)
         return out.transpose(0, 1)
+
+    def _with_layer_norm(
+        self, x: Tensor, weights: list[Tensor], biases: list[Tensor], frozen: bool, half: bool
+    ) -> Float[Tensor, "member sample output"]:
+        gains, shifts = _tensors(self.gains, frozen), _tensors(self.shifts, frozen)
+        out, last = x.expand(self.size, *x.shape), len(weights) - 1
+        for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if half and 0 < k < last:
+                out = torch.bmm(out.bfloat16(), weight.bfloat16()).float() + bias
+            else:
+                out = torch.baddbmm(bias, out, weight)
+            if k < last:
+                out = (nn.functional.layer_norm(out, out.shape[-1:]) * gains[k] + shifts[k]).relu()
+        return out
+
+
+def _tensors(parameters: nn.ParameterList, frozen: bool) -> list[Tensor]:
+    """The parameters, detached when frozen; by the dictionary, since to index a ParameterList takes as long as a small product."""
+    tensors = cast(list[Tensor], list(parameters._parameters.values()))
+    return [p.detach() for p in tensors] if frozen else tensors
 
 
 class Autoencoder(nn.Module):
@@ -76,7 +96,7 @@ class Autoencoder(nn.Module):
     def forward(
         self, state: Float[Tensor, "sample state"], action: Float[Tensor, "sample action"], noise: Tensor | None
     ) -> tuple[Float[Tensor, "sample action"], Float[Tensor, " sample"]]:
-        """(reconstruction, KL(N(mean, std^2) || N(0, 1)) averaged over the latent); without noise the latent is its mean."""
+        """Return (reconstruction, KL(N(mean, std^2) || N(0, 1)) averaged over the latent); without noise the latent is its mean."""
         mean, log_std = self.encoder(state, action)[:, 0].chunk(2, -1)
         log_std = log_std.clamp(-4, 15)
         latent = mean if noise is None else mean + log_std.exp() * noise
@@ -92,13 +112,22 @@ def build_value_networks(
     hidden: Sequence[int],
     generator: torch.Generator,
 ) -> nn.ModuleDict:
-    """The modules of named value functions. With `choices` discrete actions Q(s, .) has one output per choice."""
-    made = nn.ModuleDict()
+    """Build the modules of named value functions.
+
+    Args:
+        networks: value functions by name.
+        state: length of the features of a state.
+        action: components of an action.
+        choices: discrete actions, for each of which Q(s, .) has an output; 0 for numbers.
+        hidden: widths of the hidden layers.
+        generator: draws the weights.
+    """
+    modules = nn.ModuleDict()
     for name, spec in networks.items():
         if spec.of == "autoencoder":
-            made[name] = Autoencoder(state, action, 3 * max(hidden), generator)
+            modules[name] = Autoencoder(state, action, 3 * max(hidden), generator)
             continue
         inputs = state + (action if spec.of == "action" and not choices else 0)
         outputs = (choices if spec.of == "action" and choices else 1) * (2 if spec.spread else 1)
-        made[name] = Ensemble(spec.ensemble, (inputs, *hidden, outputs), spec.norm, generator)
-    return made
+        modules[name] = Ensemble(spec.ensemble, (inputs, *hidden, outputs), spec.norm, generator)
+    return modules

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anypo.errors import UsageError
-from anypo.kernels.mlp import multilayer
+from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.mlp import MLPPolicy
 from anypo.policies.decisions import Decisions, valid_mask
 from anypo.policies.weights import snapshot, swap_params
@@ -77,7 +77,7 @@ class Denoiser(MLPPolicy):
         self.log_std = None
         width = len(self.encode.boxed) + self.size + 2 * len(FREQUENCIES)
         # without saturation: near the action the velocity and the noise are steep functions of x
-        self.actor = multilayer([width, *hidden, self.size], 0.01, torch.Generator().manual_seed(seed), nn.ReLU)
+        self.actor = build_mlp([width, *hidden, self.size], 0.01, torch.Generator().manual_seed(seed), nn.ReLU)
 
         self.hold()
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.errors import UsageError
-from anypo.kernels.mlp import multilayer
+from anypo.kernels.mlp import build_mlp
 from anypo.policies.generative.denoiser import BOX, FREQUENCIES, Denoiser, time_embedding
 
 
@@ -57,7 +57,7 @@ class FlowPolicy(Denoiser):
         self.level, self.low, self.high = level, low, high
         inputs = len(self.encode.boxed) + 2 * len(FREQUENCIES)
         generator = torch.Generator().manual_seed(seed)
-        self.spread = multilayer([inputs, 64, 64, self.size], 0.01, generator) if noise == "learned" else None
+        self.spread = build_mlp([inputs, 64, 64, self.size], 0.01, generator) if noise == "learned" else None
 
     def transition(
         self, features: Float[Tensor, "draw dim"], x: Float[Tensor, "draw component"], step: Int[Tensor, " draw"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from anypo.kernels.mlp import LARGEST, ROWS, SMALL, multilayer, tanh_
+from anypo.kernels.mlp import LARGEST, ROWS, SMALL, build_mlp, tanh_
 
 
 def test_the_fast_tanh_is_tanh():
@@ -18,7 +18,7 @@ def test_the_fast_tanh_is_tanh():
 @pytest.mark.parametrize("widths", [(3, 5), (4, 64, 64, 2), (40, 32, 24, 33)], ids=str)
 def test_the_written_out_gradient_is_that_of_the_layers(rows, activation, widths):
     generator = torch.Generator().manual_seed(0)
-    net = multilayer(widths, 1.0, generator, activation)
+    net = build_mlp(widths, 1.0, generator, activation)
     x = torch.randn(rows, widths[0], generator=generator, requires_grad=True)
     weight = torch.randn(rows, widths[-1], generator=generator)
     plain = x
@@ -28,17 +28,19 @@ def test_the_written_out_gradient_is_that_of_the_layers(rows, activation, widths
     torch.testing.assert_close(net(x), plain, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(net(x), plain, atol=1e-5, rtol=1e-5)
-    slopes = zip(torch.autograd.grad(net(x), inputs, weight), torch.autograd.grad(plain, inputs, weight), strict=True)
-    for ours, theirs in slopes:
+    gradients = zip(
+        torch.autograd.grad(net(x), inputs, weight), torch.autograd.grad(plain, inputs, weight), strict=True
+    )
+    for ours, theirs in gradients:
         torch.testing.assert_close(ours, theirs, atol=1e-5 * max(1.0, float(theirs.norm())), rtol=1e-5)
 
 
-def test_frozen_layers_inner_layers_and_spread_slopes():
-    net = multilayer((4, 64, 64, 20), 1.0, torch.Generator().manual_seed(1))
+def test_frozen_layers_inner_layers_and_expanded_gradients():
+    net = build_mlp((4, 64, 64, 20), 1.0, torch.Generator().manual_seed(1))
     x = torch.randn(ROWS, 4)
     inner = net[:-1]
     torch.testing.assert_close(inner(x), net[3](net[2](net[1](net[0](x)))), atol=1e-5, rtol=1e-5)
-    inner(x).sum().backward()  # its slope is one number seen everywhere
+    inner(x).sum().backward()  # the gradient of its output is one expanded number
     assert [p.grad is None for p in net.parameters()] == [False] * 4 + [True] * 2
     for p in net[0].parameters():
         p.requires_grad_(False)
@@ -48,7 +50,7 @@ def test_frozen_layers_inner_layers_and_spread_slopes():
 
 
 def test_other_types_shapes_and_autocast_take_the_layers_as_they_are():
-    net = multilayer((4, 16, 2), 1.0, torch.Generator().manual_seed(2))
+    net = build_mlp((4, 16, 2), 1.0, torch.Generator().manual_seed(2))
     x = torch.randn(2, 3, 4)
     torch.testing.assert_close(net(x).flatten(0, 1), net(x.flatten(0, 1)), atol=1e-6, rtol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -58,7 +60,7 @@ def test_other_types_shapes_and_autocast_take_the_layers_as_they_are():
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 def test_folded_weights_are_the_same_function(activation):
-    net = multilayer((4, 64, 64, 2), 1.0, torch.Generator().manual_seed(3), activation)
+    net = build_mlp((4, 64, 64, 2), 1.0, torch.Generator().manual_seed(3), activation)
     for p in net.parameters():
         p.data += 0.1
     for rows in (1, 64, ROWS):
