@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anypo import Request, Trajectories
-from anypo.errors import UsageError
+from anypo.errors import MissingField, UsageError
 from anypo.types import FIELDS, STEP_FIELDS, whole
 
 
@@ -42,6 +42,14 @@ def test_get_finds_fields_and_extra_inputs_and_gives_none_for_the_rest() -> None
     assert b.get("hint") is b.extra["hint"]
     assert b.get("value") is None
     assert b.get("nothing") is None
+
+
+def test_need_gives_fields_and_extra_inputs_and_names_the_one_that_is_missing() -> None:
+    b = Trajectories(logp=torch.zeros(2, 3), extra={"clip": torch.ones(2)})
+    assert b.need("logp") is b.logp
+    assert b.need("clip") is b.extra["clip"]
+    with pytest.raises(MissingField, match="logp_old"):
+        b.need("logp_old")
 
 
 def test_row_mean_is_over_valid_decisions_and_zero_for_an_empty_row() -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from anypo.errors import UsageError
+from anypo.errors import MissingField, UsageError
 
 EVERY = torch.ones((), dtype=torch.bool)
 """What a mask without a gap is a view of (`clean` sees to that), on CPUs: who knows it counts and averages with one call. Masks
@@ -103,8 +103,15 @@ class Trajectories:
 
     def get(self, name: str) -> Any:
         """The field or extra input called `name`, or None."""
-        found = getattr(self, name) if name in FIELDS else None
-        return self.extra.get(name) if found is None else found
+        field_value = getattr(self, name) if name in FIELDS else None
+        return self.extra.get(name) if field_value is None else field_value
+
+    def need(self, name: str) -> Tensor:
+        """The field or extra input called `name`; MissingField where the batch has none."""
+        tensor = self.get(name)
+        if tensor is None:
+            raise MissingField(name)
+        return tensor
 
     def but(self, **changes: Any) -> Trajectories:
         """A copy with some fields replaced."""

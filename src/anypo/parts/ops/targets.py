@@ -27,16 +27,9 @@ POLYAK = 0.005
 """Share by which targets follow, unless a method says otherwise."""
 
 
-def field(b: Trajectories, name: str) -> Tensor:
-    """A field the part has declared to read."""
-    found = b.get(name)
-    assert found is not None
-    return found
-
-
 def backup(b: Trajectories, after: Float[Tensor, "row step"], gamma: float) -> Float[Tensor, "row step"]:
     """r + gamma (1 - d) * value of what follows, as a constant."""
-    return (field(b, "reward") + gamma * (1 - field(b, "terminal")) * after).detach()
+    return (b.need("reward") + gamma * (1 - b.need("terminal")) * after).detach()
 
 
 def regress(error: Float[Tensor, "row step member"], b: Trajectories, huber: float | None = None) -> Float[Tensor, ""]:

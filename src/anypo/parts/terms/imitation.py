@@ -14,7 +14,6 @@ from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.log_ratio import row_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.pairs import ranked_pairs, row_weight
-from anypo.parts.ops.targets import field
 from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
@@ -97,7 +96,7 @@ class CloneAction:
         return ("action_policy", self.to)
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        gap = (field(b, "action_policy") - field(b, self.to)).square().mean(-1)
+        gap = (b.need("action_policy") - b.need(self.to)).square().mean(-1)
         loss = token_mean(gap, b)
         return float(self.coef) * loss, {"clone_gap": masked_mean(gap.detach(), b.valid)}
 
@@ -126,13 +125,13 @@ class CloneGoodAction:
     reads = (*live, *views)
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        v, vae = field(b, "v_now"), field(b, "vae_policy")
-        recorded, proposed = field(b, "q_now")[..., 0] - v, field(b, "q_vae")[..., 0] - v
+        v, vae = b.need("v_now"), b.need("vae_policy")
+        recorded, proposed = b.need("q_now")[..., 0] - v, b.need("q_vae")[..., 0] - v
         target = torch.where(
-            (proposed >= recorded).unsqueeze(-1), vae if self.through else vae.detach(), field(b, "taken")
+            (proposed >= recorded).unsqueeze(-1), vae if self.through else vae.detach(), b.need("taken")
         )
         gate = self.mask * ((proposed >= 0).to(v.dtype) + (recorded > 0).to(v.dtype))
-        gap = (field(b, "action_policy") - target).square().mean(-1)
+        gap = (b.need("action_policy") - target).square().mean(-1)
         loss = token_mean(gate * gap, b)
         return float(self.coef) * loss, {
             "clone_gap": masked_mean(gap.detach(), b.valid),

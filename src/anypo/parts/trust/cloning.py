@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.targets import field
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -58,11 +57,11 @@ class WeightedBC:
         return ("logp", "advantage") if self.weighted else ("logp",)
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        logp = field(b, "logp")
+        logp = b.need("logp")
         told = {"logp_data": masked_mean(logp.detach(), b.valid)}
         if not self.weighted:
             return logp, told
-        w = field(b, "advantage").detach().exp().clamp(max=self.cap)
+        w = b.need("advantage").detach().exp().clamp(max=self.cap)
         return w * logp, {**told, "data_weight": masked_mean(w, b.valid)}
 
 
@@ -78,4 +77,4 @@ class NoPolicyLoss:
     reads = ("reward",)
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        return torch.zeros_like(field(b, "reward")), {}
+        return torch.zeros_like(b.need("reward")), {}
