@@ -109,3 +109,38 @@ class SavesModel(Protocol):
     """A policy that can be written as a model other programs load."""
 
     def save(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class LinearReduce(Protocol):
+    """A reduction sum_{i,t} c_{i,t} s_{i,t}, with its coefficients."""
+
+    def coefficients(self, b: Trajectories) -> Tensor: ...
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """A term of the loss that is multiplied by a coefficient; 0 switches it off."""
+
+    coef: Any
+
+
+@runtime_checkable
+class SelectsRows(Protocol):
+    """A term that is computed on some rows only: `expert` for demonstrations."""
+
+    rows: str
+
+
+@runtime_checkable
+class Silent(Protocol):
+    """A part that, with `silent` true, has no objective on purpose."""
+
+    silent: bool
+
+
+@runtime_checkable
+class KeepsDirection(Protocol):
+    """A stepper that keeps the direction of its last update, one tensor per parameter; empty before the first one."""
+
+    direction: list[Tensor]

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import strategies
 import torch
-from strategies import all_reads, gradients, polluted, random_advantage, same_bits
+from strategies import all_reads, fill_masked, gradients, random_advantage, same_bits
 from torch import Tensor
 
 import anypo
@@ -133,7 +133,7 @@ def test_unequal_token_counts_give_the_same_gradient_as_one_big_batch() -> None:
 def test_rubbish_under_the_mask_leaves_loss_and_gradient_bit_equal_in_float32(name: str, rubbish: float) -> None:
     method = anypo.method(name)
     b = random_advantage(method.prepare(random_batch(11, 6, 6, dtype=torch.float32, holes=0.5)))
-    (loss, _, g), (loss_, _, h) = gradients(method, b), gradients(method, polluted(b, rubbish))
+    (loss, _, g), (loss_, _, h) = gradients(method, b), gradients(method, fill_masked(b, rubbish))
     assert loss.isfinite()
     assert same_bits(loss, loss_)
     assert all(same_bits(g[k], h[k]) for k in g)
