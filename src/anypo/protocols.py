@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -161,3 +162,45 @@ class Configures(Protocol):
     """A task that a recipe configures before the first rollout: how many environments, whether rewards are scaled."""
 
     def configure(self, recipe: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class SavesModel(Protocol):
+    """A policy that can be written as a model other programs load."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class LinearReduce(Protocol):
+    """A reduction sum_{i,t} c_{i,t} s_{i,t}, with its coefficients."""
+
+    def coefficients(self, b: Trajectories) -> Tensor: ...
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """A term of the loss that is multiplied by a coefficient; 0 switches it off."""
+
+    coef: Any
+
+
+@runtime_checkable
+class SelectsRows(Protocol):
+    """A term that is computed on some rows only: `expert` for demonstrations."""
+
+    rows: str
+
+
+@runtime_checkable
+class Silent(Protocol):
+    """A part that, with `silent` true, has no objective on purpose."""
+
+    silent: bool
+
+
+@runtime_checkable
+class KeepsDirection(Protocol):
+    """A stepper that keeps the direction of its last update, one tensor per parameter; empty before the first one."""
+
+    direction: list[Tensor]

@@ -9,7 +9,7 @@ import pytest
 import strategies
 import torch
 from entries import entries
-from strategies import all_reads, gradients, polluted, random_advantage, same_bits
+from strategies import all_reads, fill_masked, gradients, random_advantage, same_bits
 from torch import Tensor
 
 import anypo
@@ -139,7 +139,7 @@ def test_rubbish_under_the_mask_leaves_loss_and_gradient_bit_equal_in_float32(na
     loss, _, g = gradients(method, b)
     assert loss.isfinite()
     for rubbish in (float("nan"), float("inf"), float("-inf"), 1e30):
-        loss_, _, h = gradients(method, polluted(b, rubbish))
+        loss_, _, h = gradients(method, fill_masked(b, rubbish))
         assert same_bits(loss, loss_), rubbish
         assert all(same_bits(g[k], h[k]) for k in g), rubbish
 
