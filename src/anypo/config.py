@@ -19,12 +19,12 @@ class Config:
     """What a run is made of.
 
     method: id of a method. task, policy: {name: ..., further options}; the bare name is enough. stages: changes to the
-    method's slots; in the file they stand at the top level under the slot's name.
+    method's slots; at the top level of the file, under the slot's name.
     steps: length of the run in the task's unit (batches; environment steps for Gymnasium). None: the task recommends.
     target: stop once the held-out measure reaches it. evaluate_every, checkpoint_every: in batches; None: ten times a run.
     episodes: held-out episodes or prompts per evaluation (None: the task's own number).
     autocast: bfloat16 autocast of the network: auto (on hardware that is fast at it), on, off. micro: decisions per forward pass.
-    compile: machine code for control's updates and rollouts, made in about a minute where there is a C++ compiler, and on GPUs for
+    compile: compiled updates and rollouts of control policies, after about a minute where there is a C++ compiler, and on GPUs for
         the next token of a language model: on, off.
     kernels: fast, or plain: each kernel is replaced by the PyTorch code it is tested against, slower and equal up to rounding.
     device: where the policy lives. threads: CPU threads of torch. trackers: metric writers (tensorboard, wandb, trackio).
@@ -50,7 +50,7 @@ class Config:
     trackers: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in config.yaml: stages at the top level."""
+        """The content of config.yaml: stages at the top level."""
         plain = asdict(self)
         stages = plain.pop("stages")
         return {**plain, **stages}
@@ -82,28 +82,28 @@ def from_dict(values: dict[str, Any]) -> Config:
             config[key] = value
         else:
             raise unknown("key", str(key), (*KEYS, *SLOTS))
-    made = Config(**config)
+    result = Config(**config)
     for key in ("seed", *COUNTS):
-        value = getattr(made, key)
+        value = getattr(result, key)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-            setattr(made, key, value)
+            setattr(result, key, value)
         optional = value is None and key not in ("seed", "micro")
         if not optional and (type(value) is not int or value < (key != "seed")):
             raise UsageError(f"{key} is {value!r}; it takes a {'whole' if key == 'seed' else 'positive whole'} number")
-    if not isinstance(made.method, str):
-        raise UsageError(f"method is {made.method!r}; it takes the id of a method, see `anypo methods`")
-    if made.target is not None and (isinstance(made.target, bool) or not isinstance(made.target, (int, float))):
-        raise UsageError(f"target is {made.target!r}; it takes a number")
-    made.out = None if made.out is None else str(made.out)
+    if not isinstance(result.method, str):
+        raise UsageError(f"method is {result.method!r}; it takes the id of a method, see `anypo methods`")
+    if result.target is not None and (isinstance(result.target, bool) or not isinstance(result.target, (int, float))):
+        raise UsageError(f"target is {result.target!r}; it takes a number")
+    result.out = None if result.out is None else str(result.out)
     for key, choices in (("autocast", ("auto", "on", "off")), ("compile", ("on", "off")), ("kernels", KINDS)):
-        value = getattr(made, key)
+        value = getattr(result, key)
         if isinstance(value, bool):  # YAML reads on and off as true and false
             value = "on" if value else "off"
-            setattr(made, key, value)
+            setattr(result, key, value)
         if value not in choices:
             raise unknown(key, str(value), choices)
-    return made
+    return result
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -15,7 +15,13 @@ class RunError(RuntimeError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name nobody registered; it names the nearest one that exists."""
+    """The error for a name that is not registered; it names the nearest one.
+
+    Args:
+        kind: what the name should be, `method`.
+        name: as it was typed.
+        known: the registered names.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}."

@@ -151,7 +151,9 @@ class HasRecords(Protocol):
 
 @runtime_checkable
 class Proposes(Protocol):
-    """A policy that can propose actions beside those taken."""
+    """A policy that can propose actions beside those taken. latent: random numbers per decision its autoencoder reads."""
+
+    latent: int
 
     def propose(self, b: Trajectories, draw: Any, noise: Any) -> tuple[Tensor, Tensor | None]: ...
     def noise(self, b: Trajectories, draw: Any, generator: torch.Generator) -> Tensor | None: ...
@@ -204,3 +206,17 @@ class KeepsDirection(Protocol):
     """A stepper that keeps the direction of its last update, one tensor per parameter; empty before the first one."""
 
     direction: list[Tensor]
+
+
+@runtime_checkable
+class HasOptimizer(Protocol):
+    """A stepper that moves parameters by one of torch's optimizers."""
+
+    optimizer: torch.optim.Optimizer
+
+
+@runtime_checkable
+class Multiplies(Protocol):
+    """A policy that says whether its products are large enough for bfloat16 to be faster."""
+
+    large: bool

@@ -74,5 +74,11 @@ def learn_again(run: Run, method: Method) -> tuple[Trajectories, Metrics]:
 
 
 def with_noise(run: Run, method: Method, rows: Trajectories) -> Trajectories:
-    """The rows with random numbers for the actions the method's views propose."""
+    """Attach random numbers for the actions the method's views propose.
+
+    Args:
+        run: the run.
+        method: the present phase.
+        rows: as drawn.
+    """
     return attach_noise(run.policy, rows, method.views | method.live, run.generator)

@@ -126,8 +126,13 @@ def signature(method: Method, batch: Trajectories) -> tuple[Any, ...]:
 
 
 def cannot_trace(run: Run, method: Method, batch: Trajectories) -> str | None:
-    """Why updates on such minibatches cannot be traced; None where they can: one forward pass in which every decision counts,
-    of a method that stays as it is."""
+    """Say why updates on such minibatches cannot be traced; None where they can.
+
+    Args:
+        run: the run.
+        method: the present phase.
+        batch: traced are single forward passes in which every decision counts.
+    """
     if kernels.plain():
         return "the kernels are plain"
     if method.later:
@@ -176,7 +181,13 @@ def trace_update(run: Run, method: Method, batch: Trajectories, loss: Loss) -> T
 
 
 def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
-    """The inputs of an update, in the order of the trace: weights, anchors, knobs, rows."""
+    """The inputs of an update, in the order of the trace: weights, anchors, knobs, rows.
+
+    Args:
+        run: its weights and anchors.
+        knobs: read as host values.
+        batch: the rows.
+    """
     live = trainable_state(run.policy)
     return [
         *(tensor.detach() for tensor in live.values()),

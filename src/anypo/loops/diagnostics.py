@@ -18,7 +18,7 @@ from anypo.types import Trajectories
 from anypo.views import View
 
 TOLERANCE = 0.02
-"""Nats per decision by which sampling and evaluation may differ before somebody is told, beside the rounding of logits."""
+"""Nats per decision by which sampling and evaluation may differ before a warning, beside the rounding of logits."""
 
 
 ROUNDED = 4
@@ -61,34 +61,34 @@ DIAGNOSTICS: tuple[Observer, ...] = (Diagnostics(),)
 """The observers of every run."""
 
 
-def merge_metrics(made: list[dict[str, float]]) -> dict[str, float]:
-    """Metrics of several draws as those of one batch: sums of what is counted, else means over the draws that have them."""
-    if len(made) == 1:
-        return made[0]
-    found: dict[str, list[float]] = {}
-    for metrics in made:
+def merge_metrics(draws: list[dict[str, float]]) -> dict[str, float]:
+    """Merge the metrics of several draws: sums of counts, else means over the draws that have them."""
+    if len(draws) == 1:
+        return draws[0]
+    columns: dict[str, list[float]] = {}
+    for metrics in draws:
         for name, value in metrics.items():
-            found.setdefault(name, []).append(value)
-    means = {name: sum(values) / len(values) for name, values in found.items()}
-    return {**means, **{name: float(sum(found.get(name, ()))) for name in ("skipped", "updates")}}
+            columns.setdefault(name, []).append(value)
+    means = {name: sum(values) / len(values) for name, values in columns.items()}
+    return {**means, **{name: float(sum(columns.get(name, ()))) for name in ("skipped", "updates")}}
 
 
 def describe_batch(method: Method, batch: Trajectories) -> dict[str, float]:
-    """What the batch looks like before the update: size, and the shares of groups that teach nothing and of rows that do."""
-    found = {"rows": float(batch.shape[0]), "decisions": float(batch.valid.sum())}
+    """Describe a batch before its update: its size, the share of groups without variance and of rows with an advantage."""
+    metrics = {"rows": float(batch.shape[0]), "decisions": float(batch.valid.sum())}
     if method.traits["grouped"] and batch.score is not None and batch.group is not None:
         std = group_stats(batch.score, batch.group)[2]
         index, groups = index_groups(batch.group)
         dead = torch.zeros(groups, device=index.device).index_fill_(0, index[std == 0], 1.0)
-        found["dead_groups"] = float(dead.mean())
+        metrics["dead_groups"] = float(dead.mean())
     if (hint := batch.get("hint")) is not None:
-        found["hint"] = float(hint.mean())
+        metrics["hint"] = float(hint.mean())
     if batch.advantage is not None:
-        found["advantage_std"] = (
+        metrics["advantage_std"] = (
             float(batch.advantage[batch.valid].std(correction=0)) if bool(batch.valid.any()) else 0.0
         )
-        found["live_rows"] = float(((batch.advantage != 0) & batch.valid).any(1).float().mean())
-    return found
+        metrics["live_rows"] = float(((batch.advantage != 0) & batch.valid).any(1).float().mean())
+    return metrics
 
 
 def first_loss_is_on_policy(run: Run, method: Method) -> bool:
@@ -98,12 +98,12 @@ def first_loss_is_on_policy(run: Run, method: Method) -> bool:
 
 
 def sampled_mismatch(run: Run, batch: Trajectories) -> float:
-    """`disagreement` on a few rows before the update: 0 up to rounding, as nothing has changed since sampling."""
+    """`mismatch` on a few rows before the update: 0 up to rounding, as nothing has changed since sampling."""
     rows = max(1, min(8, 256 // max(batch.shape[1], 1)))
-    own = torch.arange(batch.shape[0]) if batch.expert_mask is None else (~batch.expert_mask).nonzero()[:, 0]
-    some = batch.rows(own[:rows])
+    sampled = torch.arange(batch.shape[0]) if batch.expert_mask is None else (~batch.expert_mask).nonzero()[:, 0]
+    few = batch.rows(sampled[:rows])
     with autocast(run):
-        return float(mismatch(views_without_grad(run.policy, some, LOGP, run.config.micro)["logp"], some))
+        return float(mismatch(views_without_grad(run.policy, few, LOGP, run.config.micro)["logp"], few))
 
 
 def warn_of_mismatch(mismatch: float, dtype: torch.dtype) -> None:
@@ -119,9 +119,8 @@ def warn_of_mismatch(mismatch: float, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def mismatch(logp: Tensor, batch: Trajectories) -> Tensor:
     """Mean |log pi - log pi_old| (nats) over the policy's own decisions."""
-    assert batch.logp_old is not None
-    own = batch.valid if batch.expert_mask is None else batch.valid & ~batch.expert_mask[:, None]
-    return masked_mean((logp - batch.logp_old).abs(), own)
+    sampled = batch.mask if batch.expert_mask is None else batch.valid & ~batch.expert_mask[:, None]
+    return masked_mean((logp - batch.need("logp_old")).abs(), sampled)
 
 
 def first_nonfinite(batch: Trajectories, metrics: dict[str, Any]) -> str:

@@ -67,18 +67,18 @@ def gradient(
 
 
 def loss_on(method: Method, policy: Policy, batch: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-    """The method's loss on `batch` in one forward pass, and its metrics: F(views(policy, batch))."""
+    """The method's loss on `batch` in one forward pass, and its metrics: loss = F(views(policy, batch))."""
     return method.loss(batch.put(evaluate_views(policy, batch, method.live)))
 
 
 def replay_loss(run: Run, method: Method, rows: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and metrics of rows from the store that are used once, in one pass: F(views(policy, prepare(rows)))."""
+    """Loss and metrics of rows from the store that are used once, in one pass: loss = F(views(policy, prepare(rows)))."""
     rows = method.prepare(compute_views(run, method, rows))
     with autocast(run):
         return loss_on(method, run.policy, rows)
 
 
 def minibatch_loss(run: Run, method: Method, rows: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and metrics of a minibatch of prepared rows, in one pass: F(views(policy, rows))."""
+    """Loss and metrics of a minibatch of prepared rows, in one pass: loss = F(views(policy, rows))."""
     with autocast(run):
         return loss_on(method, run.policy, rows)

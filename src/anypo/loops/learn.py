@@ -70,7 +70,13 @@ def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch
 
 
 def report(run: Run, record: Record, watch: Watch) -> None:
-    """Append the record to metrics.jsonl and show it to `watch`."""
+    """Append the record to metrics.jsonl and show it to `watch`.
+
+    Args:
+        run: whose folder holds the file; without a folder nothing is written.
+        record: metrics of one batch.
+        watch: called with the record.
+    """
     append(run, "metrics.jsonl", record)
     watch(record)
 

@@ -34,7 +34,14 @@ def microbatches(batch: Trajectories, micro: int) -> list[Tensor]:
 
 
 def flatten_decisions(batch: Trajectories, method: Method, independent: bool, size: int | None) -> Trajectories:
-    """The batch as single decisions, where minibatches of `size` may be cut from those. What a row ended in is not theirs."""
+    """Make every decision a row of its own where minibatches may be cut from those; how a row ended is dropped.
+
+    Args:
+        batch: prepared rows.
+        method: its level says what has to stay together.
+        independent: the policy evaluates each decision alone.
+        size: of the minibatches; 0 or None keeps the rows.
+    """
     if not (size and independent and method.level == "decision"):
         return batch
     extra = {name: tensor for name, tensor in batch.extra.items() if name != "last"}
@@ -46,8 +53,14 @@ def minibatches(
 ) -> Iterator[Trajectories]:
     """One shuffled pass over the batch, in minibatches of about `size` (equal within one, nothing dropped).
 
-    The unit is the smallest that keeps the objective exact: rows (single decisions, once `loosened`), else whole groups; a method
-    that needs the whole batch gets it.
+    The unit is the smallest that keeps the objective exact: rows (single decisions after `flatten_decisions`), else whole
+    groups; a method of level `batch` gets the whole batch.
+
+    Args:
+        batch: prepared rows.
+        method: its level says what has to stay together.
+        size: rows per minibatch; 0 or None for the whole batch.
+        generator: of the shuffle.
     """
     level = LEVELS.index(method.level)
     if not size or level == LEVELS.index("batch"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from anypo.protocols import Multiplies
 from anypo.runs.run import Run
 
 
@@ -32,10 +33,11 @@ def fast_in_bfloat16(device: str, policy: Any) -> bool:
     AVX512-bf16 where the policy's products are large."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported()
-    return device == "cpu" and getattr(policy, "large", False) and cpu_has_bfloat16()
+    return device == "cpu" and isinstance(policy, Multiplies) and policy.large and cpu_has_bfloat16()
 
 
 @cache
 def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware (AMX or AVX512-bf16)."""
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)

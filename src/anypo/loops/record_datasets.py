@@ -29,15 +29,15 @@ to expert; noisy: the expert, three actions in ten at random. Source of the reci
 
 def train_snapshots(run: Run, watch: Callable[[dict[str, Any]], None]) -> list[tuple[float, dict[str, torch.Tensor]]]:
     """Train, and keep the policy at every evaluation: (return, weights)."""
-    found: list[tuple[float, dict[str, torch.Tensor]]] = []
+    snapshots: list[tuple[float, dict[str, torch.Tensor]]] = []
 
     def keep(record: dict[str, Any]) -> None:
         watch(record)
         if f"eval/{run.task.metric}" in record:
-            found.append((record[f"eval/{run.task.metric}"], snapshot(run.policy)))
+            snapshots.append((record[f"eval/{run.task.metric}"], snapshot(run.policy)))
 
     learn(run, keep)
-    return found
+    return snapshots
 
 
 def record_datasets(
@@ -47,34 +47,50 @@ def record_datasets(
     namespace: str,
     watch: Callable[[dict[str, Any]], None] = lambda r: None,
 ) -> dict[str, float]:
-    """Train, then write `episodes` episodes of every quality as the Minari data set NAMESPACE/QUALITY-v0; their mean returns."""
+    """Train, then write episodes of every quality as the Minari data set NAMESPACE/QUALITY-v0; return their mean returns.
+
+    Args:
+        run: on a Gymnasium task.
+        qualities: names of `QUALITIES`.
+        episodes: per data set.
+        namespace: of the data sets.
+        watch: called with the record of every batch.
+
+    Raises:
+        UsageError: the task is not a Gymnasium environment.
+    """
     task = run.task
     if not isinstance(task, Gym):
         raise UsageError(f"data sets are collected from Gymnasium tasks, {task.name} is none")
     met = train_snapshots(run, watch)
     task.scale = None  # the data hold the environment's own rewards
     chance = record_episodes(run, met[0][1], 20, random=1.0)
-    assert chance.reward is not None
-    low, (high, best) = float(chance.reward.sum(1).mean()), max(met, key=lambda pair: pair[0])
+    low, (high, best) = float(chance.need("reward").sum(1).mean()), max(met, key=lambda pair: pair[0])
     half = min(met, key=lambda pair: abs(pair[0] - (low + high) / 2))[1]
     weights = {"random": best, "medium": half, "expert": best, "noisy": best}
     chances = {"random": 1.0, "noisy": 0.3}
     means = {}
     for quality in qualities:
         rows = [
-            record_episodes(run, weights[who], max(1, round(share * episodes)), random=chances.get(who, 0.0))
-            for who, share in QUALITIES[quality]
+            record_episodes(run, weights[stage], max(1, round(share * episodes)), random=chances.get(stage, 0.0))
+            for stage, share in QUALITIES[quality]
         ]
-        whole = Trajectories.cat(rows)
-        assert whole.reward is not None
+        data = Trajectories.cat(rows)
         name = f"{namespace}/{quality}-v0"
-        write_minari(name, task, whole, low, high, run.method.card.id)
-        means[name] = float(whole.reward.sum(1).mean())
+        write_minari(name, task, data, low, high, run.method.card.id)
+        means[name] = float(data.need("reward").sum(1).mean())
     return means
 
 
 def record_episodes(run: Run, weights: dict[str, torch.Tensor], episodes: int, random: float) -> Trajectories:
-    """Whole episodes of a policy, from starts not used before, with the actions as the environment took them."""
+    """Record whole episodes, from starts not used before, with the actions as the environment received them.
+
+    Args:
+        run: its task and policy.
+        weights: the policy's for these episodes.
+        episodes: how many.
+        random: probability that an action is uniform instead.
+    """
     first = run.pool.position
     run.pool.position += episodes
     requests = [Request(first + i, random=random) for i in range(episodes)]

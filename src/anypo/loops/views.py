@@ -16,38 +16,59 @@ from anypo.loops.precision import autocast
 from anypo.method.method import Method
 from anypo.policies.curvature import Moments
 from anypo.policies.weights import swap_params
-from anypo.protocols import Policy
+from anypo.protocols import HasOptimizer, Policy, Proposes
 from anypo.runs.run import Run
 from anypo.types import Trajectories
 from anypo.views import Draw, View
 
 
 def with_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
-    """The rows with random numbers for what is proposed, and their views."""
+    """Attach random numbers for the proposed actions, and compute the views.
+
+    Args:
+        run: the run.
+        method: the phase that declares the views.
+        rows: as sampled or drawn.
+    """
     return compute_views(run, method, attach_noise(run.policy, rows, method.views | method.live, run.generator))
 
 
 def compute_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
-    """The rows with what the method's parts declare to need beside what sampling kept. Equal views run once."""
+    """Add the views the method's parts declare, except those that sampling kept. Equal views run once.
+
+    Args:
+        run: the run.
+        method: the phase that declares the views.
+        rows: with random numbers for the proposed actions.
+    """
     wanted = dict(method.views)
     for name in [n for n, view in wanted.items() if view == View(n) and rows.get(n) is not None]:
         del wanted[name]  # sampling kept it
-    found: dict[str, torch.Tensor] = {}
+    values: dict[str, torch.Tensor] = {}
     for ablate in dict.fromkeys(view.ablate for view in wanted.values()):
         views = {name: view for name, view in wanted.items() if view.ablate == ablate}
         shown = run.policy.ablated(rows, ablate, run.generator) if ablate else rows
         with autocast(run), torch.no_grad():
-            found |= run_probes(run, shown, views)
-    return rows.put(found)
+            values |= run_probes(run, shown, views)
+    return rows.put(values)
 
 
 def run_probes(run: Run, rows: Trajectories, views: dict[str, View]) -> dict[str, torch.Tensor]:
-    """Views on one input: functionals of the decisions, and probes: functions of the policy, or of the store."""
+    """Compute views of one input: functionals of the decisions, and probes (functions of the policy or of the store).
+
+    Args:
+        run: the run.
+        rows: the input.
+        views: by the name of the field.
+
+    Raises:
+        UsageError: the policy cannot give what a view asks for.
+    """
     plain = {name: view for name, view in views.items() if view.functional in {*run.policy.functionals, "action"}}
     anchors = {view.of for view in plain.values()} | {view.draw.of for view in plain.values() if view.draw}
     for of in anchors - {"now"}:
         run.anchor(of)
-    found = views_without_grad(run.policy, rows, plain, run.config.micro, run.anchors) if plain else {}
+    values = views_without_grad(run.policy, rows, plain, run.config.micro, run.anchors) if plain else {}
     for name in views.keys() - plain.keys():
         view = views[name]
         probe = getattr(run.policy, view.functional, None) or getattr(run.store, view.functional, None)
@@ -62,30 +83,36 @@ def run_probes(run: Run, rows: Trajectories, views: dict[str, View]) -> dict[str
         if view.draw is not None:
             shown = rows.but(trace={**rows.trace, "action": propose(run.policy, rows, view.draw)[0]})
         with use_weights(run.policy, run.anchors, view.of):
-            found[name] = probe(shown)
-    return found
+            values[name] = probe(shown)
+    return values
 
 
-def minibatch_views(run: Run, method: Method, part: Trajectories) -> Trajectories:
-    """A minibatch with what its minibatch links need to know about the policy as it is now, and the coming step's size."""
+def minibatch_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
+    """Add what minibatch links read about the present policy, and the learning rate of the coming step.
+
+    Args:
+        run: the run.
+        method: the phase; without minibatch links the rows stay as they are.
+        rows: a minibatch.
+    """
     views = method.late_views
     if not views:
-        return part
-    chunks, memory = microbatches(part, run.config.micro), moments(run)
-    pieces = [run.policy.step_products(part.rows(rows), memory) for rows in chunks]
+        return rows
+    chunks, memory = microbatches(rows, run.config.micro), moments(run)
+    pieces = [run.policy.step_products(rows.rows(chunk), memory) for chunk in chunks]
     back = torch.cat(chunks).argsort()
-    found = {name: torch.cat([piece[name] for piece in pieces])[back] for name in pieces[0]}
-    lr = torch.full((part.shape[0],), run.stepper.lr(), device=part.valid.device)
-    return part.put({name: found[view.functional] for name, view in views.items()} | {"lr": lr})
+    products = {name: torch.cat([piece[name] for piece in pieces])[back] for name in pieces[0]}
+    lr = torch.full((rows.shape[0],), run.stepper.lr(), device=rows.valid.device)
+    return rows.put({name: products[view.functional] for name, view in views.items()} | {"lr": lr})
 
 
 def moments(run: Run) -> Moments | None:
-    """What the optimizer remembers about the policy's last layer; None where it remembers nothing (plain descent)."""
+    """The optimizer's moments of the policy's last layer; None for optimizers without (plain descent)."""
     weight, across = run.policy.last_layer()
-    optimizer = getattr(run.stepper, "optimizer", None)
-    state = optimizer.state.get(weight, {}) if optimizer is not None else {}
+    optimizer = run.stepper.optimizer if isinstance(run.stepper, HasOptimizer) else None
     if not isinstance(optimizer, torch.optim.Adam):
         return None
+    state = optimizer.state.get(weight, {})
     zero = torch.zeros_like(weight)
     first, second = (state.get(name, zero).detach() for name in ("exp_avg", "exp_avg_sq"))
     group = optimizer.param_groups[0]
@@ -100,12 +127,15 @@ Anchor = dict[str, Tensor]
 def evaluate_views(
     policy: Policy, batch: Trajectories, views: Mapping[str, View], anchors: Mapping[str, Anchor] | None = None
 ) -> dict[str, Tensor]:
-    """The views of a batch by the name of the field: one pass for all that share parameters, input and layer.
+    """Compute the views of a batch: one forward pass for all that share parameters, input and layer.
 
-    Parameters are the policy's present ones, or those of an anchor; proposed actions are made once per draw, from the
-    random numbers that stand in the trace (`with_noise`).
+    Args:
+        policy: evaluated with its present parameters, or those of an anchor.
+        batch: its trace holds the random numbers of proposed actions (`attach_noise`), which are made once per draw.
+        views: by the name of the field.
+        anchors: weights by name.
     """
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     proposed: dict[Draw, tuple[Tensor, Tensor | None]] = {}
     passes: dict[tuple[Any, ...], dict[str, str]] = {}
     for name, view in views.items():
@@ -118,7 +148,7 @@ def evaluate_views(
                     proposed[draw] = propose(policy, batch if draw.at == "here" else shift_to_next_obs(batch), draw)
             action, logp = proposed[draw]
             ready = {"action": action, "logp": logp}
-            found |= {name: ready[f] for name, f in names.items() if ready.get(f) is not None}  # pyright: ignore[reportAssignmentType]
+            values |= {name: ready[f] for name, f in names.items() if ready.get(f) is not None}  # pyright: ignore[reportAssignmentType]
             names = {name: f for name, f in names.items() if ready.get(f) is None}
             seen = seen.but(trace={**seen.trace, "action": action})
         for functional in names.values():
@@ -129,13 +159,19 @@ def evaluate_views(
         if names:
             options = ({} if layer is None else {"layer": layer}) | ({"frozen": True} if draw and draw.live else {})
             with use_weights(policy, anchors, of):
-                values = policy.evaluate(seen, set(names.values()), **options)
-            found |= {name: values[functional] for name, functional in names.items()}
-    return found
+                outputs = policy.evaluate(seen, set(names.values()), **options)
+            values |= {name: outputs[functional] for name, functional in names.items()}
+    return values
 
 
 def use_weights(policy: Any, anchors: Mapping[str, Anchor] | None, of: str) -> AbstractContextManager[Any]:
-    """Inside, the policy computes with the weights of an anchor, or with its own (`now`)."""
+    """A context in which the policy computes with other weights.
+
+    Args:
+        policy: the policy.
+        anchors: weights by name.
+        of: an anchor, or `now` for the policy's own.
+    """
     return nullcontext() if of == "now" or anchors is None else swap_params(policy, anchors[of])
 
 
@@ -147,8 +183,17 @@ def shift_to_next_obs(batch: Trajectories) -> Trajectories:
 
 
 def propose(policy: Any, batch: Trajectories, draw: Draw) -> tuple[Tensor, Tensor | None]:
-    """Actions for the observations of the batch, and their log-probabilities."""
-    if not hasattr(policy, "propose"):
+    """Propose actions for the observations of the batch; return them and their log-probabilities.
+
+    Args:
+        policy: asked to propose.
+        batch: its trace holds the draw's random numbers.
+        draw: how the actions are made, and whether the gradient runs through them.
+
+    Raises:
+        UsageError: the policy cannot propose actions.
+    """
+    if not isinstance(policy, Proposes):
         raise UsageError(f"the policy ({type(policy).__name__}) cannot propose actions, which the method needs")
     if draw.live:
         return policy.propose(batch, draw, batch.trace.get(rng_key(draw)))
@@ -158,23 +203,30 @@ def propose(policy: Any, batch: Trajectories, draw: Draw) -> tuple[Tensor, Tenso
 
 @cache
 def rng_key(draw: Draw) -> str:
-    """Name under which the random numbers of a draw stand in the trace."""
+    """Name of the random numbers of a draw in the trace."""
     return f"noise of {draw}"
 
 
 def attach_noise(
     policy: Any, batch: Trajectories, views: Mapping[str, View], generator: torch.Generator
 ) -> Trajectories:
-    """The batch with random numbers for every draw of its views."""
+    """Add random numbers for every draw of the views to the trace.
+
+    Args:
+        policy: says what its proposals need.
+        batch: the rows.
+        views: whose draws are served.
+        generator: of the run.
+    """
     draws = dict.fromkeys(view.draw for view in views.values() if view.draw is not None)
-    if not draws or not hasattr(policy, "noise"):
+    if not draws or not isinstance(policy, Proposes):
         return batch
-    found = {rng_key(draw): policy.noise(batch, draw, generator) for draw in draws}
+    numbers = {rng_key(draw): policy.noise(batch, draw, generator) for draw in draws}
     if any(view.functional == "luck" for view in views.values()):
-        found["luck"] = torch.randn(batch.shape, generator=generator)
-    if latent := getattr(policy, "latent", 0):
-        found["latent"] = torch.randn(*batch.shape, latent, generator=generator)
-    return batch.but(trace={**batch.trace, **{key: noise for key, noise in found.items() if noise is not None}})
+        numbers["luck"] = torch.randn(batch.shape, generator=generator)
+    if policy.latent:
+        numbers["latent"] = torch.randn(*batch.shape, policy.latent, generator=generator)
+    return batch.but(trace={**batch.trace, **{key: noise for key, noise in numbers.items() if noise is not None}})
 
 
 @torch.no_grad()
@@ -185,7 +237,12 @@ def views_without_grad(
     micro: int,
     anchors: Mapping[str, Anchor] | None = None,
 ) -> dict[str, Tensor]:
-    """The views of a batch without gradient, in the batch's row order."""
+    """Compute the views of a batch without gradient, in the batch's row order.
+
+    Args:
+        policy, batch, views, anchors: as for `evaluate_views`.
+        micro: decisions per forward pass at most.
+    """
     if fits(batch, micro):
         return evaluate_views(policy, batch, views, anchors)
     chunks = microbatches(batch, micro)

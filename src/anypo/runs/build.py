@@ -66,7 +66,7 @@ def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = N
         pool=StartPool(task.starts, seed, settings.continuing),
         store=open_store(method, task, policy),
         stepper=method.stages["step"].bind(groups),
-        want=settings.want,
+        want=settings.spec,
         generator=torch.Generator().manual_seed(seed),
         folder=folder,
         steps=settings.steps,
@@ -93,6 +93,11 @@ def compile_where_possible(policy: Any, task: Any) -> None:
 
 def open_store(method: Method, task: Any, policy: Any) -> OpenStore:
     """Open the method's store, filled with the task's data where the method learns from transitions.
+
+    Args:
+        method: whose store.
+        task: may have recorded transitions.
+        policy: standardizes its observations by them.
 
     Raises:
         UsageError: the method learns from data and the task has none.

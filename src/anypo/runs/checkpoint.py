@@ -27,15 +27,16 @@ def fixed_anchors(run: Run) -> list[str]:
 
 
 def plain_tensors(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights as safetensors writes them: detached and contiguous."""
     return {name: tensor.detach().contiguous() for name, tensor in weights.items()}
 
 
 def newest(folder: Path) -> Path:
     """The newest checkpoint of a run."""
-    found = sorted(p for p in (folder / "checkpoints").glob("batch-*") if p.is_dir())
-    if not found:
+    checkpoints = sorted(p for p in (folder / "checkpoints").glob("batch-*") if p.is_dir())
+    if not checkpoints:
         raise UsageError(f"{folder} has no checkpoint yet, so there is nothing to resume or evaluate")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def write_checkpoint(run: Run) -> Path | None:

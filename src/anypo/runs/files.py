@@ -13,7 +13,13 @@ from anypo.runs.run import Run
 
 
 def append(run: Run, name: str, record: dict[str, Any]) -> None:
-    """One line of JSON at the end of a file of the run."""
+    """Append one line of JSON to a file of the run.
+
+    Args:
+        run: without a folder nothing is written.
+        name: of the file.
+        record: what the line holds.
+    """
     if run.folder is not None:
         with (run.folder / name).open("a") as handle:
             handle.write(json.dumps(record) + "\n")
@@ -21,16 +27,20 @@ def append(run: Run, name: str, record: dict[str, Any]) -> None:
 
 def rewind(run: Run, name: str) -> None:
     """Drop the lines of batches after the checkpoint: they will be made again."""
-    assert run.folder is not None
-    path = run.folder / name
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["batch"] <= run.batch]
-        write_text(path, "".join(line + "\n" for line in kept))
+    if run.folder is None or not (path := run.folder / name).exists():
+        return
+    complete = [text for text in path.read_text().splitlines() if text.endswith("}")]
+    write_text(path, "".join(text + "\n" for text in complete if json.loads(text)["batch"] <= run.batch))
 
 
 def dump(run: Run, batch: Any, what: str) -> Path | None:
-    """Keep the batch that led to numbers that are not finite."""
+    """Save a batch that led to numbers that are not finite; return its path.
+
+    Args:
+        run: without a folder nothing is written.
+        batch: the minibatch.
+        what: the first bad tensor.
+    """
     if run.folder is None:
         return None
     path = run.folder / "nonfinite" / f"batch-{run.batch:08d}.pt"
@@ -41,6 +51,7 @@ def dump(run: Run, batch: Any, what: str) -> Path | None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file in one rename, so that a reader sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text)
     temporary.replace(path)

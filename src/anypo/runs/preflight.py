@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ def notes(run: Run) -> list[str]:
 def cannot_bind(run: Run) -> list[str]:
     """With one update per batch the policy is the one that sampled, so every ratio is 1 and no bound on it is met."""
     trust, ratio = run.method.stages["trust"], run.method.stages["ratio"]
-    bounds = [name for name in ("low", "high") if getattr(trust, name, None) is not None]
+    bounds = [
+        name for name in ("low", "high") if name in (f.name for f in fields(trust)) and getattr(trust, name) is not None
+    ]
     if not bounds or ratio is None or "logp_old" not in ratio.reads or updates_per_batch(run) != 1:
         return []
     return [
@@ -39,7 +42,7 @@ def replacements(run: Run) -> list[str]:
     """For each stage filled otherwise than registered: what that does to dF/dlogp (and the other views) on a probe batch."""
     base = registered(run.config.method)
     mine, theirs = run.method.texts(), base.texts()
-    found = []
+    sentences = []
     for slot in PROBED:
         if mine[slot] == theirs[slot]:
             continue
@@ -47,12 +50,12 @@ def replacements(run: Run) -> list[str]:
         without = probe(run.method.but(**{slot: base.stages[slot]}), len(run.task.channels))
         change = apart(probe(run.method, len(run.task.channels)), without)
         if change > 1e-6:
-            found.append(f"{slot}: {name} changes the gradient by {100 * change:.3g}%")
+            sentences.append(f"{slot}: {name} changes the gradient by {100 * change:.3g}%")
         else:
-            found.append(
+            sentences.append(
                 f"warning: {slot}: {name} changes nothing; on a probe batch the gradient is the one without it"
             )
-    return found
+    return sentences
 
 
 def apart(some: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -18,13 +18,13 @@ from anypo.stages import CHAINS, SLOTS
 class Settings:
     """What a run is built from, complete: writing `config` and building again gives the same run.
 
-    config: with every setting filled in. method: as configured. want: the size of a batch. steps: the run's length in the
+    config: with every setting filled in. method: as configured. spec: the size of a batch. steps: the run's length in the
     task's unit. continuing: requests continue the current episodes. recipe: the task's recommendation.
     """
 
     config: Config
     method: Method
-    want: BatchSpec
+    spec: BatchSpec
     steps: int
     continuing: bool
     recipe: dict[str, Any]
