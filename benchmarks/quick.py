@@ -5,9 +5,9 @@ python benchmarks/quick.py --base COMMIT [--cases NAME ...] [--rounds 5] [--scal
 Every case is a process of the commit's own benchmark script or command line, then one of the working tree's, round by round, each on one
 thread: what changes the speed of the machine changes both. Printed per case: the medians of both sides, the ratio of the medians, and
 the least and largest ratio of the two processes of a round; a ratio above 1 is faster, or takes less memory. `slower` (of memory:
-`larger`) marks a ratio below 0.97 where none of three or more rounds reached 1. Chance does that too now and then: measure such a case again with
-`--cases NAME --rounds 10`. Rates and seconds are of processor time, which other work on the machine disturbs less; dqn's, which its run
-writes down, of wall-clock time.
+`larger`) marks a ratio below 0.97 where none of three or more rounds reached 1. Chance does that too now and then: measure such a case
+again with `--cases NAME --rounds 10`. Rates and seconds are of processor time, which other work on the machine disturbs less; dqn's,
+which its run writes down, of wall-clock time.
 
 Exits with 1 if a process fails, which is the case too for a script or flag that the commit does not have.
 """
