@@ -120,7 +120,8 @@ def test_a_case_is_marked_where_every_round_is_slower() -> None:
     assert slower["mark"] == "slower"
     assert quick.compare(rate, [100.0, 80.0, 120.0], [90.0, 80.0, 108.0])["mark"] == ""
     assert quick.compare(rate, [90.0, 76.0, 108.0], [100.0, 80.0, 120.0])["mark"] == ""
-    assert quick.compare(memory, [100.0, 100.0], [125.0, 110.0])["mark"] == "larger"
+    assert quick.compare(rate, [100.0], [90.0])["mark"] == ""  # one round has no range
+    assert quick.compare(memory, [100.0, 100.0, 100.0], [125.0, 110.0, 110.0])["mark"] == "larger"
     assert quick.compare(memory, [125.0, 110.0], [100.0, 100.0])["ratio"] == pytest.approx(1.175)
 
 

@@ -101,7 +101,8 @@ def extract(commit: str, folder: Path) -> None:
 def compare(name: str, inputs: dict[str, Path], sources: dict[str, Path], folder: Path) -> tuple[bool, str]:
     """Make a run on either side; returns whether they are equal, and what to print."""
     for side, source in sources.items():
-        if error := train(RUNS[name].format(**inputs), source, folder / side / name):
+        words = [word.format(**inputs) for word in RUNS[name].split()]
+        if error := train(words, source, folder / side / name):
             return False, f"fails ({side}): {error}"
     runs = [folder / side / name for side in sources]
     metrics, weights = [(run / "metrics.jsonl").read_text() for run in runs], [read_weights(run) for run in runs]
@@ -113,11 +114,11 @@ def compare(name: str, inputs: dict[str, Path], sources: dict[str, Path], folder
     return True, f"equal  {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def train(arguments: str, source: Path, out: Path) -> str | None:
+def train(arguments: list[str], source: Path, out: Path) -> str | None:
     """Make a run from the source; returns the last line of its errors if it fails."""
     out.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    command = [sys.executable, "-c", ENTRY, "train", *arguments.split(), *ALWAYS.split(), "--out", str(out)]
+    command = [sys.executable, "-c", ENTRY, "train", *arguments, *ALWAYS.split(), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=out.parent)
     return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else None
 
