@@ -45,8 +45,8 @@ def clocks() -> torch.Tensor:
 
 def iterate(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Seconds, by either clock, of collection and of the update."""
-    method, start = run.enter(), clocks()
-    batch, _ = collect(run, method)
+    method, start = run.begin_phase(), clocks()
+    batch = collect(run).rows
     assert batch is not None
     collected = clocks()
     update(run, method, method.prepare(with_views(run, method, batch)))

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 import anypo
-from anypo.evidence.experiments.assemble import assemble
+from anypo.evidence.experiments.assemble import assemble_in_memory
 from anypo.loops.learn import learn
 from anypo.policies.control.mlp import MLPPolicy
 from anypo.policies.generative.flow import FlowPolicy
@@ -35,7 +35,7 @@ def cloned(cls: type[MLPPolicy], task: Multimodal, steps: int, seed: int, **opti
 
 
 def trained(method: anypo.Method, task: Multimodal, policy: MLPPolicy, batches: int, lr: float, seed: int) -> None:
-    run = assemble(
+    run = assemble_in_memory(
         method, task, seed, batches=batches, lr=lr, requests=8, samples=16, epochs=1, minibatch=0,
         policy=policy,
     )  # fmt: skip

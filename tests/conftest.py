@@ -1,12 +1,14 @@
 """Shapes in signatures are checked while tests run; tests share the machine, so one thread each."""
 
-import hashlib
 import os
-from datetime import date
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
@@ -16,24 +18,15 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
-os.environ.setdefault("ANYPO_SLOW_SAMPLE", date.today().isoformat())  # the same for all workers of a run
+pytest_plugins = ["suite"]
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", type=float, default=0.25, help="share of the tests marked slow to run, others every day")
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Small language models on disk, `tiny_model("qwen2", kind="char")`, each made once per run."""
+    from tiny import shared_model
 
-
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"slow tests: {config.getoption('slow'):.0%} of them, the sample of {os.environ['ANYPO_SLOW_SAMPLE']}"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the slow tests a sample runs, by the hash of day and name; `--slow 1` runs all, `-m slow` nothing else."""
-
-    def chosen(item: pytest.Item) -> bool:
-        text = f"{os.environ['ANYPO_SLOW_SAMPLE']} {item.nodeid}"
-        return int(hashlib.sha256(text.encode()).hexdigest(), 16) / 2**256 < config.getoption("slow")
-
-    left = [item for item in items if item.get_closest_marker("slow") and not chosen(item)]
-    config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if item not in set(left)]
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    root.mkdir(exist_ok=True)
+    return partial(shared_model, root)

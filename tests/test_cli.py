@@ -30,8 +30,8 @@ def call(monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.language_model(tmp_path_factory.mktemp("model"), "llama")
+def model(tiny_model):
+    return tiny_model("llama")
 
 
 SHORT = ("--task", "bandit", "--steps", "3", "--out", "run")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from entries import entries
 
 import anypo
 from anypo import Card, Method, Trajectories
@@ -20,7 +21,7 @@ from anypo.parts.terms import Entropy
 from anypo.parts.trust import Clip
 from anypo.stages import SLOTS
 
-every_method = pytest.mark.parametrize("name", anypo.methods())
+every_method = pytest.mark.parametrize("name", entries(anypo.methods()))
 
 
 def batch() -> Trajectories:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from anypo import Request, Trajectories
-from anypo.errors import UsageError
-from anypo.types import FIELDS, STEP_FIELDS, whole
+from anypo.errors import MissingField, UsageError
+from anypo.types import FIELDS, STEP_FIELDS
 
 
 def batch() -> Trajectories:
@@ -42,6 +42,14 @@ def test_get_finds_fields_and_extra_inputs_and_gives_none_for_the_rest() -> None
     assert b.get("hint") is b.extra["hint"]
     assert b.get("value") is None
     assert b.get("nothing") is None
+
+
+def test_need_gives_fields_and_extra_inputs_and_names_the_one_that_is_missing() -> None:
+    b = Trajectories(logp=torch.zeros(2, 3), extra={"clip": torch.ones(2)})
+    assert b.need("logp") is b.logp
+    assert b.need("clip") is b.extra["clip"]
+    with pytest.raises(MissingField, match="logp_old"):
+        b.need("logp_old")
 
 
 def test_row_mean_is_over_valid_decisions_and_zero_for_an_empty_row() -> None:
@@ -143,25 +151,28 @@ def test_containers_have_no_room_for_misspelt_fields() -> None:
         Request(0).horizons = 3
 
 
-def test_a_mask_without_a_gap_is_known_as_such_through_rows_slices_and_decisions():
-    full = Trajectories(logp=torch.randn(5, 3), mask=torch.ones(5, 3, dtype=torch.bool))
+def test_a_mask_without_a_gap_is_none_through_clean_rows_slices_and_decisions() -> None:
+    full = Trajectories(logp=torch.randn(5, 3), mask=torch.ones(5, 3))
     gap = full.but(mask=torch.arange(3).expand(5, 3) < 2)
-    assert not whole(full.mask)
     clean = full.clean()
-    assert whole(clean.mask)
-    assert whole(clean.rows(torch.tensor([3, 1])).mask)
-    assert all(whole(piece.mask) for piece in clean.slices(2))
+    assert clean.mask is None
+    assert clean.rows(torch.tensor([3, 1])).mask is None
+    assert all(piece.mask is None for piece in clean.slices(2))
     for b in (full, gap, gap.clean()):
         single = b.decisions()
-        assert whole(single.mask)
-        assert bool(single.mask.all())
-    for b in (
-        gap,
-        gap.clean(),
-        gap.clean().rows(torch.tensor([0])),
-        full.rows(torch.tensor([], dtype=torch.long)).clean(),
-    ):
-        assert not whole(b.mask)
+        assert single.mask is None
+        assert single.shape == (int(b.valid.sum()), 1)
+    for b in (gap, gap.clean(), gap.clean().rows(torch.tensor([0]))):
+        assert torch.equal(b.mask, torch.arange(3).expand(b.shape) < 2)
+    joined = Trajectories.cat([clean, gap])
+    assert torch.equal(joined.valid, torch.cat([full.valid, gap.valid]))
+
+
+def test_a_mask_that_alone_has_the_shape_of_the_batch_stays() -> None:
+    b = Trajectories(score=torch.zeros(2), mask=torch.ones(2, 3)).clean()
+    assert b.shape == (2, 3)
+    assert bool(b.valid.all())
+    assert b.decisions().shape == (6, 1)
 
 
 def test_slices_are_the_rows_in_equal_pieces():

@@ -1,7 +1,12 @@
-"""Small real language models on disk, some thousand parameters each (Llama, Qwen2, ...), with a real tokenizer."""
+"""Small real language models on disk, some thousand parameters each (Llama, Qwen2, ...), with a real tokenizer.
+
+Tests take them from the fixture `tiny_model`, which makes each once per run; what is to be changed is written anew.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -82,10 +87,26 @@ def model(
 def language_model(
     directory: str | Path, architecture: str = "llama", *, kind: str = "bpe", seed: int = 0, **more
 ) -> Path:
-    """A model and its tokenizer in one directory."""
+    """Write a model and its tokenizer into one directory."""
     vocabulary = len(tokenizer(directory, kind=kind))
     model(directory, architecture, vocabulary=vocabulary, seed=seed, **more)
     return Path(directory)
+
+
+def shared_model(
+    root: Path, architecture: str = "llama", *, kind: str = "bpe", seed: int = 0, **more: float | None
+) -> Path:
+    """Return the directory of that model below `root`, written by the first process that asks for it."""
+    settings = "".join(f"-{name}={value}" for name, value in sorted(more.items()))
+    directory = root / f"{architecture}-{kind}-{seed}{settings}"
+    if not directory.exists():
+        partial = Path(tempfile.mkdtemp(dir=root))
+        language_model(partial, architecture, kind=kind, seed=seed, **more)
+        try:
+            partial.rename(directory)
+        except OSError:  # another process was faster
+            shutil.rmtree(partial)
+    return directory
 
 
 def denoiser(name):

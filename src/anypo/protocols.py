@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -74,6 +75,7 @@ class Task(Protocol):
     name: as typed on the command line. metric: name of the held-out measure. channels: names of the reward channels.
     starts: number of training starts (None: unlimited). unit: what the length of a run counts ("batches",
     "environment steps"). standing: environments can go on where they stand, so rows need not be whole episodes.
+    default_policy: what it is trained with unless another policy is chosen (None: one has to be).
     """
 
     name: str
@@ -82,6 +84,7 @@ class Task(Protocol):
     starts: int | None
     unit: str
     standing: bool
+    default_policy: str | None
 
     def rollout(
         self, policy: Any, requests: list[Request], generator: torch.Generator
@@ -96,8 +99,108 @@ class Task(Protocol):
         ...
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Loop settings that suit this task: lr, requests, samples, horizon, epochs, minibatches, steps, ..."""
+        """Loop settings that suit this task: lr, requests, samples, horizon, epochs, minibatches, steps, ... The task stays as it is."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class HasActionSpace(Protocol):
+    """A control task: the policy acts in a Gymnasium space."""
+
+    action_space: Any
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A task that checks the policy before the first batch: every prompt has to fit the model."""
+
+    def prepare(self, policy: Any) -> None: ...
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """A policy or task that can compile its rollouts."""
+
+    def compile_rollouts(self) -> None: ...
+
+
+@runtime_checkable
+class HasTransitions(Protocol):
+    """A task with recorded transitions: columns by name."""
+
+    def transitions(self) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class HasDemonstrations(Protocol):
+    """A task that answers requests with demonstrations."""
+
+    def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories: ...
+
+
+@runtime_checkable
+class HasRecords(Protocol):
+    """A task with training and held-out records."""
+
+    records: list[Any]
+    heldout: list[Any]
+
+
+@runtime_checkable
+class Proposes(Protocol):
+    """A policy that can propose actions beside those taken."""
+
+    def propose(self, b: Trajectories, draw: Any, noise: Any) -> tuple[Tensor, Tensor | None]: ...
+    def noise(self, b: Trajectories, draw: Any, generator: torch.Generator) -> Tensor | None: ...
+
+
+@runtime_checkable
+class Configures(Protocol):
+    """A task that a recipe configures before the first rollout: how many environments, whether rewards are scaled."""
+
+    def configure(self, recipe: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class SavesModel(Protocol):
+    """A policy that can be written as a model other programs load."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class LinearReduce(Protocol):
+    """A reduction sum_{i,t} c_{i,t} s_{i,t}, with its coefficients."""
+
+    def coefficients(self, b: Trajectories) -> Tensor: ...
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """A term of the loss that is multiplied by a coefficient; 0 switches it off."""
+
+    coef: Any
+
+
+@runtime_checkable
+class SelectsRows(Protocol):
+    """A term that is computed on some rows only: `expert` for demonstrations."""
+
+    rows: str
+
+
+@runtime_checkable
+class Silent(Protocol):
+    """A part that, with `silent` true, has no objective on purpose."""
+
+    silent: bool
+
+
+@runtime_checkable
+class KeepsDirection(Protocol):
+    """A stepper that keeps the direction of its last update, one tensor per parameter; empty before the first one."""
+
+    direction: list[Tensor]

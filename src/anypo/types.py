@@ -15,26 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from anypo.errors import UsageError
-
-EVERY = torch.ones((), dtype=torch.bool)
-"""What a mask without a gap is a view of (`clean` sees to that), on CPUs: who knows it counts and averages with one call. Masks
-are replaced, never written into."""
-
-
-def whole(mask: Shaped[Tensor, "..."]) -> bool:
-    """Whether the mask is known to count something and to have no gap. Asking costs nothing: the mask is not read."""
-    return (
-        type(mask) is Tensor
-        and mask.numel() > 0
-        and mask.device == EVERY.device
-        and mask.data_ptr() == EVERY.data_ptr()
-    )
-
-
-def gapless(mask: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """A mask without a gap, known as such where it can be: not on GPUs, nor while operations are recorded."""
-    return EVERY.expand(mask.shape) if type(mask) is Tensor and mask.device == EVERY.device else mask
+from anypo.errors import MissingField, UsageError
 
 
 @dataclass(slots=True)
@@ -65,7 +46,7 @@ class Trajectories:
 
     logp, logp_old, logp_ref: log-probability (nats) of the taken decision now, when sampled, under the reference.
     entropy: entropy (nats) of the decision's distribution now. value: V(s_t) now; value_old: V when collected.
-    mask: True where the policy decided; everything else counts nowhere. weight: scales a decision, does not count it.
+    mask: True where the policy decided (None: everywhere); everything else counts nowhere. weight: scales a decision, does not count it.
     reward: per decision. score: outcome per row; scores: outcome channels; NaN marks a missing outcome.
     start: index of the task's start a row began in. group: id of the request it answers. segment: id of the turn,
     reasoning step, ... of a decision. expert_mask: True for rows that are demonstrations, not samples of the policy.
@@ -103,8 +84,15 @@ class Trajectories:
 
     def get(self, name: str) -> Any:
         """The field or extra input called `name`, or None."""
-        found = getattr(self, name) if name in FIELDS else None
-        return self.extra.get(name) if found is None else found
+        field_value = getattr(self, name) if name in FIELDS else None
+        return self.extra.get(name) if field_value is None else field_value
+
+    def need(self, name: str) -> Tensor:
+        """The field or extra input called `name`; MissingField where the batch has none."""
+        tensor = self.get(name)
+        if tensor is None:
+            raise MissingField(name)
+        return tensor
 
     def but(self, **changes: Any) -> Trajectories:
         """A copy with some fields replaced."""
@@ -153,7 +141,7 @@ class Trajectories:
         """The rows at `index` (integers or booleans), in that order."""
         if index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
-        return self.map(partial(_chosen, index=index))
+        return self.map(partial(index_rows, index=index))
 
     def slices(self, count: int) -> list[Trajectories]:
         """The rows in `count` consecutive pieces, equal within one: views of these."""
@@ -170,48 +158,52 @@ class Trajectories:
 
     def decisions(self) -> Trajectories:
         """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""
-        valid = self.valid
-        if valid.shape[1] == 1 and whole(valid):
+        shape = self.shape
+        if self.mask is None and shape[1] == 1:
             return self
+        valid = self.valid
         flat = valid.flatten().nonzero()[:, 0]
-        every, row = len(flat) == valid.numel(), flat // max(valid.shape[1], 1)
-        if every and valid.shape[1] == 1:
-            return self.but(mask=EVERY.expand(valid.shape)) if valid.device == EVERY.device else self
+        complete, row = len(flat) == valid.numel(), flat // max(shape[1], 1)
+        if complete and shape[1] == 1:
+            return self.but(mask=self._full_mask())
 
-        def each(t: Tensor) -> Tensor:
+        def gather(t: Tensor) -> Tensor:
             t = t.flatten(0, 1)
-            return (t if every else t.index_select(0, flat)).unsqueeze(1)
+            return (t if complete else t.index_select(0, flat)).unsqueeze(1)
 
         changes: dict[str, Any] = {}
         for name in FIELDS:
             tensor = getattr(self, name)
             if isinstance(tensor, Tensor):
-                changes[name] = each(tensor) if name in STEP_FIELDS else tensor.index_select(0, row)
-        if self.mask is not None and valid.device == EVERY.device:
-            changes["mask"] = EVERY.expand(len(flat), 1)
-        changes["trace"] = {k: each(t) for k, t in self.trace.items()}
+                changes[name] = gather(tensor) if name in STEP_FIELDS else tensor.index_select(0, row)
+        changes["trace"] = {k: gather(t) for k, t in self.trace.items()}
         changes["extra"] = {
-            k: each(t) if t.shape[:2] == valid.shape else t.index_select(0, row) for k, t in self.extra.items()
+            k: gather(t) if t.shape[:2] == shape else t.index_select(0, row) for k, t in self.extra.items()
         }
+        if self._full_mask() is None:
+            changes["mask"] = None
         return replace(self, **changes)
 
-    def clean(self) -> Trajectories:
-        """Zeros under the mask and at least float32: what parts see, so that masked slots cannot matter."""
-        valid = self.valid
-        # where every decision counts nothing is to be zeroed; to know that of a GPU's mask would mean to wait for it
-        every = self.mask is None or whole(valid) or (valid.device == EVERY.device and bool(valid.all()))
-        valid = gapless(valid) if every else valid
+    def _full_mask(self) -> Tensor | None:
+        """What a mask without a gap is replaced with: None, or itself where no other field has the batch's shape."""
+        alone = all(getattr(self, name) is None for name in STEP_FIELDS if name != "mask")
+        return self.mask if alone else None
 
-        keep = None if every else valid
-        changes: dict[str, Any] = {}
+    def clean(self) -> Trajectories:
+        """Zeros under the mask and at least float32: what parts read, so that masked slots cannot matter. The mask becomes
+        boolean, or None where it has no gap; that of a GPU is not read, which would mean to wait for it."""
+        keep = None if self.mask is None else self.valid
+        if keep is not None and keep.device.type == "cpu" and bool(keep.all()):
+            keep = None
+        changes: dict[str, Any] = {"mask": self._full_mask() if keep is None else keep}
         for name in FIELDS:
             tensor = getattr(self, name)
             if isinstance(tensor, Tensor) and name not in ("mask", "scores", "fresh"):
-                changes[name] = _tidy(tensor, keep)
+                changes[name] = zero_masked(tensor, keep)
         if self.scores is not None and self.scores.dtype in (torch.float16, torch.bfloat16):
             changes["scores"] = self.scores.float()
-        changes["extra"] = {k: _tidy(t, keep) for k, t in self.extra.items()}
-        return replace(self, mask=valid, **changes)
+        changes["extra"] = {k: zero_masked(t, keep) for k, t in self.extra.items()}
+        return replace(self, **changes)
 
     def check(self) -> Trajectories:
         """Refuse fields whose shapes disagree, in one sentence; returns self."""
@@ -328,14 +320,13 @@ class Comparisons:
         )
 
 
-def _chosen(t: Tensor, index: Tensor) -> Tensor:
-    if whole(t):
-        return EVERY.expand(len(index), *t.shape[1:])
+def index_rows(t: Shaped[Tensor, "row ..."], index: Int[Tensor, " index"]) -> Shaped[Tensor, "index ..."]:
+    """The rows of a tensor at `index`, which may be on another device."""
     return t.index_select(0, index) if t.device == index.device else t[index]
 
 
-def _tidy(t: Tensor, keep: Tensor | None) -> Tensor:
-    """At least float32, and zeros where `keep` [N, T] is False."""
+def zero_masked(t: Shaped[Tensor, "row ..."], keep: Bool[Tensor, "row step"] | None) -> Shaped[Tensor, "row ..."]:
+    """At least float32, and zeros where `keep` is False."""
     t = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
     if keep is None or t.shape[:2] != keep.shape or not t.is_floating_point():
         return t

@@ -9,15 +9,16 @@ from typing import ClassVar
 
 import pytest
 import torch
+from entries import entries
 from scipy import stats
 
 import anypo
 from anypo import Claim, Method
 from anypo.errors import UsageError
 from anypo.evidence import verify
-from anypo.evidence.experiments.assemble import assemble
+from anypo.evidence.experiments.assemble import assemble_in_memory
 from anypo.evidence.experiments.registry import CHEAP, EXPERIMENTS, run_experiment
-from anypo.evidence.microscope import gain, lifeless, look, picture, weight_curve
+from anypo.evidence.microscope import find_dead_terms, gain, measure_gradient, plot_weights, weight_curve
 from anypo.evidence.properties import PROPERTIES, check_properties
 from anypo.evidence.toys import Codes, Sequences
 from anypo.parts.terms import Divergence, EntropyGatedKl
@@ -149,7 +150,7 @@ def test_reinforce_is_unbiased_on_the_enumerable_problem_and_its_estimate_conver
 # ---------------------------------------------------------------- claims and verdicts
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", entries(NAMES))
 def test_every_method_states_a_claim_that_the_laboratory_can_run(name):
     claims = anypo.method(name).card.claims
     assert claims
@@ -181,18 +182,18 @@ def test_the_rule_of_a_verdict(mean, bounds, said):
 
 def test_several_claims_are_supported_together_or_the_verdict_is_mixed():
     yes, no, some = verify.SUPPORTED, verify.UNSUPPORTED, verify.MIXED
-    assert verify.overall([yes, yes]) == yes
-    assert verify.overall([no, no]) == no
-    assert verify.overall([yes, no]) == verify.overall([some]) == some
+    assert verify.overall_verdict([yes, yes]) == yes
+    assert verify.overall_verdict([no, no]) == no
+    assert verify.overall_verdict([yes, no]) == verify.overall_verdict([some]) == some
 
 
 def test_a_method_against_itself_has_no_effect_and_a_better_one_is_found():
     method = anypo.method("grpo")
-    same = verify.test(method, Claim("", "learning", "success", "grpo", settings={"batches": 5}), [0, 1])
+    same = verify.run_claim(method, Claim("", "learning", "success", "grpo", settings={"batches": 5}), [0, 1])
     assert same["effect"] == 0
     assert same["verdict"] == verify.UNSUPPORTED
     better = Claim("", "sparse", "success", "grpo", settings={"batches": 60, "length": 5})
-    assert verify.test(anypo.method("ghpo"), better, [0, 1, 2])["verdict"] == verify.SUPPORTED
+    assert verify.run_claim(anypo.method("ghpo"), better, [0, 1, 2])["verdict"] == verify.SUPPORTED
 
 
 def test_broken_parts_fail_their_properties_with_a_sentence():
@@ -224,7 +225,7 @@ def test_the_committed_ledger_holds_every_method_and_follows_the_rule():
             mean, bounds = verify.interval([sign * (a - b) - claim["margin"] for a, b in claim["values"]])
             assert claim["effect"] == pytest.approx(mean, rel=1e-3, abs=1e-4), name
             assert claim["verdict"] == verify.verdict(mean, bounds), name
-        assert entry["verdict"] == verify.overall([c["verdict"] for c in entry["claims"]])
+        assert entry["verdict"] == verify.overall_verdict([c["verdict"] for c in entry["claims"]])
 
 
 def test_the_ledger_matches_the_claims_in_the_method_files():
@@ -239,32 +240,35 @@ def test_the_ledger_matches_the_claims_in_the_method_files():
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"), [("mhpo", 0.265), ("grpo", 1.0), ("reinforce", 1.0), ("cispo", 1.0), ("ppo", 1.0)]
+    ("name", "wanted"),
+    entries([("mhpo", 0.265), ("grpo", 1.0), ("reinforce", 1.0), ("cispo", 1.0), ("ppo", 1.0)], lambda value: value[0]),
 )
 def test_the_on_policy_gain_is_measured(name, wanted):
     assert gain(anypo.method(name)) == pytest.approx(wanted, abs=5e-4)
 
 
+@pytest.mark.entry("mhpo")
 def test_normalising_the_hazard_restores_the_gain():
     method = anypo.method("mhpo").configure({"trust": {"normalize": True}})
     assert gain(method) == pytest.approx(1.0)
 
 
+@pytest.mark.entry("safe")
 def test_the_released_penalty_of_safe_is_dead_and_the_differentiated_one_is_not():
-    dead, _ = lifeless(anypo.method("safe", terms=[EntropyGatedKl(detached=True)]))
+    dead, _ = find_dead_terms(anypo.method("safe", terms=[EntropyGatedKl(detached=True)]))
     assert any("entropy-gated-kl" in name for name in dead)
-    assert lifeless(anypo.method("safe")) == ([], [])
+    assert find_dead_terms(anypo.method("safe")) == ([], [])
 
 
 def test_a_term_with_coefficient_zero_is_switched_off_rather_than_dead():
-    dead, idle = lifeless(anypo.method("grpo", terms=[Divergence(coef=0.0)]))
+    dead, idle = find_dead_terms(anypo.method("grpo", terms=[Divergence(coef=0.0)]))
     assert dead == []
     assert any("divergence" in name for name in idle)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", entries(NAMES))
 def test_no_method_has_a_dead_term_as_registered(name):
-    assert lifeless(anypo.method(name))[0] == []
+    assert find_dead_terms(anypo.method(name))[0] == []
 
 
 def test_the_weight_curve_of_a_clip_is_the_ratio_inside_and_zero_outside():
@@ -274,6 +278,7 @@ def test_the_weight_curve_of_a_clip_is_the_ratio_inside_and_zero_outside():
         assert down == pytest.approx(-r if r >= 0.8 else 0, abs=1e-6)
 
 
+@pytest.mark.entry("mhpo")
 def test_the_curve_of_the_hazard_peaks_at_its_known_multiplier():
     curve = weight_curve(anypo.method("mhpo"), points=601)
     x, peak, _ = max(curve, key=lambda row: row[1])
@@ -282,7 +287,7 @@ def test_the_curve_of_the_hazard_peaks_at_its_known_multiplier():
 
 
 def test_the_picture_is_written(tmp_path):
-    picture(look(anypo.method("mhpo")), "mhpo", tmp_path / "w.png")
+    plot_weights(measure_gradient(anypo.method("mhpo")), "mhpo", tmp_path / "w.png")
     assert (tmp_path / "w.png").stat().st_size > 5000
 
 
@@ -298,7 +303,7 @@ def test_the_laboratory_knows_no_method():
 
 
 def test_the_experiments_use_the_methods_own_settings_where_it_has_any():
-    run = assemble(
+    run = assemble_in_memory(
         anypo.method("n-pg-igt"), Sequences(), 0, batches=1, lr=0.7, requests=1, samples=4, epochs=1, minibatch=0
     )
     assert run.method.stages["step"].lr == 1e-2

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import pytest
-import tiny
 import torch
+from entries import entries
 
 import anypo
 from anypo import Trajectories
 from anypo import config as configuration
 from anypo.errors import UsageError
-from anypo.evidence.experiments.assemble import assemble
+from anypo.evidence.experiments.assemble import assemble_in_memory
 from anypo.evidence.toys import Codes, Sequences
 from anypo.loops.collect import collect
 from anypo.loops.learn import learn
@@ -36,15 +32,14 @@ METHODS = anypo.methods()
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def text(tmp_path_factory, tiny_model):
     """A tiny Llama of three blocks and prompts with answers."""
     folder = tmp_path_factory.mktemp("text")
-    tiny.language_model(folder / "model", "llama", num_hidden_layers=3)
     rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(3, 7) for b in range(3, 7)]
     (folder / "sums.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return {
         "task": {"name": f"jsonl:{folder / 'sums.jsonl'}", "reward": r"regex:\d", "max_new": 6},
-        "policy": {"name": f"hf:{folder / 'model'}"},
+        "policy": {"name": f"hf:{tiny_model('llama', num_hidden_layers=3)}"},
         "collect": {"requests": 3, "samples": 4},
         "step": {"lr": 1e-3},
         "steps": 4,
@@ -64,7 +59,7 @@ def codes_run(method, **more):
     settings = {"batches": 4, "lr": 0.1, "requests": 4, "samples": 4, "epochs": 1, "minibatch": 0}
     task = {k: more.pop(k) for k in list(more) if k not in settings}
     found = anypo.method(method) if isinstance(method, str) else method
-    return assemble(found, Codes(problems=8, **task), 0, **(settings | more))
+    return assemble_in_memory(found, Codes(problems=8, **task), 0, **(settings | more))
 
 
 # ---------------------------------------------------------------- views
@@ -84,7 +79,9 @@ def counted(run):
     return seen
 
 
-@pytest.mark.parametrize("method", ["reinforce", "dr-grpo", "dapo", "gspo", "cispo", "rec", "gdpo", "mhpo", "real"])
+@pytest.mark.parametrize(
+    "method", entries(["reinforce", "dr-grpo", "dapo", "gspo", "cispo", "rec", "gdpo", "mhpo", "real"])
+)
 def test_who_declares_no_view_pays_for_none(method):
     run = codes_run(method, length=2)
     assert not run.method.views
@@ -93,16 +90,18 @@ def test_who_declares_no_view_pays_for_none(method):
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [
-        ("grpo", 1),
-        ("papo", 2),
-        ("remix", 2),
-        ("oblr-po", 2),
-        ("empg", 1),
-        ("d3s", 1),
-        ("grpo-vps", 1),
-        ("capo-curvature", 0),
-    ],
+    entries(
+        [
+            ("grpo", 1),
+            ("papo", 2),
+            ("remix", 2),
+            ("oblr-po", 2),
+            ("empg", 1),
+            ("d3s", 1),
+            ("grpo-vps", 1),
+            ("capo-curvature", 0),
+        ]
+    ),
 )
 def test_every_declared_view_costs_one_pass(method, more):
     """The reference, the hidden input, the start of the update; oblr-po halves its minibatch beside its one view."""
@@ -121,9 +120,10 @@ def test_the_explanation_names_the_passes():
     assert any("read after block 5" in p for p in anypo.method("bupo").passes())
 
 
+@pytest.mark.entry("papo")
 def test_a_hidden_input_changes_the_log_probs_and_everything_hidden_is_the_same_for_all(text):
     run = text_run(text, "papo")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     seen = with_views(run, run.method, rows)
     assert not torch.allclose(seen.extra["logp_ablated"][rows.valid], rows.logp_old[rows.valid], atol=1e-3)
     blind = run.policy.ablated(rows, 1.0, run.generator)
@@ -132,7 +132,7 @@ def test_a_hidden_input_changes_the_log_probs_and_everything_hidden_is_the_same_
 
 def test_log_probs_of_an_inner_block_are_those_of_its_residual_stream(text):
     run = text_run(text, "bupo")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     inner = run.policy.evaluate(rows, {"logp"}, layer=0)["logp"]
     prompt, n = rows.trace["prompt"][0], int(rows.trace["prompt_length"][0])
     ids = torch.cat([prompt[:n], rows.trace["completion"][0]])[None]
@@ -161,7 +161,7 @@ def test_the_layer_is_a_setting_of_the_ratio():
 
 def test_progress_of_a_row_adds_up_to_what_it_gained_in_all():
     run = codes_run("grpo-vps")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     gains = with_views(run, run.method, rows).reward
     start = run.policy.progress(rows.rows(torch.arange(1)))  # repeatable
     torch.testing.assert_close(start, gains[:1])
@@ -175,7 +175,7 @@ def test_progress_of_a_row_adds_up_to_what_it_gained_in_all():
 
 def test_a_language_models_progress_adds_up_to_its_final_belief(text):
     run = text_run(text, "grpo-vps")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     part, policy = policy_segments(run.policy, rows), run.policy
     gains = policy.progress(rows)
     for k in range(4):
@@ -238,58 +238,12 @@ def test_phases_stand_in_the_explanation_and_count_as_changes():
     assert "store" in anypo.method("remix").changed
 
 
-KILLED = """
-import sys, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from anypo import config
-from anypo.loops.learn import learn
-from anypo.runs.folder import create
-folder = Path(sys.argv[1])
-run = create(config.from_dict(config.load_yaml(folder.with_suffix(".yaml"))))
-learn(run)
-"""
-
-
-@pytest.mark.parametrize("method", ["remix", "riskpo", "knapsack-rl", "n-pg-igt", "safe", "oblr-po", "r2vpo"])
-def test_state_of_knobs_stores_anchors_and_steps_survives_a_kill(method, tmp_path):
-    import yaml
-
-    from anypo.runs.files import rewind
-    from anypo.runs.folder import reopen
-
-    steps = 70 if method == "remix" else 40
-    values = {
-        "method": method,
-        "task": "bandit",
-        "steps": steps,
-        "checkpoint_every": 5,
-        "evaluate_every": 10,
-        "threads": 1,
-    }
-    values["collect"] = {"requests": 4, "samples": 4}
-    learn(create(configuration.from_dict({**values, "out": str(tmp_path / "whole")})))
-    folder = tmp_path / "killed"
-    folder.with_suffix(".yaml").write_text(yaml.safe_dump({**values, "out": str(folder)}))
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)])
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any((folder / "checkpoints").glob("batch-0000001*")):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run = reopen(folder)
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        rewind(run, name)
-    learn(run)
-    assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
-
-
 # ---------------------------------------------------------------- demonstrations, hints, continued rows
 
 
 def test_demonstrations_are_the_reference_solutions_and_share_their_prompts_group(text):
     run = text_run(text, "hpt")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     taught = rows.rows(rows.expert_mask)
     own = rows.rows(~rows.expert_mask)
     assert taught.shape[0] == 3
@@ -299,9 +253,10 @@ def test_demonstrations_are_the_reference_solutions_and_share_their_prompts_grou
     assert all(taught.trace["completion"][i, n - 1] == run.policy.eos[0] for i, n in enumerate(taught.lengths.tolist()))
 
 
+@pytest.mark.entry("hpt")
 def test_samples_teach_where_one_succeeds_and_the_demonstration_where_all_fail():
     run = codes_run("hpt", length=2, quality=1.0)
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     batch = run.method.prepare(with_views(run, run.method, rows))
     for group in rows.group.unique().tolist():
         mine = rows.group == group
@@ -310,6 +265,7 @@ def test_samples_teach_where_one_succeeds_and_the_demonstration_where_all_fail()
         assert bool(batch.valid[mine & rows.expert_mask].any()) == (not solved)
 
 
+@pytest.mark.entry("hpt")
 def test_the_imitation_gradient_is_that_of_the_likelihood_of_the_gated_demonstrations():
     method = anypo.method("hpt")
     logp = torch.tensor([[-1.0, -2.0], [-1.0, -3.0], [-0.5, -0.7]], dtype=torch.float64, requires_grad=True)
@@ -324,6 +280,7 @@ def test_the_imitation_gradient_is_that_of_the_likelihood_of_the_gated_demonstra
     assert float(loss.detach()) == pytest.approx(0.6)
 
 
+@pytest.mark.entry("chord")
 def test_a_demonstration_weighs_most_where_the_policy_is_unsure():
     method = anypo.method("chord")
     p = torch.tensor([[0.05, 0.5, 0.95]], dtype=torch.float64)
@@ -336,9 +293,10 @@ def test_a_demonstration_weighs_most_where_the_policy_is_unsure():
     torch.testing.assert_close(logp.grad, -0.1 * p * (1 - p) / 3)
 
 
+@pytest.mark.entry("ghpo")
 def test_hints_rise_only_where_every_sample_failed_and_are_not_trained():
     run = codes_run("ghpo", length=8, requests=8)
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     hint = rows.extra["hint"]
     for group in rows.group.unique().tolist():
         mine = rows.group == group
@@ -350,7 +308,7 @@ def test_hints_rise_only_where_every_sample_failed_and_are_not_trained():
 
 def test_a_text_hint_is_the_beginning_of_the_solution_and_part_of_the_prompt(text):
     run = text_run(text, "ghpo", collect={"part": "hint-ladder", "rungs": [0.5], "requests": 2, "samples": 2})
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     for i, start in enumerate(rows.start.tolist()):
         record = run.task.records[start]
         given = run.policy.decode(rows.trace["prompt"][i, : rows.trace["prompt_length"][i]])
@@ -360,7 +318,7 @@ def test_a_text_hint_is_the_beginning_of_the_solution_and_part_of_the_prompt(tex
 
 def test_unfinished_rows_go_on_with_the_log_probs_of_the_policy_that_wrote_them(text):
     run = text_run(text, "t-ppo", collect={"requests": 6, "samples": 1})
-    first, _ = collect(run, run.enter())
+    first = collect(run).rows
     waiting = list(run.pool.unfinished)
     assert waiting
     assert (first.lengths <= 3).all()
@@ -368,7 +326,7 @@ def test_unfinished_rows_go_on_with_the_log_probs_of_the_policy_that_wrote_them(
     with torch.no_grad():
         for p in run.policy.parameters():
             p.mul_(1.01)
-    second, _ = collect(run, run.enter())
+    second = collect(run).rows
     assert second.shape[0] == first.shape[0]
     for i, row in enumerate(waiting):
         n = int(row.lengths[0])
@@ -380,6 +338,7 @@ def test_unfinished_rows_go_on_with_the_log_probs_of_the_policy_that_wrote_them(
     assert [r.to_dict().keys() for r in run.pool.unfinished] == [r.to_dict().keys() for r in waiting]
 
 
+@pytest.mark.entry("t-ppo")
 def test_only_fresh_decisions_of_a_row_reach_the_policy_and_only_finished_rows_the_critic():
     method = anypo.method("t-ppo")
     leaf = torch.full((2, 3), -1.0, dtype=torch.float64)
@@ -461,11 +420,11 @@ def test_a_noisy_gradient_shortens_the_step_and_a_clean_one_does_not():
 def test_step_products_of_a_decision_are_those_of_its_own_gradient_step(adam):
     """v.Gh and u'(diag pi - pi pi')u against a step that the optimizer really takes with this decision's gradient alone."""
     toy = Sequences(symbols=4)
-    run = assemble(
+    run = assemble_in_memory(
         anypo.method("capo-curvature", step=Adam(warmup=0) if adam else Sgd()),
         toy, 0, batches=1, lr=0.01, requests=2, samples=4, epochs=1, minibatch=0,
     )  # fmt: skip
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     rows = rows.but(advantage=torch.randn(rows.shape, generator=torch.Generator().manual_seed(3)))
     found = run.policy.step_products(rows, moments(run))
     for i in range(4):
@@ -485,9 +444,10 @@ def test_step_products_of_a_decision_are_those_of_its_own_gradient_step(adam):
         torch.testing.assert_close(found["step_spread"][i, 1], (p * u**2).sum() - (p @ u) ** 2, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.entry("capo-curvature")
 def test_decisions_whose_step_is_too_large_leave_the_minibatch():
     run = codes_run("capo-curvature")
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     ready = run.method.prepare(rows).but(logp=rows.logp_old, advantage=torch.ones_like(rows.logp_old))
     ready = minibatch_views(run, run.method, ready)
     kept = []
@@ -582,7 +542,9 @@ def test_changes_of_a_value_function_are_proven_on_a_probe_batch(method, critic,
     assert ("changes nothing" in found) != changes
 
 
-@pytest.mark.parametrize("method", [n for n in SAMPLING if not hasattr(anypo.method(n).stages["trust"], "per_group")])
+@pytest.mark.parametrize(
+    "method", entries(n for n in SAMPLING if not hasattr(anypo.method(n).stages["trust"], "per_group"))
+)
 def test_replacing_a_stage_of_any_method_is_proven_on_a_probe_batch(method):
     from anypo.runs.preflight import notes
 

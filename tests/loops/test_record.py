@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from entries import entries
 
 import anypo
 from anypo import config as configuration
 from anypo.errors import UsageError
 from anypo.loops.collect import collect
-from anypo.loops.compiled_update import Recording, recordable, recording, trace_update
+from anypo.loops.compiled_update import Trace, Traces, cannot_trace, trace_update
+from anypo.loops.gradients import minibatch_loss, replay_loss
 from anypo.loops.learn import learn
 from anypo.loops.minibatches import flatten_decisions, minibatches
-from anypo.loops.update import minibatch_loss, replay_loss, update
+from anypo.loops.update import update
 from anypo.loops.views import attach_noise, compute_views, with_views
 from anypo.runs.build import build
 
@@ -62,14 +63,14 @@ def gradients(run):
     return found
 
 
-@pytest.mark.parametrize("method", REPLAYING)
+@pytest.mark.parametrize("method", entries(REPLAYING))
 def test_a_recorded_update_has_the_loss_metrics_and_gradient_of_the_plain_one(method, tmp_path):
     run = run_on(tmp_path, method)
-    made = recording(run, run.method, drawn(run), replay_loss)
+    made = Traces.of(run).of_rows(run, run.method, drawn(run))
     assert (made is None) == (method in PLAIN)
     for _ in range(3) if made else ():
         batch = drawn(run)
-        replay = recording(run, run.method, batch, replay_loss)  # of the parts that are at work now
+        replay = Traces.of(run).of_rows(run, run.method, batch)  # of the parts that are at work now
         assert replay is not None
         gradients(run)
         metrics, slopes = replay(batch), gradients(run)
@@ -91,24 +92,24 @@ def test_learning_replays_and_records_once(tmp_path):
     run = run_on(tmp_path, "iql")
     run.batch = 0
     learn(run)
-    assert len(run.recordings) == 1
-    assert next(iter(run.recordings.values())) is not None
+    assert len(Traces.of(run).traces) == 1
+    assert next(iter(Traces.of(run).traces.values())) is not None
 
 
 def minibatch(run, size):
     """A minibatch of single decisions of a rollout."""
-    method = run.enter()
-    rows, _ = collect(run, method)
+    method = run.begin_phase()
+    rows = collect(run).rows
     batch = method.prepare(with_views(run, method, rows))
     return next(minibatches(flatten_decisions(batch, method, True, size), method, size, run.generator))
 
 
-@pytest.mark.parametrize("method", DECIDING)
+@pytest.mark.parametrize("method", entries(DECIDING))
 def test_a_recorded_minibatch_has_the_loss_metrics_and_gradient_of_the_plain_one(method):
     task = {"name": "gym:CartPole-v1", "envs": 2}
     run = build(configuration.from_dict({"method": method, "task": task, "steps": 800, "step": {"minibatch": 16}}))
     part = minibatch(run, 16)
-    assert recordable(run, run.method, part)
+    assert cannot_trace(run, run.method, part) is None
     replay = trace_update(run, run.method, part, minibatch_loss)
     assert replay is not None
     for _ in range(2):
@@ -138,7 +139,7 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(task):
         run = build(configuration.from_dict(values | {"task": {"name": task, "envs": 4}, "step": step}))
         run.want = replace(run.want, horizon=16)
         learn(run)
-        assert any(isinstance(made, Recording) for made in run.recordings.values()) == (choice == "on")
+        assert any(isinstance(made, Trace) for made in Traces.of(run).traces.values()) == (choice == "on")
         found.append(dict(run.policy.named_parameters()))
     for name, p in found[0].items():
         torch.testing.assert_close(found[1][name], p, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
@@ -151,9 +152,8 @@ def test_wanting_machine_code_without_a_compiler_is_an_error_of_one_sentence(mon
 
 
 @COMPILER
-def test_machine_code_for_a_language_model_is_refused(tmp_path):
-    tiny.language_model(tmp_path / "model", "llama")
-    values = {"method": "grpo", "task": "sums", "policy": {"name": f"hf:{tmp_path / 'model'}"}, "compile": "on"}
+def test_machine_code_for_a_language_model_is_refused(tiny_model):
+    values = {"method": "grpo", "task": "sums", "policy": {"name": f"hf:{tiny_model('llama')}"}, "compile": "on"}
     with pytest.raises(UsageError, match="gains nothing on a CPU"):
         build(configuration.from_dict(values))
 
@@ -161,8 +161,8 @@ def test_machine_code_for_a_language_model_is_refused(tmp_path):
 def test_an_update_that_cannot_be_compiled_is_told_of(tmp_path):
     run = run_on(tmp_path, "prdc", compile="on")
     batch = drawn(run)
-    with pytest.warns(UserWarning, match="changes no update of prdc"):
-        assert recording(run, run.method, batch, replay_loss) is None
+    with pytest.warns(UserWarning, match="the updates of prdc are not compiled: it needs host values"):
+        assert Traces.of(run).of_rows(run, run.method, batch) is None
 
 
 @COMPILER
@@ -170,7 +170,7 @@ def test_an_update_that_cannot_be_compiled_is_told_of(tmp_path):
 def test_machine_code_makes_the_same_numbers(tmp_path):
     run = run_on(tmp_path, "sac", compile="on")
     batch = drawn(run)
-    replay = recording(run, run.method, batch, replay_loss)
+    replay = Traces.of(run).of_rows(run, run.method, batch)
     assert replay is not None
     gradients(run)
     metrics, slopes = replay(batch), gradients(run)

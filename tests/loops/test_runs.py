@@ -1,17 +1,13 @@
-"""Runs: the same numbers again, after a kill, from a checkpoint; and refusals of what is damaged."""
+"""Runs: the same numbers again, from a seed, a file, a checkpoint; and refusals of what is damaged."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import warnings
 from unittest import mock
 
 import pytest
 import tiny
 import torch
+from entries import entries
 
 import anypo
 from anypo import config as configuration
@@ -26,7 +22,6 @@ from anypo.policies.language.filter import Filter
 from anypo.policies.language.model import LanguageModel
 from anypo.policies.weights import snapshot, trainable_state
 from anypo.runs.checkpoint import newest
-from anypo.runs.files import rewind
 from anypo.runs.folder import create, reopen
 
 BANDIT = {"method": "grpo", "task": "bandit", "steps": 6, "checkpoint_every": 2, "evaluate_every": 3}
@@ -45,10 +40,9 @@ def weights(run):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def text(tmp_path_factory, tiny_model):
     """A tiny Qwen2 model, chat prompts and a user's reward function."""
     folder = tmp_path_factory.mktemp("text")
-    tiny.language_model(folder / "model", "qwen2")
     rows = [{"prompt": [{"role": "user", "content": f"{i}+{i}"}], "answer": str(2 * i)} for i in range(9)]
     (folder / "chat.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "reward.py").write_text(
@@ -57,69 +51,10 @@ def text(tmp_path_factory):
     )
     return {
         "task": {"name": f"jsonl:{folder / 'chat.jsonl'}", "reward": f"{folder / 'reward.py'}:vowels", "max_new": 6},
-        "policy": {"name": f"hf:{folder / 'model'}", "stop": ["e", "t"]},
+        "policy": {"name": f"hf:{tiny_model('qwen2')}", "stop": ["e", "t"]},
         "collect": {"requests": 4, "samples": 3},
         "step": {"lr": 1e-3},
     }
-
-
-CHILD = """
-import sys, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from anypo import config
-from anypo.loops.learn import learn
-from anypo.runs.folder import create
-folder = Path(sys.argv[1])
-run = create(config.from_dict(config.load_yaml(folder.with_suffix(".yaml"))))
-learn(run)
-"""
-
-
-@pytest.mark.parametrize("kind", ["bandit", "standing", "tensor", "text", "dapo"])
-def test_a_killed_run_resumes_to_the_same_bytes(kind, tmp_path, text):
-    import yaml
-
-    values = {
-        "bandit": BANDIT | {"steps": 40, "checkpoint_every": 3},
-        "standing": {
-            "method": "ppo",
-            "task": "gym:CartPole-v1",
-            "steps": 7168,
-            "checkpoint_every": 1,
-            "episodes": 2,
-            "collect": {"requests": 8},
-        },
-        "tensor": {
-            "method": "ppo",
-            "task": {"name": "tensor:CartPole-v1", "envs": 8, "chunk": 5},
-            "steps": 7168,
-            "checkpoint_every": 1,
-            "episodes": 2,
-        },
-        "text": text | {"method": "grpo", "steps": 12, "checkpoint_every": 1},
-        "dapo": text | {"method": "dapo", "steps": 8, "checkpoint_every": 1, "collect": {"requests": 3, "samples": 3}},
-    }[kind]
-    whole = create(configuration.from_dict({**values, "out": str(tmp_path / "whole")}))
-    learn(whole)
-
-    killed = tmp_path / "killed"
-    (tmp_path / "killed.yaml").write_text(yaml.safe_dump({**values, "out": str(killed)}))
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(killed)], stderr=subprocess.DEVNULL)
-    deadline = time.time() + 60
-    while time.time() < deadline and child.poll() is None:
-        if (killed / "metrics.jsonl").exists() and len(lines(killed)) >= 4 and newest(killed).name > "batch-00000000":
-            break
-        time.sleep(0.005)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-
-    again = reopen(killed)
-    assert again.batch > 0
-    rewind(again, "metrics.jsonl")
-    learn(again)
-    assert lines(killed) == lines(tmp_path / "whole")
-    assert torch.equal(weights(again), weights(whole))
 
 
 def test_equal_seeds_give_equal_numbers_and_others_do_not(tmp_path):
@@ -244,7 +179,7 @@ def needs_text(name):
     return taught or any(v.layer is not None or v.functional == "progress" for v in views)
 
 
-@pytest.mark.parametrize("method", [n for n in anypo.methods() if not anypo.method(n).traits["replays"]])
+@pytest.mark.parametrize("method", entries(n for n in anypo.methods() if not anypo.method(n).traits["replays"]))
 @pytest.mark.parametrize("task", ["bandit", "gym:CartPole-v1", "text"])
 def test_every_method_trains_every_kind_of_task(method, task, tmp_path, text):
     values = text if task == "text" else {"task": task}
@@ -266,11 +201,12 @@ def test_every_method_trains_every_kind_of_task(method, task, tmp_path, text):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
-def test_a_language_model_trains_on_chat_prompts_and_loads_with_plain_transformers(architecture, lora, tmp_path, text):
+def test_a_language_model_trains_on_chat_prompts_and_loads_with_plain_transformers(
+    architecture, lora, tmp_path, text, tiny_model
+):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tiny.language_model(tmp_path / "model", architecture)
-    policy = {"name": f"hf:{tmp_path / 'model'}"} | ({"lora": lora} if lora else {})
+    policy = {"name": f"hf:{tiny_model(architecture)}"} | ({"lora": lora} if lora else {})
     run = start(tmp_path / "r", **{**text, "policy": policy, "steps": 3})
     frozen = {n: p.detach().clone() for n, p in run.policy.named_parameters() if not p.requires_grad}
     learn(run)

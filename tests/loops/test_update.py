@@ -5,12 +5,13 @@ import copy
 import pytest
 import tiny
 import torch
+from entries import entries
 
 import anypo
 from anypo import config as configuration
 from anypo.loops.collect import collect
+from anypo.loops.gradients import gradient
 from anypo.loops.minibatches import flatten_decisions, microbatches, minibatches
-from anypo.loops.update import gradient
 from anypo.loops.views import views_without_grad, with_views
 from anypo.parts.reduce import Mean
 from anypo.runs.build import build
@@ -21,10 +22,8 @@ METHODS = [n for n in anypo.methods() if not anypo.method(n).traits["replays"]]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("model")
-    tiny.language_model(directory, "llama")
-    return directory
+def model(tiny_model):
+    return tiny_model("llama")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def run_of(method, model, prompts, **more):
 
 def gathered(run):
     torch.manual_seed(0)
-    rows, _ = collect(run, run.enter())
+    rows = collect(run).rows
     score = torch.randn(
         rows.shape[0], generator=torch.Generator().manual_seed(1)
     )  # so that every method has a gradient
@@ -63,7 +62,7 @@ def grads(run, batch, micro):
     return torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", entries(METHODS))
 def test_the_gradient_does_not_depend_on_micro_batches(method, model, prompts):
     run = run_of(method, model, prompts)
     batch = gathered(run)  # off the kinks that some surrogates have at ratio 1
@@ -74,7 +73,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(method, model, prompts):
     assert (whole - cut_up).norm() <= 5e-6 * whole.norm()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", entries(METHODS))
 def test_before_the_first_update_every_ratio_is_one(method, model, prompts):
     run = run_of(method, model, prompts)
     batch = gathered(run)

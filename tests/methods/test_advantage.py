@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from entries import entries
 from references_advantage import (
     RECIPES,
     best_budget,
@@ -56,6 +57,10 @@ from anypo.types import Request
 
 CASES = 60
 F64 = torch.float64
+pytestmark = pytest.mark.known
+every_recipe = pytest.mark.parametrize(
+    "recipe", entries(RECIPES, lambda recipe: RECIPES[recipe][0]), ids=lambda n: f"{n}-{CASES}batches"
+)
 
 
 def f64(*values: Any) -> Tensor:
@@ -154,7 +159,7 @@ def agree(found: Any, wanted: Any, what: str) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9, err_msg=what)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda n: f"{n}-{CASES}batches")
+@every_recipe
 def test_prepare_equals_the_reference(recipe: str) -> None:
     method = built(recipe)
     for seed in range(CASES):
@@ -166,7 +171,7 @@ def test_prepare_equals_the_reference(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["prepared", "any advantage"])
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda n: f"{n}-{CASES}batches")
+@every_recipe
 def test_loss_and_gradients_equal_the_reference(recipe: str, given: str) -> None:
     method = built(recipe)
     for seed in range(CASES):
@@ -202,6 +207,7 @@ def batches(n: int = 30, **fixed: Any) -> Iterator[Trajectories]:
 # ------------------------------------------------------------------------------------------------ GDPO
 
 
+@pytest.mark.entry("gdpo")
 @pytest.mark.parametrize(("rollouts", "summed", "apart"), [(2, 2, 3), (3, 4, 6), (4, 7, 14), (5, 11, 26)])
 def test_two_binary_rewards_keep_more_levels_apart_than_their_sum(rollouts: int, summed: int, apart: int) -> None:
     """All 4^n groups of n rows in one batch: the batch step is then one and the same affine map for all of them."""
@@ -215,6 +221,7 @@ def test_two_binary_rewards_keep_more_levels_apart_than_their_sum(rollouts: int,
         assert len(levels) == wanted
 
 
+@pytest.mark.entry("gdpo")
 def test_two_passed_channels_count_twice_as_much_as_one() -> None:
     b = group_of([[0, 0], [1, 0], [0, 0], [1, 1]], group=[0, 0, 1, 1])
     plain, apart = credit("grpo", b), credit("gdpo", b)
@@ -222,6 +229,7 @@ def test_two_passed_channels_count_twice_as_much_as_one() -> None:
     close(apart[2:], 2 * apart[:2])
 
 
+@pytest.mark.entry("gdpo")
 def test_a_single_channel_is_grpo_with_another_epsilon() -> None:
     for b in batches(outcome="score"):
         close(credit("gdpo", b), credit(anypo.method("grpo", credit=[Combine(), Baseline(eps=1e-4)]), b))
@@ -229,11 +237,13 @@ def test_a_single_channel_is_grpo_with_another_epsilon() -> None:
         close(credit("gdpo", channel), credit("gdpo", b))
 
 
+@pytest.mark.entry("gdpo")
 def test_weights_that_do_not_match_the_channels_are_refused() -> None:
     with pytest.raises(UsageError, match="1 reward channels and 2 weights"):
         credit(built("gdpo-weights"), group_of([[1.0], [0.0], [3.0]]))
 
 
+@pytest.mark.entry("gdpo")
 def test_gdpos_credit_has_unit_deviation_and_ignores_the_channels_units() -> None:
     rng = torch.Generator().manual_seed(0)
     for _ in range(30):
@@ -248,6 +258,7 @@ def test_gdpos_credit_has_unit_deviation_and_ignores_the_channels_units() -> Non
         assert (summed - unequal).abs().max() > 0.1
 
 
+@pytest.mark.entry("gdpo")
 def test_whitening_over_tokens_lets_long_rows_weigh_more() -> None:
     lengths = torch.tensor([1, 1, 6, 6])
     b = group_of([[0.0, 1.0], [1.0, 0.3], [2.0, 0.1], [0.5, 2.0]], width=6, mask=torch.arange(6) < lengths[:, None])
@@ -259,12 +270,14 @@ def test_whitening_over_tokens_lets_long_rows_weigh_more() -> None:
     assert abs(float(rows.advantage[b.valid].mean())) > 1e-3
 
 
+@pytest.mark.entry("gdpo")
 def test_a_gated_channel_counts_only_in_rows_that_pass() -> None:
     b = group_of([[0.0, 5.0], [0.0, -2.0], [1.0, 1.0], [1.0, 0.0]])
     gated = GateChannels(on=0)(b).scores
     close(gated, f64([0, 0], [0, 0], [1, 1], [1, 0]))
 
 
+@pytest.mark.entry("gdpo")
 def test_gating_does_not_give_an_outcome_to_a_row_without_one() -> None:
     b = group_of([[float("nan")] * 2, [1.0, 3.0], [0.0, 2.0], [float("nan"), 2.0]])
     done = built("gdpo-gated").prepare(b)
@@ -297,6 +310,7 @@ def parameters(p: Tensor) -> tuple[float, float]:
     return 1 + float(alpha), 1 + float(beta)
 
 
+@pytest.mark.entry("bnpo")
 def test_equal_success_rates_give_reinforce_with_a_baseline() -> None:
     b = group_of([1, 0, 0, 1, 0, 1, 0, 0], group=[0, 0, 0, 0, 1, 1, 1, 1])
     one_rate = b.but(score=f64(1, 0, 0, 1, 0, 1, 0, 1))
@@ -305,17 +319,20 @@ def test_equal_success_rates_give_reinforce_with_a_baseline() -> None:
     close(credit("bnpo", alone), alone.score - 0.5)
 
 
+@pytest.mark.entry("bnpo")
 def test_rates_spread_like_beta_three_halves_give_grpo_up_to_a_constant() -> None:
     p = 0.5 + sqrt(0.0625 / 2) * f64(-1.0, 1.0)  # mean 1/2, variance 1/16: a = b = 3/2
     close(normalizer(p), pi / 8 / (p * (1 - p)).sqrt())
 
 
+@pytest.mark.entry("bnpo")
 def test_the_beta_distribution_of_the_rates_is_recovered_from_draws() -> None:
     rng = np.random.default_rng(0)
     alpha, beta = parameters(torch.as_tensor(rng.beta(2.0, 5.0, 400_000)))
     close([3 * (alpha - 1), 3 * (beta - 1)], [2.0, 5.0], rtol=0.02)
 
 
+@pytest.mark.entry("bnpo")
 @pytest.mark.parametrize(("a", "b"), [(2.0, 5.0), (3.0, 3.0), (6.0, 1.5)])
 def test_the_normaliser_has_the_least_second_moment_of_all_beta_normalisers(a: float, b: float) -> None:
     """E[(R - p)^2 / f^2] = Bf(alpha, beta)^2 Bf(a + 3 - 2 alpha, b + 3 - 2 beta) / Bf(a, b), for p ~ Beta(a, b)."""
@@ -344,6 +361,7 @@ def test_the_normaliser_has_the_least_second_moment_of_all_beta_normalisers(a: f
     close(parameters(drawn), best, rtol=0.02)
 
 
+@pytest.mark.entry("bnpo")
 def test_bnpos_normaliser_is_capped_and_harmless_where_every_row_agrees() -> None:
     b = group_of([1, 1, 0, 0, 1, 0, 1, 1, 1, 0], group=[0, 0, 1, 1, 2, 2, 3, 3, 3, 3])
     a = credit("bnpo", b)
@@ -352,6 +370,7 @@ def test_bnpos_normaliser_is_capped_and_harmless_where_every_row_agrees() -> Non
     assert (credit("bnpo", b.but(group=torch.arange(10))) == 0).all()  # groups of one
 
 
+@pytest.mark.entry("bnpo")
 def test_bnpo_averages_the_credit_of_its_channels() -> None:
     rng = torch.Generator().manual_seed(0)
     raw = (torch.rand(12, 3, generator=rng) < 0.5).to(F64)
@@ -375,6 +394,7 @@ def mixed_value_at_risk(p: Tensor, x: Tensor, low: float, high: float, w: float)
     return (w * part(0.0, low) + part(low, high)) / (w + 1)
 
 
+@pytest.mark.entry("riskpo")
 @pytest.mark.parametrize("w", [0.0, 1.5])
 def test_riskpos_expected_gradient_is_that_of_the_exact_mixed_value_at_risk(w: float) -> None:
     """A softmax over five outcomes, every outcome once in the batch, true quantiles given."""
@@ -393,12 +413,14 @@ def test_riskpos_expected_gradient_is_that_of_the_exact_mixed_value_at_risk(w: f
     close(found, wanted, rtol=1e-5, atol=1e-6)  # levels carry 1e-6 in the credit
 
 
+@pytest.mark.entry("riskpo")
 def test_without_aversion_and_with_all_levels_riskpo_is_the_mean_with_the_best_paper_as_baseline() -> None:
     x = f64(0.5, 2.0, -1.0, 0.0)
     method = anypo.method("riskpo", credit=[MixedValueAtRisk(levels=(0.0, 1.0), averse=0.0, bundle=1)])
     close(credit(method, group_of(x)), (x - 2.0) / (1 + 1e-6) / (x.std() + 1e-6) ** 2)
 
 
+@pytest.mark.entry("riskpo")
 def test_riskpos_credit_is_never_positive_and_zero_above_the_upper_quantile() -> None:
     for name in ("riskpo", "riskpo-tracked", "riskpo-neutral", "riskpo-levels"):
         for seed in range(40):
@@ -411,6 +433,7 @@ def test_riskpos_credit_is_never_positive_and_zero_above_the_upper_quantile() ->
     assert a[0] < a[1] < 0
 
 
+@pytest.mark.entry("riskpo")
 def test_papers_take_one_row_of_each_prompt_in_batch_order() -> None:
     """Six prompts: five share a bundle, the last is one of its own; rows beyond the smallest group have no credit."""
     group = [0, 1, 2, 3, 4, 5] * 2 + [0, 5]
@@ -426,6 +449,7 @@ def test_papers_take_one_row_of_each_prompt_in_batch_order() -> None:
     close(a[:5], paper / (own + 1e-6))
 
 
+@pytest.mark.entry("riskpo")
 def test_the_order_of_groups_does_not_matter_but_that_of_a_groups_rows_does() -> None:
     rng = torch.Generator().manual_seed(0)
     score, group = torch.randn(12, generator=rng, dtype=F64), torch.arange(12) % 3
@@ -437,6 +461,7 @@ def test_the_order_of_groups_does_not_matter_but_that_of_a_groups_rows_does() ->
     assert (credit("riskpo", group_of(score[swapped], group=group[swapped])) - a[swapped]).abs().max() > 1e-3
 
 
+@pytest.mark.entry("riskpo")
 def test_credit_comes_before_the_tracker_in_every_batch() -> None:
     method = anypo.method("riskpo")
     part = method.stages["credit"][0]
@@ -460,6 +485,7 @@ def test_credit_comes_before_the_tracker_in_every_batch() -> None:
         history.append(paper_scores(as_arrays(b)))
 
 
+@pytest.mark.entry("riskpo")
 @pytest.mark.parametrize(("level", "wanted"), [(0.2, -0.8416), (0.9, 1.2816)])
 def test_a_tracker_settles_on_the_quantiles_of_a_normal_distribution(level: float, wanted: float) -> None:
     knob, rng = TrackedQuantile(level, rate=0.01, bundle=1), torch.Generator().manual_seed(0)
@@ -473,6 +499,7 @@ def test_a_tracker_settles_on_the_quantiles_of_a_normal_distribution(level: floa
 # ------------------------------------------------------------------------------------------------ EMPG
 
 
+@pytest.mark.entry("empg")
 def test_the_expected_squared_score_is_one_minus_the_collision_probability() -> None:
     """E_a |grad log pi(a)|^2 = 1 - exp(-H_2) over the logits, H_2 the Renyi entropy of order 2."""
     rng = torch.Generator().manual_seed(0)
@@ -497,6 +524,7 @@ def steps_of(entropy: Any, score: Any = (1.0, 0.0), segment: Any = None, **more:
     return group_of(score, width=entropy.shape[1], entropy=entropy, segment=segment, **more)
 
 
+@pytest.mark.entry("empg")
 def test_empgs_scale_has_mean_one_over_steps_and_falls_with_entropy() -> None:
     entropy = f64([0.1, 2.0, 0.7], [1.1, 0.4, 1.9])
     part = EntropyModulate(k=1.5, zeta=0.0)
@@ -508,6 +536,7 @@ def test_empgs_scale_has_mean_one_over_steps_and_falls_with_entropy() -> None:
     assert (g.flatten()[entropy.flatten().argsort()].diff() < 0).all()
 
 
+@pytest.mark.entry("empg")
 def test_without_modulation_empg_is_the_base_advantage_minus_its_mean_over_steps() -> None:
     method = anypo.method("empg", credit=[Combine(), Baseline(), EntropyModulate(k=0.0, k_next=0.0, zeta=0.0)])
     for b in batches():
@@ -517,6 +546,7 @@ def test_without_modulation_empg_is_the_base_advantage_minus_its_mean_over_steps
         close(found.advantage, torch.where(found.valid, base.advantage - mean, 0.0))
 
 
+@pytest.mark.entry("empg")
 def test_a_confident_step_of_a_failed_row_is_blamed_most() -> None:
     entropy = f64([0.2, 1.5, 0.9, 0.4], [1.0, 0.3, 2.0, 0.6])
     method = anypo.method("empg", credit=[Combine(), Baseline(), EntropyModulate(zeta=0.0)])
@@ -525,6 +555,7 @@ def test_a_confident_step_of_a_failed_row_is_blamed_most() -> None:
     assert (a[0][entropy[0].argsort()].diff() < 0).all()
 
 
+@pytest.mark.entry("empg")
 def test_a_steps_bonus_is_the_clarity_of_the_step_after_it_and_the_last_gets_none() -> None:
     entropy = f64([0.2, 1.5, 0.9], [1.0, 0.3, 2.0])
     with_, without = (
@@ -536,6 +567,7 @@ def test_a_steps_bonus_is_the_clarity_of_the_step_after_it_and_the_last_gets_non
     close(with_ - without, bonus - bonus.mean())
 
 
+@pytest.mark.entry("empg")
 def test_long_steps_weigh_no_more_than_short_ones() -> None:
     short = anypo.method("empg").prepare(steps_of([[0.1, 2.0], [1.1, 0.4]])).advantage
     entropy = [[0.0, 0.1, 0.2, 2.0], [1.1, 1.1, 1.1, 0.4]]
@@ -547,6 +579,7 @@ def test_long_steps_weigh_no_more_than_short_ones() -> None:
 # ------------------------------------------------------------------------------------------------ D3S
 
 
+@pytest.mark.entry("d3s")
 def test_the_scan_finds_the_subset_of_largest_variance() -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -562,6 +595,7 @@ def test_the_scan_finds_the_subset_of_largest_variance() -> None:
         close(np.var(a[kept]), best)
 
 
+@pytest.mark.entry("d3s")
 def test_of_right_and_wrong_rows_half_and_half_are_kept() -> None:
     b = group_of([1, 1, 0, 0] * 4, group=torch.arange(16) // 4)
     kept = MaxVarianceRows(0.5)(b).valid[:, 0]
@@ -578,6 +612,7 @@ def test_of_right_and_wrong_rows_half_and_half_are_kept() -> None:
     ]  # the first of the wrong and the last of the right
 
 
+@pytest.mark.entry("d3s")
 def test_of_equal_keys_the_earlier_decisions_stay() -> None:
     b = group_of([1, 0], width=4, entropy=torch.ones(2, 4, dtype=F64))
     b = anypo.method("grpo").prepare(b)
@@ -585,6 +620,7 @@ def test_of_equal_keys_the_earlier_decisions_stay() -> None:
     assert TopTokens(0.3)(b).valid.tolist() == [[True] * 3 + [False], [False] * 4]  # ceil(2.4)
 
 
+@pytest.mark.entry("d3s")
 def test_keeping_everything_is_the_base_loss_bit_for_bit() -> None:
     mine, base = built("d3s-all"), anypo.method("grpo", terms=[], reduce=Mean("token"))
     for b in batches(spread=0.5):
@@ -596,6 +632,7 @@ def test_keeping_everything_is_the_base_loss_bit_for_bit() -> None:
         assert same_bits(g["logp"], h["logp"])
 
 
+@pytest.mark.entry("d3s")
 def test_d3s_selects_less_strictly_as_the_run_goes_on() -> None:
     method = anypo.method("d3s")
     for progress in (None, 0.0, 0.5, 1.0):
@@ -609,6 +646,7 @@ def test_d3s_selects_less_strictly_as_the_run_goes_on() -> None:
         assert int(done.valid.sum()) == np.ceil(round(tokens * 10 * np.ceil(round(20 * rows, 9)), 9))
 
 
+@pytest.mark.entry("d3s")
 def test_the_kept_rows_have_a_larger_gradient_than_as_many_random_ones() -> None:
     """Three arms, 20 prompts, half of them solved, eight rows each: |gradient|^2 of the kept rows, over 200 batches."""
     rng = np.random.default_rng(0)
@@ -636,6 +674,7 @@ def test_the_kept_rows_have_a_larger_gradient_than_as_many_random_ones() -> None
 # ------------------------------------------------------------------------------------------------ Thinkless
 
 
+@pytest.mark.entry("thinkless")
 def test_thinkless_on_policy_value_of_a_long_and_a_short_answer() -> None:
     """Five and two decisions, A = +1 and -1: 0.001 * 0 + (-4 + 1) / 5, by the definition's own example."""
     lengths = torch.tensor([5, 2])
@@ -645,6 +684,7 @@ def test_thinkless_on_policy_value_of_a_long_and_a_short_answer() -> None:
     close(found, -0.6)
 
 
+@pytest.mark.entry("thinkless")
 def test_the_choice_of_mode_has_the_same_weight_however_long_the_answer() -> None:
     lengths = torch.tensor([9, 3, 2, 1])
     b = group_of([1.0, 0.0, 1.0, 0.0], width=9, mask=torch.arange(9) < lengths[:, None])
@@ -658,6 +698,7 @@ def test_the_choice_of_mode_has_the_same_weight_however_long_the_answer() -> Non
     close(weights(decoupled.but(reduce=Mean("row"))), 0.5 / (4 * lengths.to(F64)))
 
 
+@pytest.mark.entry("thinkless")
 def test_thinkless_with_alpha_at_the_share_of_control_tokens_is_a_token_mean() -> None:
     for b in batches(spread=0.5, holes=0.0):
         width = b.shape[1]
@@ -669,6 +710,7 @@ def test_thinkless_with_alpha_at_the_share_of_control_tokens_is_a_token_mean() -
         close(gradients(mine, ready)[2]["logp"], gradients(base, ready)[2]["logp"] * width / (width - 1))
 
 
+@pytest.mark.entry("thinkless")
 def test_thinkless_divergence_covers_the_control_token_unscaled() -> None:
     b = group_of([1.0, 1.0], width=4, logp_ref=full(-1.5, 2, 4))  # no credit: only the divergence
     g = gradients(method := anypo.method("thinkless"), method.prepare(b))[2]["logp"]
@@ -693,6 +735,7 @@ def total_variance(p: Tensor, baseline: float) -> float:
     return float((p * each.square().sum(1)).sum() - (p.unsqueeze(1) * each).sum(0).square().sum())
 
 
+@pytest.mark.entry("oblr-po")
 def test_no_baseline_has_less_variance_than_the_norm_weighted_one() -> None:
     """Ten rows that hold the arms in exactly the policy's proportions, so that the plug-in baseline is the optimum."""
     p = f64(0.5, 0.3, 0.2)
@@ -707,6 +750,7 @@ def test_no_baseline_has_less_variance_than_the_norm_weighted_one() -> None:
     assert total_variance(p, float((p * REWARDS).sum())) > least + 1e-3  # norms differ, so the mean is not optimal
 
 
+@pytest.mark.entry("oblr-po")
 def test_the_norm_in_the_logits_is_the_sum_over_the_rows_decisions() -> None:
     norm = f64([0.1, 0.4, 9.0], [0.2, 0.2, 0.2])
     b = group_of([1.0, 0.0], width=3, mask=torch.tensor([[1, 1, 0], [1, 1, 1]]) > 0, extra={"score_norm": norm})
@@ -715,6 +759,7 @@ def test_the_norm_in_the_logits_is_the_sum_over_the_rows_decisions() -> None:
     close(credit("oblr-po", given), f64(1.0, 0.0) - 0.75)
 
 
+@pytest.mark.entry("oblr-po")
 def test_equal_norms_give_the_group_mean_or_leave_one_out() -> None:
     for b in batches():
         for norm in ({}, {"grad_norm": full(0.7, b.shape[0])}):
@@ -723,6 +768,7 @@ def test_equal_norms_give_the_group_mean_or_leave_one_out() -> None:
             close(credit(built("oblr-po-others"), b), credit("rloo", b))
 
 
+@pytest.mark.entry("oblr-po")
 def test_weights_of_zero_give_the_plain_mean() -> None:
     b = group_of([1.0, 0.0, 0.5], extra={"grad_norm": torch.zeros(3, dtype=F64)})
     close(credit("oblr-po", b), f64(0.5, -0.5, 0.0))
@@ -743,6 +789,7 @@ def expected_gradient(method: Method, size: int) -> Tensor:
     return total
 
 
+@pytest.mark.entry("oblr-po")
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_leaving_a_row_out_of_its_own_baseline_is_unbiased_and_leaving_it_in_is_not(size: int) -> None:
     logits = LOGITS.clone().requires_grad_()
@@ -751,6 +798,7 @@ def test_leaving_a_row_out_of_its_own_baseline_is_unbiased_and_leaving_it_in_is_
     assert (expected_gradient(anypo.method("oblr-po"), size) - logits.grad).abs().max() > 1e-3
 
 
+@pytest.mark.entry("oblr-po")
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_the_weighted_baseline_lies_between_the_scores_it_averages(dtype: torch.dtype, others: bool) -> None:
@@ -767,6 +815,7 @@ def test_the_weighted_baseline_lies_between_the_scores_it_averages(dtype: torch.
             assert min(used) - 1e-4 <= float(baseline[i]) <= max(used) + 1e-4, f"seed {seed}, row {i}"
 
 
+@pytest.mark.entry("oblr-po")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_a_heavy_row_is_compared_with_the_weighted_mean_of_the_light_ones(dtype: torch.dtype) -> None:
     """Rows of which the policy was sure have tiny norms: 1e-6 and 3e-6 beside 100, with scores 0 and 1."""
@@ -775,6 +824,7 @@ def test_a_heavy_row_is_compared_with_the_weighted_mean_of_the_light_ones(dtype:
     close(credit(built("oblr-po-others"), b)[0], -0.75, atol=1e-3)
 
 
+@pytest.mark.entry("oblr-po")
 def test_the_step_follows_the_signal_to_noise_ratio() -> None:
     """lr SNR / (1 + SNR) with |grad J|^2 from <g1, g2> and V from |g1 - g2|^2 / 4; the whole rate without noise."""
 
@@ -801,6 +851,7 @@ def test_the_step_follows_the_signal_to_noise_ratio() -> None:
 # ------------------------------------------------------------------------------------------------ GRPO-VPS
 
 
+@pytest.mark.entry("grpo-vps")
 def test_progress_adds_up_to_what_the_row_gained_in_belief() -> None:
     belief = f64([0.1, 0.15, 0.6, 0.55, 0.9], [0.1, 0.1, 0.05, 0.05, 0.0])
     segment = torch.tensor([[0, 0, 1, 2, 2, 2, 3], [0, 1, 1, 1, 2, 3, 3]])
@@ -814,12 +865,14 @@ def test_progress_adds_up_to_what_the_row_gained_in_belief() -> None:
         close(once, belief[i, 4] - belief[i, 0])
 
 
+@pytest.mark.entry("grpo-vps")
 def test_progress_reaches_groups_whose_outcomes_agree_and_a_batch_without_it_is_grpo() -> None:
     b = group_of([1.0, 1.0], width=2, reward=f64([0.3, -0.1], [0.0, 0.2]))
     close(anypo.method("grpo-vps").prepare(b).advantage, b.reward)
     close(anypo.method("grpo-vps").prepare(b.but(reward=None)).advantage, torch.zeros(2, 2))
 
 
+@pytest.mark.entry("grpo-vps")
 def test_segments_hold_as_many_uncertain_tokens_as_each_other() -> None:
     pytest.importorskip("transformers")
     from anypo.policies.language.model import _segments
@@ -845,6 +898,7 @@ def value_of(counts: list[int], rates: list[float]) -> float:
     return sum(budget_value(n, p) for n, p in zip(counts, rates, strict=True))
 
 
+@pytest.mark.entry("knapsack-rl")
 def test_the_greedy_budget_is_the_dynamic_programme_and_the_brute_force() -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -862,6 +916,7 @@ def test_the_greedy_budget_is_the_dynamic_programme_and_the_brute_force() -> Non
         assert value_of(counts, rates) >= value_of([total // prompts] * prompts, rates) - 1e-12
 
 
+@pytest.mark.entry("knapsack-rl")
 def test_the_gain_is_largest_for_starts_solved_a_third_of_the_time() -> None:
     grid = np.linspace(0, 1, 30001)
     gain = [chance_times_gain(10**6, float(p)) for p in grid[1:-1]]
@@ -874,6 +929,7 @@ def test_the_gain_is_largest_for_starts_solved_a_third_of_the_time() -> None:
         )  # concave, so greedy is exact
 
 
+@pytest.mark.entry("knapsack-rl")
 def test_solved_starts_stay_at_the_least_and_hopeless_ones_share_what_is_left() -> None:
     assert allocate([1.0, 1.0, 0.0, 0.0], 32, 2, 128) == [2, 2, 14, 14]
     assert allocate([1.0, 0.0, 0.0, 0.0], 33, 2, 128) == [2, 11, 10, 10]
@@ -882,6 +938,7 @@ def test_solved_starts_stay_at_the_least_and_hopeless_ones_share_what_is_left() 
     assert allocate([0.3], 1000, 2, 128) == [128]
 
 
+@pytest.mark.entry("knapsack-rl")
 @pytest.mark.parametrize(("a", "b", "rise"), [(0.25, 1.0, 0.02), (0.4, 0.4, 0.0)])
 def test_more_groups_teach_something_than_with_equal_budgets(a: float, b: float, rise: float) -> None:
     """64 prompts, 512 rows, rates from Beta(a, b); shares of groups with a gradient, averaged over 200 draws of the rates."""
@@ -906,6 +963,7 @@ def asked(method: Method, pool: StartPool, want: BatchSpec) -> list[Request]:
     return next(method.stages["collect"](pool, want))
 
 
+@pytest.mark.entry("knapsack-rl")
 def test_budgets_follow_the_rates_seen_last_and_the_total_stays() -> None:
     method, pool = anypo.method("knapsack-rl"), StartPool(6, seed=0)
     want = BatchSpec(6, 8)
@@ -930,6 +988,7 @@ def test_budgets_follow_the_rates_seen_last_and_the_total_stays() -> None:
     assert float(method.stages["collect"].history) == pytest.approx(sum(rates.values()) / 6)
 
 
+@pytest.mark.entry("knapsack-rl")
 def test_starts_not_seen_yet_get_their_equal_share() -> None:
     collect = KnapsackBudget(low=2, high=128)
     collect.history.rates = {0: 0.0, 1: 1.0, 2: 0.4}
@@ -940,6 +999,7 @@ def test_starts_not_seen_yet_get_their_equal_share() -> None:
     assert known[1] == 2
 
 
+@pytest.mark.entry("knapsack-rl")
 def test_success_rates_survive_a_checkpoint_and_are_not_shared() -> None:
     method = anypo.method("knapsack-rl")
     b = group_of([1.0, 0.0, float("nan")], start=torch.tensor([4, 4, 4]))
@@ -951,6 +1011,7 @@ def test_success_rates_survive_a_checkpoint_and_are_not_shared() -> None:
     assert again.rates == {4: 0.5}
 
 
+@pytest.mark.entry("knapsack-rl")
 def test_large_groups_weigh_no_more_than_small_ones() -> None:
     sizes = [2, 3, 9]
     group = torch.tensor([g for g, n in enumerate(sizes) for _ in range(n)])
@@ -963,6 +1024,7 @@ def test_large_groups_weigh_no_more_than_small_ones() -> None:
         close(g[group == k].sum(1), full(1 / (3 * n), n))
 
 
+@pytest.mark.entry("knapsack-rl")
 def test_with_equal_groups_the_mean_over_groups_is_the_mean_over_rows() -> None:
     for b in batches(spread=0.5):
         rows = b.shape[0] // 2 * 2
@@ -978,6 +1040,7 @@ def test_with_equal_groups_the_mean_over_groups_is_the_mean_over_rows() -> None:
 # ------------------------------------------------------------------------------------------------ PAPO
 
 
+@pytest.mark.entry("papo")
 def test_perception_is_never_negative_and_zero_only_where_hiding_changes_nothing() -> None:
     for d in np.arange(-250, 251) / 10:
         one = Trajectories(logp=f64([-1.0]), extra={"logp_ablated": f64([-1.0 + d])})
@@ -986,6 +1049,7 @@ def test_perception_is_never_negative_and_zero_only_where_hiding_changes_nothing
         assert (found == 0) == (d == 0)
 
 
+@pytest.mark.entry("papo")
 def test_papo_pushes_up_what_the_true_input_makes_likelier() -> None:
     d = f64([-3.0, -0.5, 0.0, 0.5, 2.0, 2.5, 4.0])
     b = group_of([1.0], width=7, extra={"logp_ablated": d - 1.0}, logp_ref=full(-1.0, 1, 7))
@@ -995,6 +1059,7 @@ def test_papo_pushes_up_what_the_true_input_makes_likelier() -> None:
     close(g, wanted)
 
 
+@pytest.mark.entry("papo")
 def test_papos_entropy_term_lowers_the_entropy_under_the_true_input_alone() -> None:
     b = group_of([1.0, 1.0], width=3, extra={"logp_ablated": full(-2.5, 2, 3)})
     part = Perception(coef=0.0, eta=0.05)
@@ -1012,6 +1077,7 @@ def labelled(seed: int) -> Trajectories:
     return random_batch(seed, 3 + seed % 9, 1 + seed % 6, outcome="score", spread=0.0).but(weight=None)
 
 
+@pytest.mark.entry("drpo")
 def test_no_right_row_is_ever_pushed_down_and_no_wrong_one_up() -> None:
     method = anypo.method("drpo")
     for seed in range(60):
@@ -1027,6 +1093,7 @@ def test_no_right_row_is_ever_pushed_down_and_no_wrong_one_up() -> None:
             close([right, -wrong], [both / len(b.group.unique())] * 2)  # weights of each class sum to 1
 
 
+@pytest.mark.entry("drpo")
 def test_grpo_with_a_length_reward_pushes_long_right_answers_down_and_drpo_does_not() -> None:
     """Score 1 - 0.1 length for right answers, 0 for wrong ones."""
     lengths, right = torch.tensor([1, 1, 9, 4]), f64(1, 1, 1, 0)
@@ -1040,6 +1107,7 @@ def test_grpo_with_a_length_reward_pushes_long_right_answers_down_and_drpo_does_
     assert up[0] > 100 * up[2]  # the short ones most: e^{(8/9) / 0.1}
 
 
+@pytest.mark.entry("drpo")
 def test_without_length_pressure_right_rows_weigh_the_same() -> None:
     lengths = torch.tensor([1, 5, 9, 4, 2])
     b = group_of([1, 1, 1, 0, 0], width=9, mask=torch.arange(9) < lengths[:, None])
@@ -1048,6 +1116,7 @@ def test_without_length_pressure_right_rows_weigh_the_same() -> None:
     close(up[:3], full(1 / 3, 3), rtol=1e-7)
 
 
+@pytest.mark.entry("drpo")
 def test_drpos_gradient_is_the_finite_difference_of_its_loss() -> None:
     method = anypo.method("drpo")
     for seed in range(12):
@@ -1059,6 +1128,7 @@ def test_drpos_gradient_is_the_finite_difference_of_its_loss() -> None:
         close(float((g * way)[b.valid].sum()), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.entry("drpo")
 @pytest.mark.parametrize("shift", [-0.3, 0.0, 5e-5, 3e-4, 0.2])
 def test_drpos_hinge_opens_beyond_delta_with_the_slope_of_the_multiplier_form(shift: float) -> None:
     """log pi_old - log pi = shift everywhere; the slope is that of sg(beta [KL - delta]_+) KL."""
@@ -1071,6 +1141,7 @@ def test_drpos_hinge_opens_beyond_delta_with_the_slope_of_the_multiplier_form(sh
     close(g, full(-1e3 * excess / 4, 2, 2), atol=1e-9)
 
 
+@pytest.mark.entry("drpo")
 def test_questions_that_lack_a_class_count_and_contribute_nothing() -> None:
     method = anypo.method("drpo")
     one = group_of([1.0, 0.0], group=[0, 0])
@@ -1081,6 +1152,7 @@ def test_questions_that_lack_a_class_count_and_contribute_nothing() -> None:
     assert not h["logp"][2:].any()
 
 
+@pytest.mark.entry("drpo")
 def test_drpos_likelihood_of_the_wrong_is_a_log_mean() -> None:
     b = group_of([1.0, 0.0, 0.0]).but(logp=f64([-0.2], [-1.0], [-3.0]), logp_old=f64([-0.2], [-1.0], [-3.0]))
     method = anypo.method("drpo")

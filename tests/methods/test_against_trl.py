@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from entries import entries
 
 import anypo
 from anypo.parts.ratio import LogRatio
@@ -17,6 +18,7 @@ from anypo.policies.language.model import LanguageModel
 from anypo.types import Trajectories
 
 pytest.importorskip("trl")
+pytestmark = pytest.mark.known
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 WORDS = ("cat", "hat", "mat", "flat", "that is", "said the")
@@ -36,14 +38,10 @@ SHORT = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, LanguageModel]:
+def models(tiny_model: Callable[..., Path]) -> tuple[LanguageModel, LanguageModel]:
     """A policy and a reference that differ."""
-    found = []
-    for seed in (0, 1):
-        found.append(
-            LanguageModel.load(tiny.language_model(tmp_path_factory.mktemp("m"), "qwen2", kind="char", seed=seed))
-        )
-    return found[0], found[1]
+    policy, reference = (LanguageModel.load(tiny_model("qwen2", kind="char", seed=seed)) for seed in (0, 1))
+    return policy, reference
 
 
 def trainer(
@@ -66,7 +64,7 @@ def batch(models: tuple[LanguageModel, LanguageModel], ids: Any, attended: Any, 
     for row, real, said in zip(ids.tolist(), attended.tolist(), answered.tolist(), strict=True):
         prompts.append([x for x, a, s in zip(row, real, said, strict=True) if a and not s])
         answers.append([x for x, a, s in zip(row, real, said, strict=True) if a and s])
-    b = policy.given(prompts, answers)
+    b = policy.pack(prompts, answers)
     with torch.no_grad():
         return b.but(logp_ref=ref.evaluate(b, {"logp"})["logp"])
 
@@ -102,7 +100,7 @@ DPO = {
 }
 
 
-@pytest.mark.parametrize("name", DPO)
+@pytest.mark.parametrize("name", entries(DPO, lambda name: DPO[name][2]().card.id))
 def test_dpo_trainer(name: str, models: tuple[LanguageModel, LanguageModel], tmp_path: Path) -> None:
     from trl import DPOConfig, DPOTrainer
 
@@ -113,6 +111,7 @@ def test_dpo_trainer(name: str, models: tuple[LanguageModel, LanguageModel], tmp
     agree(models[0], method(), b, made.compute_loss(made.model, inputs))
 
 
+@pytest.mark.entry("kto")
 def test_kto_trainer(models: tuple[LanguageModel, LanguageModel], tmp_path: Path) -> None:
     from trl import KTOConfig, KTOTrainer
 
@@ -151,7 +150,7 @@ def concatenated(models: tuple[LanguageModel, LanguageModel], inputs: dict[str, 
     return halves(batch(models, ids, attended, labels != -100))
 
 
-@pytest.mark.parametrize("name", CPO)
+@pytest.mark.parametrize("name", entries(CPO, lambda name: CPO[name][1]().card.id))
 def test_cpo_trainer(name: str, models: tuple[LanguageModel, LanguageModel], tmp_path: Path) -> None:
     cpo = pytest.importorskip("trl.experimental.cpo")
     settings, method = CPO[name]
@@ -160,6 +159,7 @@ def test_cpo_trainer(name: str, models: tuple[LanguageModel, LanguageModel], tmp
     agree(models[0], method(), concatenated(models, inputs), made.compute_loss(made.model, inputs))
 
 
+@pytest.mark.entry("orpo-odds")
 def test_orpo_trainers_odds(models: tuple[LanguageModel, LanguageModel], tmp_path: Path) -> None:
     """The odds term alone: TRL's imitation term counts the prompt's tokens too."""
     orpo = pytest.importorskip("trl.experimental.orpo")
@@ -170,13 +170,14 @@ def test_orpo_trainers_odds(models: tuple[LanguageModel, LanguageModel], tmp_pat
     agree(models[0], anypo.method("orpo-odds", terms=[]), concatenated(models, inputs), theirs)
 
 
-def test_reward_trainer_loss(tmp_path: Path) -> None:
+@pytest.mark.entry("bt-rm")
+def test_reward_trainer_loss(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
     """TRL's RewardTrainer on a sequence classifier; the same scores through bt-rm."""
     from datasets import Dataset
     from transformers import Qwen2ForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    folder = tiny.language_model(tmp_path / "m", "qwen2", kind="char")
+    folder = tiny_model("qwen2", kind="char")
     torch.manual_seed(0)
     model = Qwen2ForSequenceClassification.from_pretrained(folder, num_labels=1)
     tokenizer = LanguageModel.load(folder).tokenizer

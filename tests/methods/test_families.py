@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from entries import entries
 from references_families import advantages, d3s_mask, objective
 from strategies import gradients, random_advantage, random_batch
 
@@ -14,6 +15,7 @@ import anypo
 from anypo import Trajectories
 
 CASES = 50
+pytestmark = pytest.mark.known
 CREDIT = (
     "gdpo", "bnpo", "riskpo", "empg", "oblr-po", "safe", "t-ppo", "mdpo", "brrl", "rec", "thinkless", "ghpo", "dhpo", "fiberpo",
     "mhpo", "r2vpo", "chord", "papo", "bupo", "remix", "knapsack-rl", "capo-curvature",
@@ -40,7 +42,7 @@ def arrays(b: Trajectories) -> dict:
     return {k: t.detach().numpy() if isinstance(t, torch.Tensor) else t for k, t in found.items()}
 
 
-@pytest.mark.parametrize("name", CREDIT, ids=lambda n: f"{n}-{CASES}batches")
+@pytest.mark.parametrize("name", entries(CREDIT), ids=lambda n: f"{n}-{CASES}batches")
 def test_prepare_equals_the_reference(name: str) -> None:
     for seed in range(CASES):
         b = case(seed, name)
@@ -48,7 +50,7 @@ def test_prepare_equals_the_reference(name: str) -> None:
         np.testing.assert_allclose(found.advantage.numpy(), wanted, rtol=1e-6, atol=1e-9, err_msg=f"seed {seed}")
 
 
-@pytest.mark.parametrize("name", LOSS, ids=lambda n: f"{n}-{CASES}batches")
+@pytest.mark.parametrize("name", entries(LOSS), ids=lambda n: f"{n}-{CASES}batches")
 def test_loss_and_gradients_equal_the_reference(name: str) -> None:
     method = anypo.method(name)
     for seed in range(CASES):
@@ -75,6 +77,7 @@ def test_loss_and_gradients_equal_the_reference(name: str) -> None:
             )
 
 
+@pytest.mark.entry("d3s")
 def test_d3s_keeps_the_rows_and_tokens_of_the_brute_force() -> None:
     for seed in range(CASES):
         b = case(seed, "d3s")

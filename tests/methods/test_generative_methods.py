@@ -7,16 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from entries import entries
 from gymnasium.spaces import Box, Discrete
 
 import anypo
 from anypo import Trajectories
 from anypo import config as configuration
 from anypo.errors import UsageError
-from anypo.evidence.experiments.assemble import assemble
+from anypo.evidence.experiments.assemble import assemble_in_memory
 from anypo.evidence.experiments.registry import run_experiment
+from anypo.loops.gradients import gradient
 from anypo.loops.learn import learn
-from anypo.loops.update import gradient
 from anypo.loops.views import with_views
 from anypo.parts.credit import Baseline, BatchScale, Combine, DenoisingDiscount, Gae, LimitAdvantage, SegmentGae
 from anypo.parts.critic import Value
@@ -64,7 +65,7 @@ def slopes(method, policy, rows):
 
 def viewed(method, policy, rows):
     """rows as the engine hands them to the update."""
-    run = assemble(
+    run = assemble_in_memory(
         method, Multimodal(), 0, batches=1, lr=1e-3, requests=1, samples=1, epochs=1, minibatch=0, policy=policy
     )
     return with_views(run, method, rows)
@@ -73,6 +74,7 @@ def viewed(method, policy, rows):
 # ------------------------------------------------------------------ parts by hand
 
 
+@pytest.mark.entry("dppo")
 def test_advantages_of_segments_are_those_of_rows_whose_decisions_they_are():
     mask = [[1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]]
     rows = batch(
@@ -95,6 +97,7 @@ def test_advantages_of_segments_are_those_of_rows_whose_decisions_they_are():
         )
 
 
+@pytest.mark.entry("dppo")
 def test_the_denoising_discount_and_the_clip_of_every_step():
     rows = batch(
         mask=[[1, 1, 0, 1, 1, 1]], advantage=[[2.0, 2, 0, 2, -1, 3]], logp=[[0.0] * 6], segment=[[0, 0, 0, 0, 1, 2]]
@@ -109,6 +112,7 @@ def test_the_denoising_discount_and_the_clip_of_every_step():
     np.testing.assert_allclose(s[0].numpy(), wanted, rtol=1e-12)
 
 
+@pytest.mark.entry("ddpo", "awm")
 def test_scaling_and_limiting_advantages():
     score = torch.tensor([1.0, 3, 5, 5], dtype=torch.float64)
     rows = batch(logp=torch.zeros(4, 2)).but(
@@ -121,6 +125,7 @@ def test_scaling_and_limiting_advantages():
     assert LimitAdvantage(5.0, unit=1.0)(rows).advantage.tolist() == [[0.4, 0.4], [-1, 0.2], [0.8, 0.8], [0, 0]]
 
 
+@pytest.mark.entry("reinflow")
 def test_the_ratio_of_a_chain_is_that_of_its_mean_logp_with_the_start():
     rows = batch(
         mask=[[1, 1, 1, 0]], logp=[[0.3, 0.5, -8.0, 9]], logp_old=[[0.1, 0.2, 0.1, 9]], segment=[[0, 0, 1, 1]]
@@ -131,6 +136,7 @@ def test_the_ratio_of_a_chain_is_that_of_its_mean_logp_with_the_start():
     np.testing.assert_allclose(ChainRatio(1.0)(rows)[0].numpy(), [first, first, second, 0], rtol=1e-12)
 
 
+@pytest.mark.entry("fpo", "awm")
 def test_pseudo_log_ratios_per_action_and_weighted():
     rows = batch(mask=[[1, 1, 1]], logp=[[-1.0, -2.0, -9.0]], logp_old=[[-2.0, -2.5, -1.0]], segment=[[0, 0, 1]])
     found = MatchingRatio("segment", limit=3.0)(rows)
@@ -141,6 +147,7 @@ def test_pseudo_log_ratios_per_action_and_weighted():
     np.testing.assert_allclose(weighted[0].numpy(), wanted, rtol=1e-8)
 
 
+@pytest.mark.entry("flow-grpo")
 def test_the_divergence_of_means_is_that_of_the_gaussians_times_the_width_over_their_dimension():
     mean, ref = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 4, 5, dtype=torch.float64)
     std, width = torch.rand(3, 4, dtype=torch.float64) + 0.1, 0.1
@@ -152,6 +159,7 @@ def test_the_divergence_of_means_is_that_of_the_gaussians_times_the_width_over_t
     torch.testing.assert_close(found, 0.04 * (kl * width / 5).mean())
 
 
+@pytest.mark.entry("grpo-guard")
 def test_the_normalised_ratio_is_centred_and_alike_at_every_noise():
     g, d = seeded(), 64
     shift = 0.05 * torch.randn(d, generator=g, dtype=torch.float64)
@@ -181,6 +189,7 @@ def test_the_normalised_ratio_is_centred_and_alike_at_every_noise():
 # ------------------------------------------------------------------ identities
 
 
+@pytest.mark.entry("dppo")
 def test_dppo_with_one_step_is_ppo_on_a_gaussian_policy():
     task = Multimodal()
     policy = MLPPolicy(task.observation_space, task.action_space, normalize=False).double()
@@ -196,6 +205,7 @@ def test_dppo_with_one_step_is_ppo_on_a_gaussian_policy():
     torch.testing.assert_close(slopes(mine, policy, one), slopes(theirs, policy, other), rtol=0, atol=1e-9)
 
 
+@pytest.mark.entry("reinflow")
 def test_reinflow_with_one_step_and_constant_noise_is_ppo_on_a_gaussian_with_mean_x0_plus_v():
     task = Multimodal()
     policy = made(steps=1, noise="learned", low=0.2, high=0.2, normalize=False).double()
@@ -223,6 +233,7 @@ def on_policy(policy, seed=0):
     return rows.map(lambda t: t.double() if t.is_floating_point() else t)
 
 
+@pytest.mark.entry("fpo", "awm")
 def test_on_policy_fpo_and_awm_follow_the_gradient_of_the_weighted_matching_loss():
     policy = made(normalize=False).double()
     rows = on_policy(policy)
@@ -245,6 +256,7 @@ def test_on_policy_fpo_and_awm_follow_the_gradient_of_the_weighted_matching_loss
         torch.testing.assert_close(gradient_, wanted, rtol=0, atol=1e-10)
 
 
+@pytest.mark.entry("fpo")
 def test_other_draws_than_those_stored_do_not_give_a_ratio_of_one():
     policy = made(normalize=False).double()
     rows = on_policy(policy)
@@ -254,6 +266,7 @@ def test_other_draws_than_those_stored_do_not_give_a_ratio_of_one():
     assert moved.abs().min() > 1e-6
 
 
+@pytest.mark.entry("ddpo")
 def test_the_gradient_of_ddpo_is_that_of_the_expected_reward():
     """Central differences in every weight of a linear network, with common random numbers."""
     line = Box(-1.0, 1.0, (1,), np.float32)
@@ -294,7 +307,7 @@ def test_the_gradient_of_ddpo_is_that_of_the_expected_reward():
 # ------------------------------------------------------------------ training
 
 
-@pytest.mark.parametrize("method", [*POLICY_GRADIENT, *GENERATIVE])
+@pytest.mark.parametrize("method", entries([*POLICY_GRADIENT, *GENERATIVE]))
 @pytest.mark.parametrize("task", ["multimodal", "gym:Pendulum-v1"])
 def test_policy_gradients_train_a_flow_policy(method, task, tmp_path):
     values = {"method": method, "task": task, "policy": {"name": "flow", "steps": 3}, "out": str(tmp_path / "r")}
@@ -314,7 +327,7 @@ def test_policy_gradients_train_a_flow_policy(method, task, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(before, run.policy.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["diffusion-policy", "flow-matching-policy"])
+@pytest.mark.parametrize("name", entries(["diffusion-policy", "flow-matching-policy"]))
 def test_behaviour_cloning_improves_the_matching_loss_of_its_own_policy_and_refuses_the_other(name, tmp_path):
     kinds = ("diffusion", "flow") if name == "diffusion-policy" else ("flow", "diffusion")
     values = {"method": name, "task": "multimodal", "steps": 60, "step": {"lr": 5e-3}}
@@ -327,7 +340,7 @@ def test_behaviour_cloning_improves_the_matching_loss_of_its_own_policy_and_refu
         learn(create(configuration.from_dict({**values, "policy": kinds[1], "out": str(tmp_path / "s")})))
 
 
-@pytest.mark.parametrize("name", ["ddpo", "flow-grpo", "awm"])
+@pytest.mark.parametrize("name", entries(["ddpo", "flow-grpo", "awm"]))
 def test_a_pretrained_flow_learns_which_modes_pay(name):
     settings = {"paying": (0, 1), "batches": 60, "lr": 2e-3, "pretraining": 400}
     start = run_experiment("denoising", anypo.method(name), 0, {**settings, "batches": 1, "lr": 0.0})
@@ -345,6 +358,7 @@ def test_a_gaussian_policy_loses_modes_that_a_flow_policy_keeps():
     assert flow["modes"] == 4
 
 
+@pytest.mark.entry("flow-grpo")
 def test_the_proxy_is_exploited_where_it_can_be():
     settings = {"bump": 2.0, "batches": 60, "pretraining": 400, "lr": 2e-3}
     found = run_experiment("modes", anypo.method("flow-grpo"), 0, settings)

@@ -7,6 +7,7 @@ from math import comb
 
 import pytest
 import torch
+from entries import entries
 from strategies import gradients, random_advantage, random_batch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, logsigmoid
@@ -21,6 +22,7 @@ from anypo.parts.terms import Divergence
 from anypo.parts.trust import Clip
 
 CLIPPED = ["ppo", "grpo", "dr-grpo", "dapo"]
+pytestmark = pytest.mark.known
 
 
 def f64(*values: float) -> Tensor:
@@ -39,6 +41,7 @@ def close(x: Tensor, y: Tensor, rtol: float = 1e-10, atol: float = 1e-12) -> Non
 # ---------------------------------------------------------------- one method is another at some setting
 
 
+@pytest.mark.entry("gspo")
 def test_sequence_ratio_on_rows_of_one_decision_is_grpo_without_kl() -> None:
     gspo = anypo.method("gspo", trust=Clip(0.2, 0.2))
     grpo = anypo.method("grpo", terms=[])
@@ -49,6 +52,7 @@ def test_sequence_ratio_on_rows_of_one_decision_is_grpo_without_kl() -> None:
         close(g["logp"], h["logp"])
 
 
+@pytest.mark.entry("gspo")
 def test_sequence_ratio_gradient_per_token_is_minus_s_times_advantage_over_length() -> None:
     gspo = anypo.method("gspo", trust=Clip(9.0, 9.0))  # a range nothing leaves
     for b in batches(spread=0.3):
@@ -60,6 +64,7 @@ def test_sequence_ratio_gradient_per_token_is_minus_s_times_advantage_over_lengt
         close(g["logp"], torch.where(b.valid, -s * b.advantage / (length * len(x)), 0.0))
 
 
+@pytest.mark.entry("gspo")
 def test_gspo_cuts_whole_answers_just_outside_its_narrow_range() -> None:
     b = Trajectories(
         logp=torch.tensor([[5e-4, 5e-4], [3e-4, 3e-4], [-4e-4, -4e-4]], dtype=torch.float64),
@@ -71,6 +76,7 @@ def test_gspo_cuts_whole_answers_just_outside_its_narrow_range() -> None:
     assert float(metrics["clip_fraction"]) == pytest.approx(2 / 3)
 
 
+@pytest.mark.entry("rloo", "dr-grpo")
 def test_leave_one_out_is_the_group_mean_baseline_times_g_over_g_minus_one() -> None:
     for b in batches():
         a, centred = anypo.method("rloo").prepare(b).advantage, anypo.method("dr-grpo").prepare(b).advantage
@@ -79,6 +85,7 @@ def test_leave_one_out_is_the_group_mean_baseline_times_g_over_g_minus_one() -> 
         close(a, centred * factor)
 
 
+@pytest.mark.entry("ppo", "a2c")
 def test_first_gradient_of_ppo_is_that_of_a2c_when_the_advantages_agree() -> None:
     """One epoch, no value clipping, no whitening, entropy coefficient 0."""
     a2c = anypo.method("a2c", terms=[])
@@ -92,7 +99,7 @@ def test_first_gradient_of_ppo_is_that_of_a2c_when_the_advantages_agree() -> Non
         close(g["value"], h["value"])
 
 
-@pytest.mark.parametrize("name", [*CLIPPED, "cispo", "minpro"])
+@pytest.mark.parametrize("name", entries([*CLIPPED, "cispo", "minpro"]))
 def test_at_ratio_one_every_importance_weighted_method_is_plain_likelihood(name: str) -> None:
     method = anypo.method(name, terms=[], critic=[])
     plain = method.but(ratio=None, trust="likelihood")
@@ -101,6 +108,7 @@ def test_at_ratio_one_every_importance_weighted_method_is_plain_likelihood(name:
         close(gradients(method, b)[2]["logp"], gradients(plain, b)[2]["logp"])
 
 
+@pytest.mark.entry("grpo", "reinforce")
 def test_grpo_at_ratio_one_is_length_normalised_reinforce_with_standardised_scores() -> None:
     grpo = anypo.method("grpo", terms=[])
     reinforce = anypo.method("reinforce", credit=[Combine(), Baseline("group")], reduce=Mean("row"))
@@ -109,15 +117,16 @@ def test_grpo_at_ratio_one_is_length_normalised_reinforce_with_standardised_scor
         close(gradients(grpo, grpo.prepare(b))[2]["logp"], gradients(reinforce, reinforce.prepare(b))[2]["logp"])
 
 
-def test_the_clipped_surrogate_is_a_pessimistic_bound() -> None:
-    for name in CLIPPED:
-        clipped = anypo.method(name, terms=[], critic=[])
-        free = clipped.but(trust=Clip(low=1.0, high=1e9))
-        for b in batches(10, spread=1.0):
-            b = random_advantage(clipped.prepare(b))
-            assert clipped.loss(b)[0] >= free.loss(b)[0] - 1e-12
+@pytest.mark.parametrize("name", entries(CLIPPED))
+def test_the_clipped_surrogate_is_a_pessimistic_bound(name: str) -> None:
+    clipped = anypo.method(name, terms=[], critic=[])
+    free = clipped.but(trust=Clip(low=1.0, high=1e9))
+    for b in batches(10, spread=1.0):
+        b = random_advantage(clipped.prepare(b))
+        assert clipped.loss(b)[0] >= free.loss(b)[0] - 1e-12
 
 
+@pytest.mark.entry("cispo")
 def test_cispo_below_its_cap_is_the_unclipped_policy_gradient() -> None:
     cispo = anypo.method("cispo")
     free = cispo.but(trust=Clip(low=1.0, high=1e9))
@@ -126,6 +135,7 @@ def test_cispo_below_its_cap_is_the_unclipped_policy_gradient() -> None:
         close(gradients(cispo, b)[2]["logp"], gradients(free, b)[2]["logp"])
 
 
+@pytest.mark.entry("minpro")
 def test_minpro_on_the_first_decision_of_a_row_is_cispo() -> None:
     minpro, cispo = anypo.method("minpro"), anypo.method("cispo")
     for b in batches(spread=0.5):
@@ -135,6 +145,7 @@ def test_minpro_on_the_first_decision_of_a_row_is_cispo() -> None:
         close(g[first], h[first])
 
 
+@pytest.mark.entry("dapo")
 def test_groups_that_agree_leave_dapos_token_mean_and_get_no_gradient() -> None:
     dapo = anypo.method("dapo")
     logp = torch.tensor([[-1.0, -2.0]] * 4, dtype=torch.float64)
@@ -182,21 +193,25 @@ def expected_gradient(name: str, size: int, baseline: float = 0.0, **stages: obj
     return total
 
 
+@pytest.mark.entry("reinforce")
 @pytest.mark.parametrize("baseline", [0.0, 0.48, -7.0])
 def test_reinforce_is_unbiased_with_any_baseline_that_ignores_the_action(baseline: float) -> None:
     close(expected_gradient("reinforce", 1, baseline), true_gradient(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.entry("rloo")
 @pytest.mark.parametrize("size", [2, 3])
 def test_leave_one_out_is_unbiased(size: int) -> None:
     close(expected_gradient("rloo", size), true_gradient(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.entry("dr-grpo")
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_group_mean_baseline_shrinks_the_gradient_by_g_minus_one_over_g(size: int) -> None:
     close(expected_gradient("dr-grpo", size), true_gradient() * (size - 1) / size, rtol=0, atol=1e-12)
 
 
+@pytest.mark.entry("rloo")
 def test_leave_one_out_varies_less_than_no_baseline() -> None:
     def second_moment(name: str) -> float:
         method, total = anypo.method(name), 0.0
@@ -212,6 +227,7 @@ def test_leave_one_out_varies_less_than_no_baseline() -> None:
     assert second_moment("rloo") < second_moment("reinforce")
 
 
+@pytest.mark.entry("grpo", "dr-grpo")
 def test_dividing_by_the_group_deviation_turns_the_gradient_away_from_the_objective() -> None:
     """Two prompts solved with probability 0.5 and 0.95, groups of 64: GRPO's expected gradient is not along grad J."""
     size, chances = 64, f64(0.5, 0.95)
@@ -237,6 +253,7 @@ def test_dividing_by_the_group_deviation_turns_the_gradient_away_from_the_object
     close(expected("dr-grpo"), truth * (size - 1) / size)
 
 
+@pytest.mark.entry("reinforce")
 def test_the_mean_over_tokens_is_biased_by_length_and_the_sum_over_rows_is_not() -> None:
     """A policy that first draws whether to stop: reward 1 for short, 2 for long (two decisions)."""
     bias = {}

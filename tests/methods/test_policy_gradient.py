@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from entries import entries
 from references_policy import LEAVES, RECIPES, Controller, loss, prepare
 from strategies import gradients, random_advantage, random_batch
 from torch import Tensor
 
 import anypo
 from anypo import Method, Trajectories
-from anypo.loops.update import gradient
+from anypo.loops.gradients import gradient
 from anypo.parts.credit import BalancedDrop, Baseline, Combine, ExtendedGae, Gae, GateBySuccess, Whiten
 from anypo.parts.knobs.controllers import KlController
 from anypo.parts.reduce import Mean, ScaledMean
@@ -39,6 +40,10 @@ from anypo.policies.tabular import SoftmaxTable
 
 CASES = 60
 F64 = torch.float64
+pytestmark = pytest.mark.known
+every_recipe = pytest.mark.parametrize(
+    "recipe", entries(RECIPES, lambda recipe: RECIPES[recipe][0]), ids=lambda n: f"{n}-{CASES}batches"
+)
 
 
 def f64(*values: Any) -> Tensor:
@@ -146,7 +151,7 @@ def agree(found: Any, wanted: Any, what: str) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9, err_msg=what)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda n: f"{n}-{CASES}batches")
+@every_recipe
 def test_prepare_equals_the_reference(recipe: str) -> None:
     method = built(recipe)
     for seed in range(CASES):
@@ -164,7 +169,7 @@ def test_prepare_equals_the_reference(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["prepared", "any advantage"])
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda n: f"{n}-{CASES}batches")
+@every_recipe
 def test_loss_and_gradients_equal_the_reference(recipe: str, given: str) -> None:
     method = built(recipe)
     for seed in range(CASES):
@@ -200,6 +205,7 @@ def weights(method: Method, b: Trajectories) -> Tensor:
 # ------------------------------------------------------------------------------------------------ DHPO
 
 
+@pytest.mark.entry("dhpo")
 @pytest.mark.parametrize(("weight", "other"), [("token", "grpo"), ("row", "gspo")])
 def test_dhpo_with_all_weight_on_one_branch_is_grpo_or_gspo(weight: str, other: str) -> None:
     mine, theirs = anypo.method("dhpo", trust=TwoBranchClip(weight=weight)), anypo.method(other, terms=[])
@@ -210,6 +216,7 @@ def test_dhpo_with_all_weight_on_one_branch_is_grpo_or_gspo(weight: str, other: 
             close(g["logp"], h["logp"])
 
 
+@pytest.mark.entry("dhpo")
 def test_dhpos_gradient_lies_halfway_between_grpo_and_gspo() -> None:
     for b in batches(spread=0.3):
         b = random_advantage(anypo.method("dhpo").prepare(b))
@@ -217,6 +224,7 @@ def test_dhpos_gradient_lies_halfway_between_grpo_and_gspo() -> None:
         close(mixed, (token + row) / 2)
 
 
+@pytest.mark.entry("dhpo")
 def test_dhpos_entropy_weight_is_scaled_within_the_row_and_detached() -> None:
     part = TwoBranchClip(weight="entropy")
     b = one_row(torch.zeros(2, 3), entropy=f64([1.0, 3.0, 2.0], [0.7, 0.7, 0.7]))
@@ -233,6 +241,7 @@ def gated(part: FiberGate, x: Tensor) -> Tensor:
     return part(x, one_row(x))[0]
 
 
+@pytest.mark.entry("fiberpo")
 def test_within_its_budgets_fiberpo_passes_the_ratio_through() -> None:
     part, rng = FiberGate(), torch.Generator().manual_seed(0)
     for _ in range(50):
@@ -242,12 +251,14 @@ def test_within_its_budgets_fiberpo_passes_the_ratio_through() -> None:
         close(jacobian, torch.diag(x.exp().flatten()))
 
 
+@pytest.mark.entry("fiberpo")
 def test_fiberpo_at_ratio_one_has_the_identity_as_its_jacobian() -> None:
     x = torch.zeros(1, 5, dtype=F64)
     jacobian = torch.autograd.functional.jacobian(lambda x: gated(FiberGate(), x)[0], x)[:, 0]
     close(jacobian, torch.eye(5, dtype=F64))
 
 
+@pytest.mark.entry("fiberpo")
 def test_rows_do_not_touch_each_other_in_fiberpo() -> None:
     x = 0.05 * torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=F64)
     jacobian = torch.autograd.functional.jacobian(lambda x: gated(FiberGate(), x), x)
@@ -255,12 +266,14 @@ def test_rows_do_not_touch_each_other_in_fiberpo() -> None:
         assert bool(jacobian[i, :, j].any()) == (i == j)
 
 
+@pytest.mark.entry("fiberpo")
 @pytest.mark.parametrize("drift", [0.3, -0.3, 2.0])
 def test_a_drift_far_beyond_its_budget_is_shut_and_leaves_the_row_weight_one(drift: float) -> None:
     """All decisions drift alike, so nothing deviates: G = w, and a closed gate makes it 1."""
     close(gated(FiberGate(), torch.full((1, 6), drift, dtype=F64)), torch.ones(1, 6, dtype=F64))
 
 
+@pytest.mark.entry("fiberpo")
 @pytest.mark.parametrize(("sign", "budget"), [(1.0, 0.15), (-1.0, 0.10)])
 def test_just_beyond_its_budget_a_common_shift_is_rolled_back(sign: float, budget: float) -> None:
     length = 5
@@ -273,6 +286,7 @@ def test_just_beyond_its_budget_a_common_shift_is_rolled_back(sign: float, budge
     close(slope, -length * g.sum().detach())
 
 
+@pytest.mark.entry("fiberpo")
 def test_a_common_drift_saturates_every_token_of_grpo_and_none_of_fiberpos_residuals() -> None:
     noise = 0.01 * (2 * torch.rand(4, 8, generator=torch.Generator().manual_seed(2), dtype=F64) - 1)
     x = noise + 0.5
@@ -289,6 +303,7 @@ def damping(x: Tensor) -> Tensor:
     return weights(anypo.method("mhpo"), one_row(x.unsqueeze(1)))[:, 0]
 
 
+@pytest.mark.entry("mhpo")
 def test_mhpos_known_multipliers() -> None:
     close(damping(f64(1.0, 1.78, 0.5, 10.0).log()), f64(0.2651, 0.396, 0.054, 0.082), rtol=0, atol=5e-4)
     close(damping(f64(0.0)).log()[0], -(log(2) ** 1.5) - (log(2) / 0.8) ** 2)
@@ -299,6 +314,7 @@ def test_mhpos_known_multipliers() -> None:
     assert found.abs().max() <= exp(1.5)
 
 
+@pytest.mark.entry("mhpo")
 def test_mhpos_weight_is_smooth_and_falls_beyond_its_peak() -> None:
     grid = torch.linspace(-6, 6, 12001, dtype=F64)
     weight = damping(grid)
@@ -310,6 +326,7 @@ def test_mhpos_weight_is_smooth_and_falls_beyond_its_peak() -> None:
     assert (weight >= 0).all()  # the detached hazard never turns a gradient around
 
 
+@pytest.mark.entry("mhpo")
 def test_the_hazard_with_its_gradient_would_turn_the_gradient_around() -> None:
     part = HazardModulated()
     x = torch.linspace(-4, 4, 801, dtype=F64).requires_grad_()
@@ -318,6 +335,7 @@ def test_the_hazard_with_its_gradient_would_turn_the_gradient_around() -> None:
     assert (slope < 0).any()
 
 
+@pytest.mark.entry("mhpo")
 def test_outliers_spike_the_unclipped_gradient_and_not_mhpos() -> None:
     """200 batches of 256 decisions, log-ratios N(0, 0.1), one percent of them N(0, 3)."""
     rng = torch.Generator().manual_seed(3)
@@ -358,6 +376,7 @@ MEMBERS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], tuple[float, f
 }
 
 
+@pytest.mark.entry("rec")
 @pytest.mark.parametrize("member", MEMBERS)
 def test_the_bandit_in_which_only_importance_weights_find_the_best_arm(member: str) -> None:
     """Three arms, sampled by (.3, .6, .1) throughout. The library's expected gradient is that of the hand-made recursion, whose end
@@ -386,6 +405,7 @@ def test_the_bandit_in_which_only_importance_weights_find_the_best_arm(member: s
     np.testing.assert_allclose(np.exp(theta) / np.exp(theta).sum(), end, atol=6e-3)
 
 
+@pytest.mark.entry("rec")
 def test_recs_named_grpo_member_has_grpos_gradient() -> None:
     member, grpo = built("rec-grpo"), anypo.method("grpo", terms=[])
     for b in batches(spread=0.5):
@@ -394,6 +414,7 @@ def test_recs_named_grpo_member_has_grpos_gradient() -> None:
         close(gradients(member, random_advantage(one))[2]["logp"], gradients(grpo, random_advantage(two))[2]["logp"])
 
 
+@pytest.mark.entry("rec")
 def test_forward_divergence_is_a_shift_of_the_baseline() -> None:
     with_term, plain = built("rec-asymre"), built("rec-reinforce")
     for b in batches(spread=0.5):
@@ -402,6 +423,7 @@ def test_forward_divergence_is_a_shift_of_the_baseline() -> None:
         close(gradients(with_term, b)[2]["logp"], gradients(plain, shifted)[2]["logp"])
 
 
+@pytest.mark.entry("rec")
 def test_group_reinforce_is_the_gradient_of_the_pairwise_surrogate_whoever_sampled() -> None:
     """1/K^2 sum_{i<j} (a_i - a_j)^2, a_i = s_i - tau (log pi_i - log pi_t,i), at pi_t: -2 tau / K sum_i (s_i - mean) d log pi_i."""
     s, tau = f64(0.3, -1.0, 2.0, 0.7, 0.1), 0.4
@@ -428,11 +450,13 @@ def row_weights(b: Trajectories) -> Tensor:
     return -gradients(anypo.method("real"), b)[2]["logp"].sum(1)
 
 
+@pytest.mark.entry("real")
 def test_reals_weights_on_policy_are_one_over_tau_over_one_plus_the_class() -> None:
     found = row_weights(labelled(torch.zeros(5, 3), [True, True, True, False, False]))
     close(found, f64(*[2 / 4] * 3, *[-2 / 3] * 2))
 
 
+@pytest.mark.entry("real")
 def test_reals_weights_are_bounded_and_only_the_row_mean_matters() -> None:
     for seed in range(50):
         x = 3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=F64)
@@ -442,6 +466,7 @@ def test_reals_weights_are_bounded_and_only_the_row_mean_matters() -> None:
         close(per_token, (row_weights(b) / 4).unsqueeze(1).expand(6, 4))
 
 
+@pytest.mark.entry("real")
 @pytest.mark.parametrize("right", [True, False])
 def test_a_worse_classified_row_takes_weight_from_the_others_of_its_class(right: bool) -> None:
     x = f64([0.2], [-0.1], [0.4], [0.3])
@@ -454,6 +479,7 @@ def test_a_worse_classified_row_takes_weight_from_the_others_of_its_class(right:
     close(after[3], before[3])
 
 
+@pytest.mark.entry("real")
 def test_real_counts_groups_of_one_class_and_reads_labels_from_the_scores() -> None:
     b = one_row(torch.zeros(4, 2), score=f64(1.0, 1.0, 1.0, 0.0), group=torch.tensor([0, 0, 1, 1]))
     keep, skip = anypo.method("real"), built("real-skip")
@@ -468,6 +494,7 @@ def test_real_counts_groups_of_one_class_and_reads_labels_from_the_scores() -> N
 # ------------------------------------------------------------------------------------------------ BRRL
 
 
+@pytest.mark.entry("brrl", "bpo")
 def test_the_bounded_target_is_the_solution_of_the_ratio_box_problem() -> None:
     """max E[r Q] with 1 - eps <= r <= 1 + eps and E[r] = 1 over six actions, by brute force over the corners of the box."""
     rng, eps = np.random.default_rng(0), 0.3
@@ -492,6 +519,7 @@ def test_the_bounded_target_is_the_solution_of_the_ratio_box_problem() -> None:
         assert (trust(x - 0.01, b)[0] < 0).all()
 
 
+@pytest.mark.entry("brrl", "bpo")
 def test_bpo_is_ppo_inside_the_box_and_pulls_back_outside() -> None:
     """Median and mean critic alike, temperature to 0: W = r A inside, -r A beyond the bound, where PPO has nothing."""
     zero = torch.zeros(1, 1, dtype=F64)
@@ -505,6 +533,7 @@ def test_bpo_is_ppo_inside_the_box_and_pulls_back_outside() -> None:
         assert theirs == pytest.approx(0.0 if beyond else r * a)
 
 
+@pytest.mark.entry("brrl", "bpo")
 def test_the_median_critic_settles_on_the_median_and_the_value_on_the_mean() -> None:
     goals = f64(-60.0, -50.0, 0.0, 300.0, 900.0)  # far apart: log cosh is the absolute error
     method = anypo.method("bpo")
@@ -516,6 +545,7 @@ def test_the_median_critic_settles_on_the_median_and_the_value_on_the_mean() -> 
     assert float(slopes["median"].sum()) > 0.04  # at the mean, the median head wants down
 
 
+@pytest.mark.entry("brrl", "bpo")
 def test_a_group_of_one_has_its_score_as_advantage_and_a_target_of_its_own() -> None:
     brrl = anypo.method("brrl")
     b = brrl.prepare(one_row(torch.zeros(1, 1), score=f64(2.0), group=torch.zeros(1).long()))
@@ -524,6 +554,7 @@ def test_a_group_of_one_has_its_score_as_advantage_and_a_target_of_its_own() -> 
     close(brrl.loss(b)[0], wanted)
 
 
+@pytest.mark.entry("brrl", "bpo")
 def test_the_group_median_of_an_even_group_is_the_middle_of_two_scores() -> None:
     part = BoundedTarget()
     b = one_row(torch.zeros(4, 1), score=f64(0.0, 1.0, 3.0, 10.0), group=torch.zeros(4).long())
@@ -532,6 +563,7 @@ def test_the_group_median_of_an_even_group_is_the_middle_of_two_scores() -> None
     close(found, (1 - (0.8 + 0.4 * z.sigmoid())).abs())
 
 
+@pytest.mark.entry("brrl", "bpo")
 @pytest.mark.parametrize("x", [30.0, -30.0])
 def test_beyond_e_to_the_twenty_brrl_has_no_gradient(x: float) -> None:
     b = one_row(f64([x]), score=f64(1.0), group=torch.zeros(1).long())
@@ -541,6 +573,7 @@ def test_beyond_e_to_the_twenty_brrl_has_no_gradient(x: float) -> None:
 # ------------------------------------------------------------------------------------------------ R2VPO
 
 
+@pytest.mark.entry("r2vpo")
 def test_r2vpos_weight_and_stationary_ratio() -> None:
     method = anypo.method("r2vpo")
     for r, a in product((0.1, 0.5, 1.0, 3.0, 20.0), (-1.0, 0.5, 2.0)):
@@ -552,6 +585,7 @@ def test_r2vpos_weight_and_stationary_ratio() -> None:
         assert abs(at[1]) < 1e-10
 
 
+@pytest.mark.entry("r2vpo")
 def test_r2vpo_has_the_gradient_of_its_score_function_form() -> None:
     method = anypo.method("r2vpo")
     for b in batches(spread=0.5):
@@ -562,6 +596,7 @@ def test_r2vpo_has_the_gradient_of_its_score_function_form() -> None:
         close(gradients(method, b)[2]["logp"], gradients(form, weighted)[2]["logp"])
 
 
+@pytest.mark.entry("r2vpo")
 def test_the_multiplier_climbs_with_the_excess_variance_and_never_below_zero() -> None:
     method = anypo.method("r2vpo")
     knob = method.stages["trust"].coef
@@ -587,6 +622,7 @@ def test_the_multiplier_climbs_with_the_excess_variance_and_never_below_zero() -
 # ------------------------------------------------------------------------------------------------ MDPO
 
 
+@pytest.mark.entry("mdpo")
 @pytest.mark.parametrize("progress", [0.0, 0.6])
 def test_many_inner_steps_of_mdpo_end_at_the_tabular_mirror_descent_step(progress: float) -> None:
     """pi proportional to pi_k exp(t A), t = 1 - progress, from the expected loss over all actions."""
@@ -611,6 +647,7 @@ def test_many_inner_steps_of_mdpo_end_at_the_tabular_mirror_descent_step(progres
     close(theta.detach().softmax(0), (start + (1 - progress) * a).softmax(0), rtol=0, atol=1e-6)
 
 
+@pytest.mark.entry("mdpo")
 def test_mdpos_penalty_is_never_negative_and_has_no_slope_at_the_first_step() -> None:
     method = anypo.method("mdpo", critic=[])
     x = torch.linspace(-3, 3, 61, dtype=F64).unsqueeze(1)
@@ -622,6 +659,7 @@ def test_mdpos_penalty_is_never_negative_and_has_no_slope_at_the_first_step() ->
         assert float(method.loss(b.rows(torch.tensor([k])))[0]) >= 0
 
 
+@pytest.mark.entry("mdpo")
 def test_mdpos_whitening_divides_by_the_population_deviation() -> None:
     part = anypo.method("mdpo").stages["credit"][1]
     assert part == Whiten(ddof=0)
@@ -643,6 +681,7 @@ def soft_minimum(one: float, other: float, alpha: float) -> float:
     return float(method.but(credit=[type(method.stages["credit"][0])(alpha=alpha)]).prepare(b).value_old)
 
 
+@pytest.mark.entry("safe")
 def test_the_pair_of_critics_is_between_their_minimum_and_their_mean() -> None:
     assert soft_minimum(1.0, 3.0, 1e-3) == pytest.approx(1.0, abs=1e-3)
     assert soft_minimum(1.0, 3.0, 1e4) == pytest.approx(2.0, abs=1e-3)
@@ -663,6 +702,7 @@ def penalised(kl: float, entropy: float, average: float = 10.0, **options: Any) 
     return float(value.detach()), float(slope)
 
 
+@pytest.mark.entry("safe")
 def test_safes_penalty_is_zero_below_its_threshold_and_grows_as_entropy_falls() -> None:
     assert penalised(4.4, 1.0, average=0.0) == (0.0, 0.0)  # 0.1 x 4.4 < 0.45
     assert penalised(4.6, 1.0, average=0.0)[0] > 0
@@ -675,6 +715,7 @@ def test_safes_penalty_is_zero_below_its_threshold_and_grows_as_entropy_falls() 
     assert penalised(1.0, 0.9, detached=True) == (pytest.approx(value), 0.0)
 
 
+@pytest.mark.entry("safe")
 @pytest.mark.parametrize("story", ["climbing", "converged", "falling", "noisy", "steps"])
 def test_safes_controller_is_the_one_computed_from_the_whole_history(story: str) -> None:
     rng = np.random.default_rng(1)
@@ -714,6 +755,7 @@ def test_safes_controller_is_the_one_computed_from_the_whole_history(story: str)
     )
 
 
+@pytest.mark.entry("safe")
 def test_safes_first_threshold_is_that_of_the_warm_up() -> None:
     method = anypo.method("safe")
     b = method.prepare(one_row(torch.zeros(2, 2), score=f64(1.0, 0.0)).but(
@@ -727,6 +769,7 @@ def test_safes_first_threshold_is_that_of_the_warm_up() -> None:
     assert float(gradients(method, b)[1]["kl_threshold"]) == pytest.approx(0.45)  # the first outcome moves nothing
 
 
+@pytest.mark.entry("safe")
 def test_controllers_are_not_shared_between_methods() -> None:
     one, other = anypo.method("safe"), anypo.method("safe")
     one.stages["terms"][0].threshold.average = 3.0
@@ -740,6 +783,7 @@ def taught(logp: Tensor, expert: list[bool], **fields: Any) -> Trajectories:
     return Trajectories(logp=logp, logp_old=logp.detach(), expert_mask=torch.tensor(expert), **fields)
 
 
+@pytest.mark.entry("hpt")
 def test_the_estimator_with_ratio_one_and_advantage_one_is_the_likelihoods_gradient() -> None:
     """Mask 1, reference policy = the policy itself, A = 1: supervised learning."""
     logp = -torch.rand(3, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
@@ -750,6 +794,7 @@ def test_the_estimator_with_ratio_one_and_advantage_one_is_the_likelihoods_gradi
     close(gradients(unified, b)[2]["logp"], gradients(supervised, nll)[2]["logp"])
 
 
+@pytest.mark.entry("hpt")
 def test_with_the_clip_mask_the_estimator_is_ppos() -> None:
     unified, ppo = anypo.method("hpt", trust=Clip(), terms=[], reduce=Mean("token")), anypo.method("ppo", critic=[])
     for b in batches(10, spread=0.5):
@@ -757,6 +802,7 @@ def test_with_the_clip_mask_the_estimator_is_ppos() -> None:
         close(gradients(unified, b)[2]["logp"], gradients(ppo, b)[2]["logp"])
 
 
+@pytest.mark.entry("hpt")
 def test_unsolved_prompts_learn_from_their_demonstration_alone_and_solved_ones_from_their_samples() -> None:
     """Two prompts, two samples and one demonstration each; only the second prompt is ever solved."""
     logp = -torch.rand(6, 3, generator=torch.Generator().manual_seed(1), dtype=F64) - 0.1
@@ -775,6 +821,7 @@ def test_unsolved_prompts_learn_from_their_demonstration_alone_and_solved_ones_f
     close(g[4], torch.full((3,), 0.5 / (4 * 5), dtype=F64))
 
 
+@pytest.mark.entry("hpt")
 def test_without_an_unsolved_prompt_imitation_adds_nothing() -> None:
     hpt = anypo.method("hpt")
     b = taught(f64([-1.0], [-1.0], [-2.0]), [False, False, True], group=torch.zeros(3).long())
@@ -791,6 +838,7 @@ def imitated(p: Tensor, phi: str) -> Tensor:
     return weights(anypo.method("chord", terms=[Imitate(1.0, phi=phi)]), b)[:, 0]
 
 
+@pytest.mark.entry("chord")
 def test_chords_token_weight_peaks_at_one_half_and_vanishes_at_both_ends() -> None:
     p = torch.linspace(0.001, 1.0, 1000, dtype=F64)
     found = imitated(p, "uncertain")
@@ -802,6 +850,7 @@ def test_chords_token_weight_peaks_at_one_half_and_vanishes_at_both_ends() -> No
     close(imitated(p, "likely"), p)
 
 
+@pytest.mark.entry("chord")
 def test_chords_gradient_in_the_experts_logit_peaks_at_one_third() -> None:
     """|d(-phi log p) / dz| = p (1 - p)^2 for the logit of the expert's own token."""
     method, found = anypo.method("chord", terms=[Imitate(1.0, phi="uncertain")]), []
@@ -816,6 +865,7 @@ def test_chords_gradient_in_the_experts_logit_peaks_at_one_third() -> None:
     assert float(p[int(np.argmax(found))]) == pytest.approx(1 / 3, abs=1e-2)
 
 
+@pytest.mark.entry("chord")
 def test_chord_divides_samples_and_demonstrations_by_their_own_counts() -> None:
     chord = anypo.method("chord")
     logp = torch.full((4, 2), log(0.5), dtype=F64)
@@ -830,6 +880,7 @@ def test_chord_divides_samples_and_demonstrations_by_their_own_counts() -> None:
 # ------------------------------------------------------------------------------------------------ ReMix
 
 
+@pytest.mark.entry("remix")
 def test_remix_on_rows_of_the_present_policy_is_ppos_clip() -> None:
     remix, plain = anypo.method("remix", terms=[]), anypo.method("grpo", terms=[], reduce=Mean("token"))
     for b in batches(spread=0.5):
@@ -840,6 +891,7 @@ def test_remix_on_rows_of_the_present_policy_is_ppos_clip() -> None:
             close(g["logp"], h["logp"])
 
 
+@pytest.mark.entry("remix")
 def test_the_recentred_window_never_clips_where_the_update_starts() -> None:
     """At pi = pi_k the gradient is the unclipped one however old the row is; a window around 1 loses some of it."""
     remix, free = anypo.method("remix", terms=[]), anypo.method("remix", terms=[], trust=Unclipped())
@@ -853,6 +905,7 @@ def test_the_recentred_window_never_clips_where_the_update_starts() -> None:
     assert lost > 0
 
 
+@pytest.mark.entry("remix")
 def test_remixs_share_of_the_reference_falls_in_steps_from_one_to_a_half() -> None:
     remix, found = anypo.method("remix"), {}
     base, prev = (term.coef for term in remix.stages["terms"])
@@ -864,6 +917,7 @@ def test_remixs_share_of_the_reference_falls_in_steps_from_one_to_a_half() -> No
     assert {t: found[t] for t in wanted} == pytest.approx(wanted)
 
 
+@pytest.mark.entry("remix")
 def test_remix_reads_the_previous_policy_only_once_it_counts() -> None:
     remix = anypo.method("remix")
     assert "logp_prev" not in remix.views
@@ -872,6 +926,7 @@ def test_remix_reads_the_previous_policy_only_once_it_counts() -> None:
     assert "logp_prev" in remix.at(51).views
 
 
+@pytest.mark.entry("remix")
 def test_remix_is_reincarnated_after_fifty_batches() -> None:
     remix = anypo.method("remix")
     assert isinstance(remix.at(49).stages["trust"], RecentredClip)
@@ -890,6 +945,7 @@ def critic_rows(seed: int, **fields: Any) -> Trajectories:
     return b.but(bootstrap=None, done=None, **fields)
 
 
+@pytest.mark.entry("t-ppo")
 def test_extended_gae_of_finished_rows_is_gae() -> None:
     for seed in range(50):
         b = critic_rows(seed)
@@ -899,6 +955,7 @@ def test_extended_gae_of_finished_rows_is_gae() -> None:
             close(anypo.method("t-ppo").prepare(same).advantage, wanted)
 
 
+@pytest.mark.entry("t-ppo")
 def test_without_rewards_an_unfinished_row_is_credited_with_how_far_its_value_has_come() -> None:
     """gamma = lam = 1: A_t = V(s_{l-1}) - V(s_t); a flat value credits nothing."""
     method = anypo.method("t-ppo", credit=[ExtendedGae(gamma=1.0, lam=1.0)])
@@ -914,6 +971,7 @@ def test_without_rewards_an_unfinished_row_is_credited_with_how_far_its_value_ha
         close(flat, torch.zeros(b.shape))
 
 
+@pytest.mark.entry("t-ppo")
 @pytest.mark.parametrize("gamma", [0.9, 1.0])
 def test_the_bias_of_a_cut_row_is_bounded_by_one_step_of_the_value(gamma: float) -> None:
     """A chain without chance whose true value is known: every true advantage is 0."""
@@ -937,6 +995,7 @@ def test_the_bias_of_a_cut_row_is_bounded_by_one_step_of_the_value(gamma: float)
             assert float(bias.abs().max()) <= bound + 1e-12
 
 
+@pytest.mark.entry("t-ppo")
 def test_the_policy_learns_from_new_decisions_and_the_value_from_finished_rows() -> None:
     ones = torch.ones(3, 4, dtype=F64)
     fresh = torch.zeros(3, 4, dtype=torch.bool)
@@ -954,6 +1013,7 @@ def test_the_policy_learns_from_new_decisions_and_the_value_from_finished_rows()
     close(b.returns[1], f64(4.0, 3.0, 2.0, 1.0))
 
 
+@pytest.mark.entry("t-ppo")
 def test_t_ppo_on_finished_new_rows_is_ppo_with_monte_carlo_targets() -> None:
     mine, ppo = anypo.method("t-ppo"), anypo.method("ppo", credit=[Gae(gamma=1.0, lam=0.95)])
     for seed in range(30):
@@ -985,12 +1045,14 @@ def through_a_policy(name: str) -> tuple[Method, SoftmaxTable]:
     return method, policy
 
 
+@pytest.mark.entry("bpo")
 def test_both_heads_of_bpo_learn() -> None:
     method, policy = through_a_policy("bpo")
     assert method.heads == ("value", "median")
     assert policy.table.grad.any(0).all()
 
 
+@pytest.mark.entry("safe")
 def test_both_heads_of_safe_learn() -> None:
     method, policy = through_a_policy("safe")
     assert method.heads == ("value", "value_b")
@@ -999,7 +1061,7 @@ def test_both_heads_of_safe_learn() -> None:
     assert policy.table.grad.any(0).all()
 
 
-@pytest.mark.parametrize("name", ["hpt", "chord"])
+@pytest.mark.parametrize("name", entries(["hpt", "chord"]))
 def test_the_rewards_of_a_demonstration_judge_nobody(name: str) -> None:
     method = anypo.method(name)
     b = taught(-torch.ones(3, 1, dtype=F64), [False, False, True], group=torch.zeros(3).long())

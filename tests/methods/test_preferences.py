@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from entries import entries
 
 import anypo
 from anypo import Comparisons
@@ -15,6 +16,7 @@ from anypo.parts.terms import LikeBest
 from anypo.parts.trust import PairContrast, PairwiseClip
 
 CASES = 50
+pytestmark = pytest.mark.known
 NAMES = ("dpo", "ipo", "simpo", "slic", "cpo-contrastive", "orpo-odds", "rpo-sft", "cpl", "kto", "copg")
 
 
@@ -72,7 +74,7 @@ def formula(name: str, c: dict[str, np.ndarray], lw: np.ndarray, ll: np.ndarray)
 
 
 @pytest.mark.parametrize("scores", [False, True])
-@pytest.mark.parametrize("name", NAMES, ids=lambda n: f"{n}-{CASES}batches")
+@pytest.mark.parametrize("name", entries(NAMES), ids=lambda n: f"{n}-{CASES}batches")
 def test_loss_and_gradient_equal_the_formula(name: str, scores: bool) -> None:
     for seed in range(CASES):
         c = case(seed, scores)
@@ -88,6 +90,7 @@ def test_loss_and_gradient_equal_the_formula(name: str, scores: bool) -> None:
         assert all(v.isfinite() for v in metrics.values())
 
 
+@pytest.mark.entry("dpo")
 def test_ranking_accuracy_and_margin_are_those_of_the_implicit_rewards() -> None:
     c = case(3)
     pairs, _, _ = comparisons(c)
@@ -97,6 +100,7 @@ def test_ranking_accuracy_and_margin_are_those_of_the_implicit_rewards() -> None
     assert float(metrics["margin"]) == pytest.approx(u.mean())
 
 
+@pytest.mark.entry("dpo", "kto")
 def test_at_the_reference_the_loss_is_log_two_and_ktos_a_half() -> None:
     c = case(5)
     pairs, _, _ = comparisons(c | {"rw": c["lw"], "rl": c["ll"]})
@@ -104,6 +108,7 @@ def test_at_the_reference_the_loss_is_log_two_and_ktos_a_half() -> None:
     assert float(anypo.method("kto").loss(pairs)[0]) == pytest.approx(0.5)
 
 
+@pytest.mark.entry("kto")
 def test_ktos_reference_point_is_the_positive_part_of_the_mean_and_has_no_gradient() -> None:
     c = case(7)
     kl = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
@@ -117,6 +122,7 @@ def test_ktos_reference_point_is_the_positive_part_of_the_mean_and_has_no_gradie
         assert kl.grad is None
 
 
+@pytest.mark.entry("ipo")
 def test_soft_labels_move_the_target_of_ipo() -> None:
     c = case(8)
     p = np.linspace(0.5, 1.0, len(c["lw"]))
@@ -125,6 +131,7 @@ def test_soft_labels_move_the_target_of_ipo() -> None:
     assert float(anypo.method("ipo").loss(pairs)[0].detach()) == pytest.approx(((u - (2 * p - 1) * 5.0) ** 2).mean())
 
 
+@pytest.mark.entry("dpo")
 def test_weights_scale_pairs_and_do_not_count() -> None:
     c = case(9)
     n = len(c["lw"])
@@ -135,6 +142,7 @@ def test_weights_scale_pairs_and_do_not_count() -> None:
     )
 
 
+@pytest.mark.entry("simpo")
 def test_duplicating_every_token_changes_simpo_by_nothing() -> None:
     c = case(11)
     twice = c | {"lw": 2 * c["lw"], "ll": 2 * c["ll"], "nw": 2 * c["nw"], "nl": 2 * c["nl"]}
@@ -142,6 +150,7 @@ def test_duplicating_every_token_changes_simpo_by_nothing() -> None:
     assert float(one.detach()) == pytest.approx(float(other.detach()), rel=1e-12)
 
 
+@pytest.mark.entry("rpo-sft")
 def test_the_imitation_term_is_all_that_separates_rpo_from_dpo() -> None:
     c = case(12)
     grads = []
@@ -153,6 +162,7 @@ def test_the_imitation_term_is_all_that_separates_rpo_from_dpo() -> None:
     torch.testing.assert_close(grads[0][1], grads[1][1])
 
 
+@pytest.mark.entry("cpl")
 def test_cpl_without_bias_is_dpo_against_a_constant_reference() -> None:
     c = case(13) | {"rw": np.zeros(1), "rl": np.zeros(1)}
     c = {k: v[:1] for k, v in c.items()}
@@ -179,12 +189,14 @@ def fitted(method: anypo.Method, steps: int = 1500, lr: float = 0.05) -> np.ndar
     return logits.detach().softmax(0).numpy()
 
 
+@pytest.mark.entry("dpo")
 def test_dpo_on_exact_preferences_finds_the_regularised_optimum() -> None:
     found = fitted(anypo.method("dpo", trust=PairContrast(beta=1.0)))
     wanted = np.exp([1.0, 0.5, 0.0, -1.0])
     np.testing.assert_allclose(found, wanted / wanted.sum(), atol=1e-3)
 
 
+@pytest.mark.entry("ipo", "dpo")
 def test_the_gap_of_ipo_stops_at_its_target_and_that_of_dpo_goes_on() -> None:
     gaps = {}
     for name in ("ipo", "dpo"):
@@ -201,6 +213,7 @@ def test_the_gap_of_ipo_stops_at_its_target_and_that_of_dpo_goes_on() -> None:
     assert gaps["dpo"] > 20
 
 
+@pytest.mark.entry("copg")
 def test_copg_finds_the_regularised_optimum_from_any_sampling_distribution() -> None:
     reward, beta = torch.tensor([2.5, 2.0, 1.0, 0.0, -1.0], dtype=torch.float64), 0.5
     mu = torch.tensor([0.05, 0.05, 0.1, 0.3, 0.5], dtype=torch.float64)
@@ -229,6 +242,7 @@ def test_copg_finds_the_regularised_optimum_from_any_sampling_distribution() -> 
     assert float((pi * (pi / wanted).log()).sum()) < 1e-6
 
 
+@pytest.mark.entry("p3o-pairwise")
 @pytest.mark.parametrize("joint", [False, True])
 def test_p3o_on_policy_is_the_pairwise_gradient_and_blind_to_shifts(joint: bool) -> None:
     method = anypo.method("p3o-pairwise", trust=PairwiseClip(joint=joint))
@@ -247,6 +261,7 @@ def test_p3o_on_policy_is_the_pairwise_gradient_and_blind_to_shifts(joint: bool)
     torch.testing.assert_close(grads[0], torch.tensor([-0.8, 0.8, 3.0, -3.0], dtype=torch.float64) / 4)
 
 
+@pytest.mark.entry("dpo")
 def test_pairs_in_a_group_of_several_rows_are_all_those_that_differ() -> None:
     logp = torch.tensor([[-1.0], [-2.0], [-3.0]], dtype=torch.float64)
     b = anypo.Trajectories(
@@ -257,6 +272,7 @@ def test_pairs_in_a_group_of_several_rows_are_all_those_that_differ() -> None:
     assert float(anypo.method("dpo").loss(b)[0]) == pytest.approx(wanted)
 
 
+@pytest.mark.entry("dpo")
 def test_the_best_rows_alone_are_imitated() -> None:
     logp = torch.tensor([[-1.0], [-2.0], [-4.0]], dtype=torch.float64)
     b = anypo.Trajectories(
@@ -271,6 +287,7 @@ def test_the_best_rows_alone_are_imitated() -> None:
     assert float(method.loss(b)[0]) == pytest.approx(np.log(2) + 1.0)
 
 
+@pytest.mark.entry("kto")
 def test_kto_on_one_good_mark_in_ten_comes_within_five_percent_of_dpo_on_the_pairs() -> None:
     """A bandit of six arms; a draw is marked good where its noisy reward is among the highest tenth."""
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """What must hold for every registered method: one suite, driven by the fields each method's parts read.
 
-A method is covered the moment it is registered. The number in a test's id is the number of random batches it sees.
+A method is covered the moment it is registered. The number in a test's id is the number of random batches it sees, of every kind
+that the property asks for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from entries import entries
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import LEAVES, all_reads, batches, needs, random_batch, same_bits
@@ -22,29 +24,33 @@ from anypo.types import STEP_FIELDS
 
 EXAMPLES = 6
 NAMES = anypo.methods()
-every_method = pytest.mark.parametrize("name", NAMES, ids=lambda n: f"{n}-{EXAMPLES}batches")
+pytestmark = pytest.mark.property
+every_method = pytest.mark.parametrize("name", entries(NAMES), ids=lambda n: f"{n}-{EXAMPLES}batches")
 quick = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
 @every_method
-@pytest.mark.parametrize(("claim", "fixed"), [(p, f) for p in PROPERTIES for f in WILD.get(p, [{}])], ids=str)
+@pytest.mark.parametrize("claim", PROPERTIES)
 @quick
 @given(data=st.data())
-def test_property(name: str, claim: str, fixed: dict[str, Any], data: Any) -> None:
+def test_property(name: str, claim: str, data: Any) -> None:
     method = anypo.method(name)
-    PROPERTIES[claim](method, data.draw(batches(method, **fixed)))
+    for fixed in WILD.get(claim, [{}]):
+        PROPERTIES[claim](method, data.draw(batches(method, **fixed), label=str(fixed)))
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
-def test_a_mask_of_numbers_is_the_mask_of_booleans(name: str, dtype: torch.dtype) -> None:
+def test_a_mask_of_numbers_is_the_mask_of_booleans(name: str) -> None:
     method = anypo.method(name)
     b = random_batch(12, holes=0.4, optional=False, **needs(method))
-    one, other = method.prepare(b), method.prepare(b.but(mask=b.mask.to(dtype)))
-    assert one.advantage is None or same_bits(one.advantage, other.advantage)
-    assert same_bits(method.loss(one)[0], method.loss(other.but(mask=other.valid.to(dtype)))[0])
+    one = method.prepare(b)
+    loss = method.loss(one)[0]
+    for dtype in (torch.int64, torch.float32, torch.uint8):
+        other = method.prepare(b.but(mask=b.mask.to(dtype)))
+        assert one.advantage is None or same_bits(one.advantage, other.advantage), dtype
+        assert same_bits(loss, method.loss(other.but(mask=other.valid.to(dtype)))[0]), dtype
 
 
 @every_method
@@ -71,34 +77,28 @@ def test_what_a_method_does_not_read_may_be_missing(name: str) -> None:
     assert same_bits(method.loss(lean)[0], method.loss(b.but(weight=None))[0])
 
 
-def needed_fields() -> list[tuple[str, str, int, str]]:
-    """(method, slot, position, field) for every field some part of a method declares to read."""
-    return [
-        (name, slot, at, field)
-        for name in NAMES
-        for slot in anypo.method(name).stages
-        for at, part in enumerate(anypo.method(name).parts(slot))
-        for field in getattr(part, "reads", ())
-    ]
-
-
-@pytest.mark.parametrize(("name", "slot", "at", "field"), needed_fields())
-def test_a_missing_field_is_one_sentence_with_method_stage_part_and_field(
-    name: str, slot: str, at: int, field: str
-) -> None:
+@every_method
+def test_a_missing_field_is_one_sentence_with_method_stage_part_and_field(name: str) -> None:
     method = anypo.method(name)
-    part = method.parts(slot)[at]
     b = method.prepare(random_batch(1, optional=False, **needs(method)))
+    for slot in method.stages:
+        for part in method.parts(slot):
+            for field in getattr(part, "reads", ()):
+                sentence = refusal(method, slot, part, field, b)
+                assert name in sentence
+                assert repr(field) in sentence
+                # an earlier reader of the same field may be the one that notices
+                readers = [(s, p) for s in method.stages for p in method.parts(s) if field in getattr(p, "reads", ())]
+                assert any(f"the {s} stage ({describe(p)})" in sentence for s, p in readers)
+                assert "\n" not in sentence
+
+
+def refusal(method: anypo.Method, slot: str, part: Any, field: str, b: anypo.Trajectories) -> str:
+    """The sentence that refuses a batch without a field that a part reads."""
     others = {k: t for k, t in b.extra.items() if k != field}
     lacking = replace(b, **{field: None}) if hasattr(b, field) else b.but(extra=others)
     early = slot in ("score", "credit")
     alone = method.but(**{slot: [part]}) if early else method
     with pytest.raises(UsageError) as caught:
         (alone.prepare if early else alone.loss)(lacking)
-    sentence = str(caught.value)
-    assert name in sentence
-    assert repr(field) in sentence
-    # an earlier reader of the same field may be the one that notices
-    readers = [(s, p) for s in method.stages for p in method.parts(s) if field in getattr(p, "reads", ())]
-    assert any(f"the {s} stage ({describe(p)})" in sentence for s, p in readers)
-    assert "\n" not in sentence
+    return str(caught.value)

@@ -19,6 +19,7 @@ from anypo.parts.terms import Centering
 from anypo.parts.trust import PairContrast
 
 CASES = 50
+pytestmark = pytest.mark.known
 
 
 def scores(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,6 +31,7 @@ def scores(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 # ------------------------------------------------------------------------------------------------ bt-rm
 
 
+@pytest.mark.entry("bt-rm")
 @pytest.mark.parametrize(("margin", "smoothing", "center"), [(0.0, 0.0, 0.0), (0.7, 0.0, 0.0), (0.3, 0.2, 0.01)])
 def test_bt_rm_loss_and_gradient_equal_the_formula(margin: float, smoothing: float, center: float) -> None:
     method = anypo.method(
@@ -54,6 +56,7 @@ def test_bt_rm_loss_and_gradient_equal_the_formula(margin: float, smoothing: flo
         assert float(metrics["ranking_accuracy"]) == pytest.approx(float((w > l).double().mean()))
 
 
+@pytest.mark.entry("bt-rm")
 def test_a_constant_on_all_scores_changes_nothing() -> None:
     for seed in range(CASES):
         w, l = scores(seed)  # noqa: E741
@@ -62,6 +65,7 @@ def test_a_constant_on_all_scores_changes_nothing() -> None:
         assert float(one.detach()) == pytest.approx(float(other.detach()), abs=1e-12)
 
 
+@pytest.mark.entry("bt-rm")
 def test_dpo_is_bt_rm_on_implicit_rewards() -> None:
     for seed in range(CASES):
         lw, ll = scores(seed)
@@ -73,6 +77,7 @@ def test_dpo_is_bt_rm_on_implicit_rewards() -> None:
         assert float(dpo) == pytest.approx(float(rm), abs=1e-12)
 
 
+@pytest.mark.entry("bt-rm")
 def test_a_ranking_of_k_answers_is_the_mean_over_all_its_pairs() -> None:
     value = torch.tensor([[0.3], [-1.0], [2.0], [0.5]], dtype=torch.float64)
     rank = torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
@@ -81,6 +86,7 @@ def test_a_ranking_of_k_answers_is_the_mean_over_all_its_pairs() -> None:
     assert float(anypo.method("bt-rm").loss(b)[0]) == pytest.approx(wanted, rel=1e-12)
 
 
+@pytest.mark.entry("bt-rm")
 def test_the_score_is_the_value_at_the_last_decision_of_a_row() -> None:
     value = torch.tensor([[9.0, 1.0, 9.0], [9.0, 9.0, 0.5]], dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
@@ -103,6 +109,7 @@ def fitted(wins: torch.Tensor, updates: int = 2000) -> torch.Tensor:
     return (x - x.mean()).detach()
 
 
+@pytest.mark.entry("bt-rm")
 @pytest.mark.slow
 def test_a_hundred_thousand_comparisons_recover_known_scores() -> None:
     rng = np.random.default_rng(0)
@@ -116,6 +123,7 @@ def test_a_hundred_thousand_comparisons_recover_known_scores() -> None:
     assert sqrt(np.mean((found - (truth - truth.mean())) ** 2)) < 0.05
 
 
+@pytest.mark.entry("bt-rm")
 def test_cyclic_preferences_leave_all_scores_equal() -> None:
     wins = torch.zeros(3, 3, dtype=torch.float64)
     for i in range(3):
@@ -137,6 +145,7 @@ def conservative(rule: str, lam: float, row: np.ndarray) -> float:
     return mean - (lam * variance if rule == "uwo" else 0.0)
 
 
+@pytest.mark.entry("rm-ensemble")
 @pytest.mark.parametrize(("rule", "lam"), [("mean", 0.1), ("wco", 0.1), ("uwo", 0.1), ("uwo", 0.5)])
 def test_the_ensembles_score_and_advantage_equal_the_reference(rule: Any, lam: float) -> None:
     method = anypo.method("rm-ensemble", score=[ConservativeScore(rule, lam)])
@@ -158,6 +167,7 @@ def test_the_ensembles_score_and_advantage_equal_the_reference(rule: Any, lam: f
             assert float(found.advantage[i, t]) == pytest.approx(a, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.entry("rm-ensemble")
 def test_identical_members_are_each_of_them_and_the_minimum_is_below_the_mean() -> None:
     g = torch.Generator().manual_seed(0)
     one = torch.randn(50, 1, generator=g, dtype=torch.float64)
@@ -207,6 +217,7 @@ def rlhf(b: Trajectories, coef: float) -> tuple[np.ndarray, np.ndarray]:
     return advantage, returns
 
 
+@pytest.mark.entry("rlhf-ppo")
 @pytest.mark.parametrize("outcome", ["score", "reward"])
 def test_rlhfs_prepare_equals_the_reference(outcome: str) -> None:
     for seed in range(CASES):
@@ -219,6 +230,7 @@ def test_rlhfs_prepare_equals_the_reference(outcome: str) -> None:
         np.testing.assert_allclose(found.returns.numpy(), returns, rtol=1e-6, atol=1e-9, err_msg=f"seed {seed}")
 
 
+@pytest.mark.entry("rlhf-ppo")
 def test_rlhfs_loss_is_the_clipped_surrogate_and_a_tenth_of_the_clipped_value_error() -> None:
     for seed in range(CASES):
         b = anypo.method("rlhf-ppo").prepare(random_batch(seed, optional=False).but(weight=None))
@@ -233,6 +245,7 @@ def test_rlhfs_loss_is_the_clipped_surrogate_and_a_tenth_of_the_clipped_value_er
         assert float(anypo.method("rlhf-ppo").loss(b)[0]) == pytest.approx(total / max(count, 1), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.entry("rlhf-ppo")
 def test_the_rewards_of_a_row_sum_to_the_outcome_less_the_price_of_its_log_ratio() -> None:
     for seed in range(CASES):
         b = random_batch(seed, optional=False, outcome="score")
@@ -242,6 +255,7 @@ def test_the_rewards_of_a_row_sum_to_the_outcome_less_the_price_of_its_log_ratio
         torch.testing.assert_close(r[there], (b.score - 0.3 * price)[there], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.entry("rlhf-ppo")
 def test_rlhf_on_a_bandit_ends_at_the_regularised_optimum() -> None:
     reward, coef = torch.tensor([1.0, 0.5, 0.0, -0.5]), 0.5
     ref = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
@@ -272,6 +286,7 @@ def test_rlhf_on_a_bandit_ends_at_the_regularised_optimum() -> None:
     assert float((pi * (pi.log() - ref)).sum()) > 0.1  # it has left the reference
 
 
+@pytest.mark.entry("rlhf-ppo")
 def test_the_adaptive_coefficient_follows_the_divergence() -> None:
     knob = AdaptiveKl(0.05, target=6.0)
     rows = torch.full((100, 3), 1.0)
@@ -294,6 +309,7 @@ def test_the_adaptive_coefficient_follows_the_divergence() -> None:
 # ------------------------------------------------------------------------------------------------ online-dpo
 
 
+@pytest.mark.entry("online-dpo")
 def test_the_best_and_the_worst_of_a_group_form_the_pair() -> None:
     logp = torch.tensor([[-1.0], [-2.0], [-4.0], [-3.0], [-5.0]], dtype=torch.float64)
     b = Trajectories(
@@ -306,6 +322,7 @@ def test_the_best_and_the_worst_of_a_group_form_the_pair() -> None:
     assert float(anypo.method("online-dpo").loss(found)[0]) == pytest.approx(wanted, rel=1e-12)
 
 
+@pytest.mark.entry("online-dpo")
 def test_extremes_are_those_of_judged_rows_and_of_their_own_group() -> None:
     nan = torch.nan
     b = Trajectories(

@@ -20,6 +20,7 @@ from anypo.parts.terms import CloneAction, CloneGoodAction
 from anypo.parts.trust import BestExpert, Pathwise, WeightedBC
 
 F64 = torch.float64
+pytestmark = pytest.mark.known
 
 
 def f64(*values: Any) -> Tensor:
@@ -123,6 +124,7 @@ def test_a_subset_of_the_ensemble_changes_with_the_clock() -> None:
 # ------------------------------------------------------------------------------------------------ implicit maxima
 
 
+@pytest.mark.entry("iql")
 def test_expectiles_solve_their_equation_and_run_from_mean_to_maximum() -> None:
     q = torch.randn(200, dtype=F64, generator=torch.Generator().manual_seed(1))
     for t in (0.5, 0.7, 0.9):
@@ -133,6 +135,7 @@ def test_expectiles_solve_their_equation_and_run_from_mean_to_maximum() -> None:
     assert minimiser(Expectile(t=0.9999), q) > float(q.sort().values[-3])
 
 
+@pytest.mark.entry("xql")
 @pytest.mark.parametrize("scaled", [True, False])
 def test_gumbel_regression_gives_the_log_partition(scaled: bool) -> None:
     q = torch.randn(500, dtype=F64, generator=torch.Generator().manual_seed(2))
@@ -141,6 +144,7 @@ def test_gumbel_regression_gives_the_log_partition(scaled: bool) -> None:
         assert minimiser(Gumbel(beta=beta, clip=None, scaled=scaled), q) == pytest.approx(wanted, abs=1e-3)
 
 
+@pytest.mark.entry("xql")
 def test_the_gumbel_loss_is_zero_at_equality_and_positive_elsewhere() -> None:
     part = Gumbel(beta=1.0, clip=None, scaled=False)
     q = torch.linspace(-3, 3, 13, dtype=F64)
@@ -149,6 +153,7 @@ def test_the_gumbel_loss_is_zero_at_equality_and_positive_elsewhere() -> None:
     assert all(x > 0 for i, x in enumerate(losses) if i != 6)
 
 
+@pytest.mark.entry("f-dvl")
 def test_total_variation_gives_a_quantile() -> None:
     q = (torch.arange(2000, dtype=F64) + 0.5) / 2000
     for lam in (0.6, 0.8, 0.9):
@@ -157,6 +162,7 @@ def test_total_variation_gives_a_quantile() -> None:
         assert found < 1.0
 
 
+@pytest.mark.entry("f-dvl", "xql")
 def test_an_outlier_pulls_total_variation_boundedly_and_gumbel_without_bound() -> None:
     q = torch.cat([torch.zeros(9, dtype=F64), f64(50.0)])
 
@@ -170,6 +176,7 @@ def test_an_outlier_pulls_total_variation_boundedly_and_gumbel_without_bound() -
     assert pull(Gumbel(beta=1.0)) < 10
 
 
+@pytest.mark.entry("f-dvl")
 def test_the_chi2_surrogate_is_not_positive_again_far_below() -> None:
     v = f64(10.0).requires_grad_()
     part = DualValue(lam=0.7, f_divergence="chi2")
@@ -179,6 +186,7 @@ def test_the_chi2_surrogate_is_not_positive_again_far_below() -> None:
 # ------------------------------------------------------------------------------------------------ penalties, policies
 
 
+@pytest.mark.entry("cql")
 def test_the_conservative_gradient_is_softmax_minus_the_recorded_action() -> None:
     every = torch.randn(4, 3, 2, dtype=F64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     action = torch.tensor([0, 2, 1, 1])
@@ -188,6 +196,7 @@ def test_the_conservative_gradient_is_softmax_minus_the_recorded_action() -> Non
     close(torch.autograd.grad(loss, every)[0], 2.0 / 4 * (every.detach().softmax(1) - onehot))
 
 
+@pytest.mark.entry("cql")
 def test_the_sampled_conservative_term_weighs_actions_by_their_density() -> None:
     """With densities of a known proposal the logsumexp estimates log of the integral of exp Q: here log 2 for Q = 0 on [-1, 1]."""
     n, g = 20_000, torch.Generator().manual_seed(4)
@@ -211,6 +220,7 @@ def test_pathwise_by_hand_and_its_scale() -> None:
     close(Pathwise(of="first", soft=False, scale=2.5)(None, batch(q_pi=1000 * q))[0], found)  # blind to the scale of Q
 
 
+@pytest.mark.entry("td3")
 def test_the_policy_rests_between_its_turns() -> None:
     """td3: at every second update neither the policy's objective nor what it needs is computed."""
     method = anypo.method("td3")
@@ -224,6 +234,7 @@ def test_the_policy_rests_between_its_turns() -> None:
     assert "q_pi" in method.live
 
 
+@pytest.mark.entry("td3", "ddpg")
 def test_td3_without_noise_delay_and_second_critic_is_ddpg() -> None:
     g = torch.Generator().manual_seed(5)
     fields = {name: torch.randn(6, 1, dtype=F64, generator=g) for name in ("q", "q_next", "q_pi")}
@@ -268,6 +279,7 @@ def gaussian(scale: float = 1.0, eps: float = 0.0, mean: float = 2.0) -> tuple[G
     return part, fields
 
 
+@pytest.mark.entry("dsac-t")
 def test_the_gaussian_critics_gradient_scales_with_rewards_only_linearly() -> None:
     slopes = []
     for c in (0.1, 1.0, 10.0, 100.0):
@@ -278,6 +290,7 @@ def test_the_gaussian_critics_gradient_scales_with_rewards_only_linearly() -> No
         close(slope, slopes[0])
 
 
+@pytest.mark.entry("dsac-t")
 def test_the_gaussian_critics_gradient_by_hand() -> None:
     part, fields = gaussian(eps=0.1)
     q, std = fields["q"].requires_grad_(), fields["q_std"].requires_grad_()
@@ -288,6 +301,7 @@ def test_the_gaussian_critics_gradient_by_hand() -> None:
     close(torch.autograd.grad(loss, [q, std])[1], f64([1.0, 1.0]) * 4 * (4 - (y - 1) ** 2) / 8.1)
 
 
+@pytest.mark.entry("dsac-t")
 def test_the_mean_target_spares_the_variance_of_the_next_return() -> None:
     n, g = 100_000, torch.Generator().manual_seed(6)
     part, fields = gaussian()
@@ -298,6 +312,7 @@ def test_the_mean_target_spares_the_variance_of_the_next_return() -> None:
     assert float(y_z.mean()) == pytest.approx(float(y_q.mean()), abs=0.02)
 
 
+@pytest.mark.entry("dsac-t")
 def test_the_gaussian_critic_settles_at_mean_and_deviation() -> None:
     g = torch.Generator().manual_seed(7)
     targets = 3.0 + 0.5 * torch.randn(4096, generator=g, dtype=F64)
@@ -314,6 +329,7 @@ def test_the_gaussian_critic_settles_at_mean_and_deviation() -> None:
     assert float(std) == pytest.approx(0.5, rel=0.05)
 
 
+@pytest.mark.entry("pmoe")
 def test_only_the_best_expert_learns_and_the_gate_learns_to_win() -> None:
     q = f64([[1.0], [3.0], [2.0]]).requires_grad_()
     logp, gate = f64([-1.0, -2.0, -3.0]).requires_grad_(), f64([0.5, 0.25, 0.25]).requires_grad_()
@@ -324,12 +340,14 @@ def test_only_the_best_expert_learns_and_the_gate_learns_to_win() -> None:
     close(slopes[2], 2 * (f64([0.5, 0.25, 0.25]) - f64([0.0, 1.0, 0.0])) / 3)
 
 
+@pytest.mark.entry("pmoe")
 def test_one_expert_is_sac() -> None:
     q, logp = f64([[2.0]], [[3.0]]), f64([-1.0], [0.5])
     one = BestExpert(alpha=0.3)(None, batch(q_experts=q, logp_experts=logp, routing=f64([1.0], [1.0])))[0]
     close(one, Pathwise(of="min", alpha=0.3)(None, batch(q_pi=q[:, :, 0], logp_policy=logp[:, 0]))[0])
 
 
+@pytest.mark.entry("iql", "awac")
 def test_weighted_likelihood_is_capped_and_with_constant_q_it_is_cloning() -> None:
     logp = f64(-1.0, -2.0)
     b = batch(logp=logp, q_taken=f64([5.0, 9.0], [1.0, 1.0]), v_now=f64(0.0, 1.0))
@@ -338,11 +356,13 @@ def test_weighted_likelihood_is_capped_and_with_constant_q_it_is_cloning() -> No
     close(WeightedBC()(None, b)[0], logp.unsqueeze(1))
 
 
+@pytest.mark.entry("awac")
 def test_advantage_of_the_policys_own_draw() -> None:
     b = batch(q_now=f64([1.0, 2.0]), q_drawn=f64([0.5, 3.0]))
     close(Advantage(beta=2.0, drawn=True)(b).advantage, f64([1.0]))
 
 
+@pytest.mark.entry("awac")
 def test_weighted_likelihood_recovers_the_closed_form() -> None:
     """argmax of sum_a mu(a) exp(A / lam) log pi(a) is pi ~ mu exp(A / lam)."""
     mu, a = f64(0.5, 0.3, 0.2), f64(0.0, 1.0, 2.0)
@@ -356,6 +376,7 @@ def test_weighted_likelihood_recovers_the_closed_form() -> None:
     close(logits.detach().softmax(0), (mu * a.exp()) / (mu * a.exp()).sum(), atol=1e-3, rtol=0)
 
 
+@pytest.mark.entry("td3-bc")
 def test_cloning_actions_shifts_the_optimum_by_half_the_slope_of_q() -> None:
     """L = -lam Q'(pi) pi + (pi - a)^2 with Q linear: pi = mean a + lam Q' / 2."""
     a, pi = f64([0.2], [0.4]), f64([0.0], [0.0]).requires_grad_()
@@ -371,6 +392,7 @@ def a2pr(q_now: float, q_vae: float, **more: Any) -> tuple[Tensor, Tensor]:
     return found[0][0], found[1][0]
 
 
+@pytest.mark.entry("a2pr")
 def test_the_gate_lets_only_good_actions_through() -> None:
     close(a2pr(-1.0, -2.0)[0], f64(0.0, 0.0))  # both worse than average: no pull at all
     close(a2pr(2.0, 1.0)[0], f64(-1.0, 1.0))  # both better, the recorded one best: gate 1
@@ -379,6 +401,7 @@ def test_the_gate_lets_only_good_actions_through() -> None:
     assert a2pr(-1.0, 1.0, through=True)[1].abs().sum() > 0
 
 
+@pytest.mark.entry("a2pr")
 def test_a_gate_of_one_and_the_recorded_action_is_td3_bc() -> None:
     fields = {"action_policy": f64([0.3, -0.2]), "taken": f64([1.0, -1.0])}
     plain = CloneAction()(batch(**fields), Mean("token"))[0]
@@ -389,6 +412,7 @@ def test_a_gate_of_one_and_the_recorded_action_is_td3_bc() -> None:
 # ------------------------------------------------------------------------------------------------ strong duality
 
 
+@pytest.mark.entry("recoil")
 def test_mixture_matching_attains_the_chi2_divergence_of_the_mixtures() -> None:
     """On a random MDP with a fixed policy, min_Q of the objective (with the exact V) is -sum (d_pi_mix - d_mix)^2 / d_mix, also
     where the other data never visit what the expert does. Source: arXiv 2302.08560, sec. 5."""
@@ -446,6 +470,7 @@ def test_every_second_update_is_the_first_of_two() -> None:
     assert found == [1, 0, 0, 1, 0, 0, 1]
 
 
+@pytest.mark.entry("sac")
 def test_one_knob_may_serve_several_parts() -> None:
     """sac's temperature stands in its critic and its policy; it moves once an update, and survives a configuration."""
     method = anypo.method("sac")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
 
 import pytest
-import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -23,17 +23,16 @@ FAMILY = {
 }
 
 
-def model(folder: Path, architecture: str, **more):
-    tiny.language_model(folder, architecture, **more)
+def loaded(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("architecture", FAMILY)
 @pytest.mark.parametrize("rounding", [False, True])
 @torch.no_grad()
-def test_it_gives_the_hidden_states_of_the_modules(architecture: str, rounding: bool, tmp_path: Path):
+def test_it_gives_the_hidden_states_of_the_modules(architecture: str, rounding: bool, tiny_model: Callable[..., Path]):
     """For rows that began at different columns, with room left in the cache."""
-    base = model(tmp_path / "m", architecture, **FAMILY[architecture]).base_model
+    base = loaded(tiny_model(architecture, **FAMILY[architecture])).base_model
     step = written(base)
     assert step is not None
     ids = torch.randint(3, 90, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -52,7 +51,7 @@ def test_it_gives_the_hidden_states_of_the_modules(architecture: str, rounding: 
 
 SAMPLES = """
 import sys, torch
-from anypo.policies.language import LanguageModel
+from anypo.policies.language.model import LanguageModel
 found = []
 for compiles in (False, True):
     policy = LanguageModel.load(sys.argv[1])
@@ -68,19 +67,20 @@ assert len(torch._dynamo.utils.counters["frames"]) and not torch._dynamo.utils.c
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_samples_of_a_compiled_step_are_those_of_the_plain_one(tmp_path: Path):
-    tiny.language_model(tmp_path / "m", "llama")
-    subprocess.run([sys.executable, "-c", SAMPLES, str(tmp_path / "m")], check=True)
+def test_samples_of_a_compiled_step_are_those_of_the_plain_one(tiny_model: Callable[..., Path]):
+    subprocess.run([sys.executable, "-c", SAMPLES, str(tiny_model("llama"))], check=True)
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gpt2", "qwen3"])
-def test_other_families_are_left_to_their_modules(architecture: str, tmp_path: Path):
-    assert written(model(tmp_path / "m", architecture).base_model) is None
+def test_other_families_are_left_to_their_modules(architecture: str, tiny_model: Callable[..., Path]):
+    assert written(loaded(tiny_model(architecture)).base_model) is None
 
 
 @pytest.mark.parametrize("part", ["mlp", "input_layernorm", "self_attn"])
-def test_a_model_that_computes_something_else_with_the_same_parts_is_noticed(part: str, tmp_path: Path):
-    base = model(tmp_path / "m", "llama").base_model
+def test_a_model_that_computes_something_else_with_the_same_parts_is_noticed(
+    part: str, tiny_model: Callable[..., Path]
+):
+    base = loaded(tiny_model("llama")).base_model
     assert isinstance(written(base), DecodeStep)
     changed = getattr(base.layers[1], part)
     plain = changed.forward

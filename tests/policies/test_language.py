@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,25 +30,25 @@ PROMPTS = ["the cat", "on the mat sat the hat and what that is the cat said", "a
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.language_model(tmp_path_factory.mktemp("llama"), "llama")
+def llama(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama")
 
 
 @pytest.fixture(scope="module")
-def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.language_model(tmp_path_factory.mktemp("qwen2"), "qwen2", kind="char")
+def qwen2(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("qwen2", kind="char")
 
 
 @pytest.fixture(scope="module")
-def gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gemma2(tiny_model: Callable[..., Path]) -> Path:
     """Caps its logits, so the output layer alone is not the model's distribution."""
-    return tiny.language_model(tmp_path_factory.mktemp("gemma2"), "gemma2", head_dim=8, final_logit_softcapping=1.0)
+    return tiny_model("gemma2", head_dim=8, final_logit_softcapping=1.0)
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gpt2(tiny_model: Callable[..., Path]) -> Path:
     """Learns its positions, so they must be right and not only right relative to each other; and has dropout."""
-    return tiny.language_model(tmp_path_factory.mktemp("gpt2"), "gpt2")
+    return tiny_model("gpt2")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -533,9 +534,8 @@ def test_the_value_starts_at_zero_and_learns(llama: Path):
         LanguageModel.load(llama).evaluate(b, ["value"])
 
 
-def test_dropout_stays_off(tmp_path: Path):
-    tiny.language_model(tmp_path, "llama", attention_dropout=0.5)
-    policy = LanguageModel.load(tmp_path, max_new=6).train()
+def test_dropout_stays_off(tiny_model: Callable[..., Path]):
+    policy = LanguageModel.load(tiny_model("llama", attention_dropout=0.5), max_new=6).train()
     b = rows(policy, [policy.encode("the cat")])
     one, two = (policy.evaluate(b, ["logp"])["logp"] for _ in range(2))
     assert torch.equal(one, two)

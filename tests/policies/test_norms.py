@@ -1,7 +1,6 @@
 """The normalization with a short backward pass is the models' own."""
 
 import pytest
-import tiny
 import torch
 
 from anypo.kernels.rms_norm import RootMeanSquare, normalizing, norms
@@ -21,11 +20,10 @@ def test_value_and_gradient_are_those_of_the_definition():
 
 
 @pytest.mark.parametrize(("kind", "count"), [("qwen2", 5), ("gpt2", 0)])
-def test_norms_are_recognized_and_change_neither_loss_nor_gradients(tmp_path, kind, count):
-    tiny.language_model(tmp_path, kind)
-    policy = LanguageModel.load(tmp_path)
+def test_norms_are_recognized_and_change_neither_loss_nor_gradients(tiny_model, kind, count):
+    policy = LanguageModel.load(tiny_model(kind))
     assert len(policy._norms) == count
-    b = policy.given([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
+    b = policy.pack([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
     losses, gradients = [], []
     for modules in (policy._norms, []):
         policy._norms = modules
@@ -57,12 +55,11 @@ def test_what_computes_something_else_is_left_alone():
     assert "forward" not in vars(plain)
 
 
-def test_what_is_computed_again_for_the_backward_pass_is_the_same_in_bfloat16(tmp_path):
-    tiny.language_model(tmp_path, "qwen2")
+def test_what_is_computed_again_for_the_backward_pass_is_the_same_in_bfloat16(tiny_model):
     gradients = []
     for checkpointing in (False, True):
-        policy = LanguageModel.load(tmp_path, checkpointing=checkpointing)
-        b = policy.given([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
+        policy = LanguageModel.load(tiny_model("qwen2"), checkpointing=checkpointing)
+        b = policy.pack([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
         with torch.autocast("cpu", torch.bfloat16):
             loss = policy.evaluate(b, {"logp"})["logp"].sum()
         loss.backward()

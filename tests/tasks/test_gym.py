@@ -348,7 +348,7 @@ def test_requests_that_cannot_be_played_are_refused():
 
 def test_recipes_name_every_setting_of_the_loop():
     task = Gym("CartPole-v1")
-    keys = {"lr", "requests", "samples", "horizon", "epochs", "minibatch", "steps"}
+    keys = {"lr", "requests", "samples", "horizon", "epochs", "minibatch", "steps", "envs", "scale_reward"}
     critic = task.recipe({"critic": True, "whole": False, "grouped": False})
     assert critic.keys() == keys | {"schedule"}
     assert critic["requests"] * critic["samples"] * critic["horizon"] == 2048
@@ -356,3 +356,14 @@ def test_recipes_name_every_setting_of_the_loop():
     assert grouped.keys() == keys
     assert grouped["samples"] > 1
     assert task.recipe({"critic": False, "whole": True, "grouped": False})["samples"] == 1
+
+
+@pytest.mark.parametrize(("options", "envs", "scaled"), [({}, 1, False), ({"envs": 2, "scale_reward": True}, 2, True)])
+def test_replaying_methods_get_one_environment_and_its_rewards_unless_requested_otherwise(options, envs, scaled):
+    task = Gym("Chain-v0", **options)
+    task.configure(task.recipe({"replays": True}))
+    assert (task.envs, task.scale is not None) == (envs, scaled)
+    task.configure(task.recipe({"critic": True}))
+    assert (task.envs, task.scale is not None) == (options.get("envs", 8), True)
+    b, _ = task.rollout(Walker(), going_on(5), generator())
+    assert b.mask.sum() == 5 * task.envs

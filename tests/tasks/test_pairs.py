@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from entries import entries
 
 import anypo
 from anypo import config as configuration
@@ -28,8 +29,8 @@ OFFLINE = ("dpo", "ipo", "kto", "simpo", "slic", "orpo-odds", "rpo-sft", "cpo-co
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.language_model(tmp_path_factory.mktemp("qwen2"), "qwen2", kind="char")
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("qwen2", kind="char")
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_rewards_judge_greedy_answers_of_held_out_prompts(tmp_path: Path, model:
 # training
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("name", entries(OFFLINE))
 def test_training_on_pairs_learns_to_rank_held_out_answers(name: str, tmp_path: Path, model: Path) -> None:
     data = write(tmp_path / "p.jsonl", [rule(i) for i in range(60)])
     settings = {"trust": {"beta": 10.0}} if name in ("kto", "rpo-sft") else {}

@@ -428,3 +428,11 @@ def test_recipes_name_every_setting_of_the_loop():
         recipe = task.recipe({"critic": critic, "whole": whole, "grouped": grouped, "replays": replays})
         assert keys <= recipe.keys()
     assert recipe["requests"] * recipe["horizon"] == 64
+
+
+def test_replaying_methods_learn_from_the_rewards_as_they_are_unless_requested_otherwise():
+    for scale_reward, scaled in [(None, (False, True)), (True, (True, True)), (False, (False, False))]:
+        task = Tensors("PointMass", envs=2, scale_reward=scale_reward)
+        for traits, expected in zip(({"replays": True}, {"critic": True}), scaled, strict=True):
+            task.configure(task.recipe(traits))
+            assert (task.scale is not None) == expected

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
 from anypo.errors import RunError, UsageError
@@ -20,8 +20,8 @@ RECORDS: list[dict[str, Any]] = [{"prompt": "the cat", "answer": "sat"}, {"promp
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    made = LanguageModel.load(tiny.language_model(tmp_path_factory.mktemp("llama")), max_new=8)
+def policy(tiny_model: Callable[..., Path]) -> LanguageModel:
+    made = LanguageModel.load(tiny_model("llama"), max_new=8)
     made.eos = tuple(range(2, made.vocabulary, 8))  # completions of different lengths
     return made
 

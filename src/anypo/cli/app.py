@@ -1,5 +1,5 @@
-"""The command line's application: options shared by commands, errors as one sentence. Every flag of `train` is a dotted path of
-the run's YAML file."""
+"""The Typer application: options shared by commands, errors as one sentence. Every flag of `train` is a dotted path of the run's
+YAML file."""
 
 from __future__ import annotations
 
@@ -38,25 +38,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
 out = Console(soft_wrap=True)
 
 
-def configuration(words: list[str]) -> Config:
-    """The Config of `METHOD [FLAGS]` or `config.yaml [FLAGS]`: the file, then the flags on top."""
+def read_config(words: list[str]) -> Config:
+    """Read `METHOD [FLAGS]` or `config.yaml [FLAGS]` as a Config; flags override the file."""
     names, flags = parse_flags(words)
     if len(names) != 1:
-        given = f"got {', '.join(names)}" if names else "got none"
-        raise UsageError(f"name one METHOD or config.yaml, {given}; see `anypo methods`")
+        raise UsageError(f"name one METHOD or config.yaml, got {', '.join(names) or 'none'}; see `anypo methods`")
     name = names[0]
     if not name.endswith((".yaml", ".yml")):
         return from_dict({**flags, "method": name})
     path = Path(name)
     values = load_yaml(path)
-    # A run's own file makes a new run beside it.
+    # the file of a finished run starts a new one beside it
     if values.get("out") and Path(values["out"]).resolve() == path.resolve().parent:
         values["out"] = None
     return from_dict(merge(values, flags))
 
 
 def main() -> None:
-    """Entry point: errors of use end in one line and exit code 2, failures during a run in exit code 1."""
+    """Run the command line; a UsageError ends in one line and exit code 2, a RunError in exit code 1."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from anypo.cli.app import FREE, AsJson, app, configuration, out
+from anypo.cli.app import FREE, AsJson, app, out, read_config
 
 
 @app.command("methods")
 def list_methods(
     family: Annotated[str | None, typer.Option(help="only this family")] = None, as_json: AsJson = False
 ) -> None:
-    """The methods, and what each changes in its base."""
+    """List the methods, and what each changes in its base."""
     cards = [card_of(name) for name in method_ids()]
     families = sorted({card["family"] for card in cards})
     if family is not None and family not in families:
@@ -28,33 +28,43 @@ def list_methods(
         return
     table = Table("method", "year", "base", "changed", "verdict", "title")
     for card in sorted(cards, key=lambda c: (c["year"], c["id"])):
-        seen = (card["evidence"] or {}).get("verdict") or ""
+        verdict = (card["evidence"] or {}).get("verdict") or ""
         table.add_row(
-            card["id"], str(card["year"]), card["base"] or "", ", ".join(card["changed"]), seen, card["title"]
+            card["id"], str(card["year"]), card["base"] or "", ", ".join(card["changed"]), verdict, card["title"]
         )
     out.print(table)
 
 
 def method_ids() -> list[str]:
+    """Return the ids of all methods; anypo is imported only here, so that `--help` is fast."""
     import anypo
 
     return anypo.methods()
 
 
 def card_of(name: str) -> dict[str, Any]:
-    """A registered method as plain values."""
+    """Return a registered method as plain values."""
     import anypo
     from anypo.evidence.verify import ledger, summarize
 
-    found = anypo.method(name)
-    facts = {key: getattr(found.card, key) for key in ("id", "title", "year", "arxiv", "family", "base")}
-    evidence = summarize(ledger().get(name, {}))
-    return {**facts, "stages": found.texts(), "changed": found.changed, "evidence": evidence}
+    method = anypo.method(name)
+    card = method.card
+    return {
+        "id": card.id,
+        "title": card.title,
+        "year": card.year,
+        "arxiv": card.arxiv,
+        "family": card.family,
+        "base": card.base,
+        "stages": method.texts(),
+        "changed": method.changed,
+        "evidence": summarize(ledger().get(name, {})),
+    }
 
 
 @app.command()
 def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = None, as_json: AsJson = False) -> None:
-    """The parts each stage can be filled with, and their settings."""
+    """List the parts of each stage, and their settings."""
     from dataclasses import MISSING, fields
 
     from anypo.errors import unknown
@@ -63,7 +73,7 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
 
     if stage is not None and stage not in SLOTS:
         raise unknown("stage", stage, SLOTS)
-    found = [
+    rows = [
         {
             "stage": slot,
             "part": name,
@@ -75,10 +85,10 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
         for name, cls in known.items()
     ]
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(rows, indent=2))
         return
     table = Table("stage", "part", "settings", "does")
-    for row in found:
+    for row in rows:
         settings = ", ".join(f"{name}={value}" for name, value in row["settings"].items())
         table.add_row(row["stage"], row["part"], settings, row["does"])
     out.print(table)
@@ -86,7 +96,7 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
 
 @app.command("tasks")
 def list_tasks() -> None:
-    """The tasks and the policies, by the names `train` takes."""
+    """List the tasks and the policies, by the names `train` takes."""
     from anypo.policies import POLICIES
     from anypo.tasks import TASKS
 
@@ -102,36 +112,34 @@ def explain(
     words: Annotated[list[str], typer.Argument(metavar="METHOD [--STAGE part]", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """A method's stages with the changed ones marked, its equation, source and cost; `--STAGE part` shows what would change."""
+    """Print a method's stages, the changed ones marked, its equation, source and cost; `--STAGE part` shows what would change."""
     import anypo
 
-    config = configuration(words)
-    found = anypo.method(config.method).configure(config.stages)
+    config = read_config(words)
+    method = anypo.method(config.method).configure(config.stages)
     if not as_json:
-        typer.echo(found.explain())
-        for line in evidence_lines(config.method):
-            typer.echo(line)
+        typer.echo("\n".join((method.explain(), *evidence_lines(config.method))))
         return
-    facts = {key: getattr(found.card, key) for key in ("equation", "source", "claim", "confidence")}
-    typer.echo(
-        json.dumps({**card_of(config.method), **facts, "stages": found.texts(), "changed": found.changed}, indent=2)
-    )
+    card = method.card
+    facts = {"equation": card.equation, "source": card.source, "claim": card.claim, "confidence": card.confidence}
+    values = {**card_of(config.method), **facts, "stages": method.texts(), "changed": method.changed}
+    typer.echo(json.dumps(values, indent=2))
 
 
 def evidence_lines(name: str) -> list[str]:
-    """What the ledger holds about a method, a line each."""
+    """Return the ledger's record of a method as lines of text."""
     from anypo.evidence.verify import ledger
 
-    found = ledger().get(name)
-    if found is None:
+    record = ledger().get(name)
+    if record is None:
         return ["Evidence   none recorded: anypo verify " + name]
-    p = found["properties"]
+    p = record["properties"]
     lines = [
         f"Properties {p['passed']} of {p['of']} hold on {p['cases']} random batches",
-        f"Verdict    {found.get('verdict', 'no claim tested')}",
+        f"Verdict    {record.get('verdict', 'no claim tested')}",
     ]
     lines += [f"  failed   {sentence}" for sentence in p["failed"]]
-    for claim in found["claims"]:
+    for claim in record["claims"]:
         low, high = claim["interval"]
         lines.append(f"  {claim['verdict']}: {claim['text']}")
         lines.append(

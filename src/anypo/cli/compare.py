@@ -1,4 +1,4 @@
-"""Compare methods."""
+"""The command that compares methods."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ def compare_methods(
     Takes the flags of `anypo train`. A method may have some of its own: `anypo compare ppo ppo:trust.high=0.3,compile=on`.
     Writes table.json and learning-curve.png.
     """
-    from anypo.report.compare import compare as run_all
-    from anypo.report.compare import show
+    from anypo.report.compare import compare, comparison_table
 
     names, flags = parse_flags(words)
     try:
-        table = run_all(names, flags, seeds=seeds, jobs=jobs, folder=folder, match_gain=match_gain, say=typer.echo)
+        table = compare(names, flags, seeds=seeds, jobs=jobs, folder=folder, match_gain=match_gain, say=typer.echo)
     except KeyboardInterrupt:
-        typer.echo("anypo: interrupted; the same command goes on where this one stopped", err=True)
+        typer.echo("anypo: interrupted; the same command continues where this one stopped", err=True)
         raise typer.Exit(130) from None
-    out.print(show(table))
+    out.print(comparison_table(table))
     typer.echo(table["folder"])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from anypo.cli.app import FREE, AsJson, Words, app, configuration, out
+from anypo.cli.app import FREE, AsJson, Words, app, out, read_config
 from anypo.errors import UsageError
 
 
@@ -21,7 +21,7 @@ def collect_data(
     ] = "mixed",
     number: Annotated[int, typer.Option("--number", min=1, help="episodes per data set")] = 100,
 ) -> None:
-    """Train METHOD on a Gymnasium task and write what its policies do as Minari data sets; further flags are those of `train`.
+    """Train METHOD on a Gymnasium task and record its policies as Minari data sets; further flags are those of `train`.
 
     The last line names the data sets. Example: `anypo collect sac --task gym:Pendulum-v1 --quality mixed,expert --out pendulum`
     """
@@ -30,13 +30,13 @@ def collect_data(
     from anypo.report.console import progress
     from anypo.runs.build import build
 
-    wanted = [name.strip() for name in quality.split(",")]
-    for name in wanted:
+    qualities = [name.strip() for name in quality.split(",")]
+    for name in qualities:
         if name not in QUALITIES:
             raise unknown("quality", name, QUALITIES)
-    run = build(configuration(words))
+    run = build(read_config(words))
     with progress(run, out) as watch:
-        means = record_datasets(run, wanted, number, out_, watch)
+        means = record_datasets(run, qualities, number, out_, watch)
     typer.echo(", ".join(f"minari:{name} (mean return {mean:.4g})" for name, mean in means.items()))
 
 
@@ -53,7 +53,7 @@ def describe_data(
     high: Annotated[float | None, typer.Option(help="return of an expert")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a data set is like: returns, quality (TQ), coverage (SACo), entropy, and what reweighting trajectories could win."""
+    """Measure a data set: returns, quality (TQ), coverage (SACo), entropy, and the gain possible by reweighting trajectories."""
     from anypo.estimators.dataset import measures
     from anypo.tasks.control.offline import Dataset, read_table
 
@@ -66,11 +66,11 @@ def describe_data(
 
     data = load_table(source)
     other = None if reference is None else load_table(reference).table
-    found = measures(data.table, data.low if low is None else low, data.high if high is None else high, other)
+    figures = measures(data.table, data.low if low is None else low, data.high if high is None else high, other)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(figures, indent=2))
         return
     table = Table("measure", "value")
-    for name, value in found.items():
+    for name, value in figures.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
     out.print(table)

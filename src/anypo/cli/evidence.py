@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from anypo.cli.app import FREE, AsJson, app, configuration, out
+from anypo.cli.app import FREE, AsJson, app, out, read_config
 from anypo.cli.catalogue import method_ids
 from anypo.errors import UsageError
 
@@ -22,11 +22,11 @@ def verify(
     quick: Annotated[bool, typer.Option(help="properties, and experiments under about five seconds only")] = False,
     seeds: Annotated[str, typer.Option(help="a number of seeds, or a range such as 10-19")] = "10",
     jobs: Annotated[int, typer.Option(min=1, help="methods at once")] = 1,
-    keep: Annotated[bool, typer.Option("--record", help="write what was found into the ledger")] = False,
+    keep: Annotated[bool, typer.Option("--record", help="write the records into the ledger")] = False,
     path: Annotated[Path, typer.Option("--ledger", help="where the ledger is written")] = Path("evidence/ledger.json"),
     report: Annotated[Path | None, typer.Option(help="run nothing; write the ledger as a Markdown table there")] = None,
 ) -> None:
-    """Check a method's properties, and put its claims to the test: effect, 95% interval over paired seeds, verdict.
+    """Check a method's properties and test its claims: effect, 95% interval over paired seeds, verdict.
 
     A claim is supported if the interval lies above 0, not supported at this scale if the mean is not above 0, else mixed.
     Ends with exit code 1 if a property fails; a verdict is never an error.
@@ -40,31 +40,40 @@ def verify(
     if keep and quick:
         raise UsageError("--record writes whole records; leave --quick out")
     failed, verdicts, records = 0, {}, {}
-    for name, found in examine_all(chosen, seed_range(seeds), quick, jobs):
-        p = found["properties"]
+    for name, record in examine_all(chosen, seed_range(seeds), quick, jobs):
+        p = record["properties"]
         failed += len(p["failed"])
-        typer.echo(f"{name}: {p['passed']} of {p['of']} properties on {p['cases']} batches, {found['seconds']:.0f} s")
+        typer.echo(f"{name}: {p['passed']} of {p['of']} properties on {p['cases']} batches, {record['seconds']:.0f} s")
         for sentence in p["failed"]:
             typer.echo(f"  FAILED {sentence}")
-        for claim in found["claims"]:
+        for claim in record["claims"]:
             low, high = claim["interval"]
             typer.echo(
                 f"  {claim['verdict']}: {claim['text']} ({claim['experiment']}/{claim['measure']} against {claim['against']}:"
                 f" {claim['effect']:.3g} [{low:.3g}, {high:.3g}], {len(claim['seeds'])} seeds, {claim['seconds']:.0f} s)"
             )
-        if "verdict" in found:
-            verdicts[found["verdict"]] = verdicts.get(found["verdict"], 0) + 1
-        records[name] = found
+        if "verdict" in record:
+            verdicts[record["verdict"]] = verdicts.get(record["verdict"], 0) + 1
+        records[name] = record
         if keep:
-            record_verdicts(path, {name: found})
-    told = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())) or "no claim tested"
-    typer.echo(f"{len(records)} methods: {failed} properties failed; {told}")
+            record_verdicts(path, {name: record})
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())) or "no claim tested"
+    typer.echo(f"{len(records)} methods: {failed} properties failed; {counts}")
     if failed:
         raise typer.Exit(1)
 
 
 def methods_to_verify(names: list[str], family: str | None, everything: bool) -> list[str]:
-    """The ids meant by exactly one of names, a family, or everything."""
+    """Return the ids of the methods to verify.
+
+    Args:
+        names: ids of methods.
+        family: every method of that family.
+        everything: every method.
+
+    Raises:
+        UsageError: unless exactly one of the three selects, by a known name.
+    """
     import anypo
     from anypo.errors import unknown
 
@@ -80,14 +89,14 @@ def methods_to_verify(names: list[str], family: str | None, everything: bool) ->
 
 
 def seed_range(text: str) -> list[int]:
-    """`5` is seeds 0 to 4, `10-19` these ten."""
+    """Parse `5` as seeds 0 to 4, `10-19` as these ten."""
     low, dash, high = text.partition("-")
     if not low.isdigit() or (dash and not high.isdigit()):
         raise UsageError(f"--seeds takes a number or a range such as 10-19, not {text!r}")
-    found = list(range(int(low), int(high) + 1)) if dash else list(range(int(low)))
-    if not found:
+    seeds = list(range(int(low), int(high) + 1)) if dash else list(range(int(low)))
+    if not seeds:
         raise UsageError(f"--seeds {text} names no seed")
-    return found
+    return seeds
 
 
 @app.command(context_settings=FREE)
@@ -96,17 +105,16 @@ def microscope(
     png: Annotated[Path | None, typer.Option("--png", help="picture of the weight curve")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a method's gradient is made of: weight over ratio, on-policy gain, bias on an enumerable problem, dead terms."""
+    """Measure a method's gradient: weight over ratio, on-policy gain, bias on an enumerable problem, dead terms."""
     from dataclasses import asdict
 
     import anypo
-    from anypo.evidence.microscope import look, picture
+    from anypo.evidence.microscope import measure_gradient, plot_weights
 
-    config = configuration(words)
-    found = anypo.method(config.method).configure(config.stages)
-    reading = look(found)
+    config = read_config(words)
+    reading = measure_gradient(anypo.method(config.method).configure(config.stages))
     if png is not None and reading.curve:
-        picture(reading, config.method, png)
+        plot_weights(reading, config.method, png)
     if as_json:
         typer.echo(json.dumps(asdict(reading), indent=2))
         return
@@ -120,7 +128,7 @@ def microscope(
         typer.echo(f"on-policy gain {reading.gain:.3f} (plain REINFORCE with the same advantages and mean is 1)")
     if reading.quality is None:
         typer.echo(
-            "gradient on enumerable sequences: not measured, the method looks at what a table of logits does not have"
+            "gradient on enumerable sequences: not measured, the method reads fields that a table of logits does not have"
         )
     else:
         q = reading.quality
@@ -131,6 +139,6 @@ def microscope(
     for name in reading.idle:
         typer.echo(f"switched off (coefficient 0): {name}")
     for name in reading.dead:
-        typer.echo(f"DEAD: {name} contributes no gradient at all")
+        typer.echo(f"DEAD: {name} contributes no gradient")
     if not reading.dead:
         typer.echo("no dead term")

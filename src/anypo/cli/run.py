@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from anypo.cli.app import FREE, Folder, Words, app, configuration, out
+from anypo.cli.app import FREE, Folder, Words, app, out, read_config
 from anypo.errors import UsageError
 
 
 @app.command(context_settings=FREE, no_args_is_help=True)
 def train(words: Words) -> None:
-    """Train METHOD, or what a YAML file says with flags on top; the last line is the run's folder and its measure before and after.
+    """Train METHOD, or the run of a YAML file changed by flags; the last line is the run's folder and its measure before and after.
 
     Every flag takes a value and is a dotted path of the YAML file:
 
@@ -26,14 +26,14 @@ def train(words: Words) -> None:
     - `--steps N`: length in batches, or environment steps for Gymnasium; `--target X`: stop once the held-out measure reaches X
     - `--seed S`, `--out DIR`, `--episodes N` (per evaluation), `--evaluate-every N`, `--checkpoint-every N` (batches)
     - `--device auto|cpu|cuda`, `--autocast auto|on|off`, `--micro N` (decisions per forward pass), `--threads N`
-    - `--compile on`: machine code for control's updates and rollouts, made in about a minute by a C++ compiler
     - `--kernels plain`: each kernel replaced by the plain PyTorch code it is tested against; slower, equal up to rounding
+    - `--compile on`: compiled updates and rollouts of control policies, after about a minute of a C++ compiler
     - `--trackers tensorboard,wandb,trackio`
     - `--set PATH=VALUE`: any of these in another spelling; may be repeated
 
     Example: `anypo train grpo --ratio min-prefix --trust.high 0.28 --steps 100`
     """
-    config = configuration(words)
+    config = read_config(words)
     from anypo.report.trackers import check_trackers
     from anypo.runs.folder import create
 
@@ -41,7 +41,7 @@ def train(words: Words) -> None:
     existed = config.out is not None and Path(config.out).exists()
     run = create(config)
     try:
-        go(run)
+        run_to_end(run)
     except UsageError:
         if run.batch == 0 and run.folder is not None and not existed:
             shutil.rmtree(run.folder)
@@ -50,36 +50,36 @@ def train(words: Words) -> None:
 
 @app.command()
 def resume(folder: Folder) -> None:
-    """Go on with a run from its newest checkpoint."""
-    from anypo.report.console import result_of, summary
+    """Continue a run from its newest checkpoint."""
+    from anypo.report.console import closing_line, result_of
     from anypo.runs.files import rewind
     from anypo.runs.folder import reopen
 
     if result := result_of(folder):
         out.print(f"{folder} is finished", highlight=False)
-        typer.echo(summary(folder, result))
+        typer.echo(closing_line(folder, result))
         return
     run = reopen(folder)
     for name in ("metrics.jsonl", "timing.jsonl"):
         rewind(run, name)
-    go(run)
+    run_to_end(run)
 
 
-def go(run: Any) -> None:
-    """Plan, learn with live progress, finish."""
+def run_to_end(run: Any) -> None:
+    """Print the plan, train with live progress, print the closing line."""
     from anypo.loops.learn import learn
     from anypo.report.console import finish, plan, progress
-    from anypo.report.trackers import tracked
+    from anypo.report.trackers import open_trackers
 
     plan(run, out)
     try:
-        with progress(run, out) as watch, tracked(run, run.config.trackers, watch) as watch_all:
+        with progress(run, out) as watch, open_trackers(run, run.config.trackers, watch) as watch_all:
             learn(run, watch_all)
-        line = finish(run)
+        closing = finish(run)
     except KeyboardInterrupt:
         typer.echo(f"anypo: interrupted; go on with `anypo resume {run.folder}`", err=True)
         raise typer.Exit(130) from None
-    typer.echo(line)
+    typer.echo(closing)
 
 
 @app.command("evaluate")
@@ -95,10 +95,10 @@ def evaluate_run(
     run = reopen(folder)
     run.config.episodes = episodes or run.config.episodes
     run.config.seed = run.config.seed if seed is None else seed
-    found = {name.removeprefix("eval/"): value for name, value in held_out(run).items()}
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-    typer.echo(f"{folder} after {run.batch} batches: {shown}")
-    typer.echo(f"{found[run.task.metric]:.6g}")
+    measures = {name.removeprefix("eval/"): value for name, value in held_out(run).items()}
+    text = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+    typer.echo(f"{folder} after {run.batch} batches: {text}")
+    typer.echo(f"{measures[run.task.metric]:.6g}")
 
 
 @app.command()
@@ -110,23 +110,24 @@ def sample(
     max_new: Annotated[int | None, typer.Option("--max-new", min=1, help="tokens at most")] = None,
     seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="show every token: given ones dim, those trained on green")
+        bool, typer.Option("--tokens", help="show every token: the prompt's dim, those trained on green")
     ] = False,
 ) -> None:
     """Complete a prompt with a run's language model."""
     import torch
 
     from anypo.runs.folder import reopen
+    from anypo.tasks.text.task import TextTask
 
     run = reopen(folder)
-    if not hasattr(run.task, "records"):
+    if not isinstance(run.task, TextTask):
         raise UsageError(f"{folder} is a run of {run.task.name}; `sample` needs a language model")
     chat = not isinstance(run.task.records[0]["prompt"], str)
     ids = run.policy.encode([{"role": "user", "content": prompt}] if chat else prompt)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        done = run.policy.sample([ids], generator, samples=n, max_new=max_new or run.task.max_new, greedy=greedy)
-    for row, length in zip(done.ids.tolist(), done.lengths.tolist(), strict=True):
+        completions = run.policy.sample([ids], generator, samples=n, max_new=max_new or run.task.max_new, greedy=greedy)
+    for row, length in zip(completions.ids.tolist(), completions.lengths.tolist(), strict=True):
         if tokens:
             pieces = run.policy.tokenizer.convert_ids_to_tokens([*ids, *row[:length]])
             colours = ["dim"] * len(ids) + ["green"] * length

@@ -1,4 +1,4 @@
-"""A point that has to reach a goal: a small control task of tensors, with data of known quality and known best actions."""
+"""A point reaches for a goal: a small control task of tensors, with data of known quality and known best actions."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Reach:
         g = torch.Generator().manual_seed(seed)
         self.goal = 1.2 * torch.rand(2, generator=g) - 0.6
         if data is not None:
-            self.table = self.recorded(data, episodes, outliers, marked, g)
+            self.table = self.record_episodes(data, episodes, outliers, marked, g)
             self.transitions = lambda: self.table
 
     def begin(self, count: int, g: torch.Generator) -> Float[Tensor, "row 2"]:
         return torch.zeros(count, 2) if self.peaks else 2 * torch.rand(count, 2, generator=g) - 1
 
     def step(self, x: Float[Tensor, "row 2"], action: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(next positions, rewards)."""
+        """Return (next positions, rewards)."""
         if self.peaks:
             a = action[:, 0]
             return x, self.scale * ((-(a - 0.7).square() / 0.02).exp() + (-(a + 0.7).square() / 0.02).exp())
@@ -69,20 +69,20 @@ class Reach:
         x = (x + self.stride * move + self.noise * torch.randn(x.shape, generator=g)).clamp(-1, 1)
         return x, self.scale * (1 - (x - self.goal).norm(dim=1))
 
-    def best(self, x: Float[Tensor, "row 2"]) -> Tensor:
-        """The expert's action: straight to the goal."""
+    def expert_action(self, x: Float[Tensor, "row 2"]) -> Tensor:
+        """Return the expert's action: straight to the goal."""
         return ((self.goal - x) / self.stride).clamp(-1, 1)
 
-    def recorded(
+    def record_episodes(
         self, data: str, episodes: int, outliers: float, marked: bool, g: torch.Generator
     ) -> dict[str, Tensor]:
-        """The data set, episode after episode."""
+        """Record the data set, episode after episode."""
         skilled = torch.full((episodes,), data == "expert")
         if data == "mixed":
             skilled = torch.arange(episodes) % 5 == 0
         x, columns = self.begin(episodes, g), []
         for t in range(self.horizon):
-            noisy = (self.best(x) + 0.1 * torch.randn(x.shape, generator=g)).clamp(-1, 1)
+            noisy = (self.expert_action(x) + 0.1 * torch.randn(x.shape, generator=g)).clamp(-1, 1)
             action = torch.where(skilled[:, None], noisy, 2 * torch.rand(x.shape, generator=g) - 1)
             following, reward = self.step(x, action, g)
             reward = torch.where(torch.rand(episodes, generator=g) < outliers, 100.0, reward)
@@ -98,23 +98,23 @@ class Reach:
     def rollout(
         self, policy: Any, requests: list[Request], generator: torch.Generator
     ) -> tuple[Trajectories, dict[str, float]]:
-        """Whole episodes; the rows of a request begin in the same place."""
+        """Roll out whole episodes; the rows of a request begin in the same place."""
         samples = torch.tensor([r.samples for r in requests])
         places = [self.begin(1, torch.Generator().manual_seed(hash((self.seed, r.start)) % 2**31)) for r in requests]
         x = torch.cat(places).repeat_interleave(samples, 0)
         explore = {"random": requests[0].random, "noise": requests[0].noise}
         explore = explore if any(explore.values()) else {}
-        found: dict[str, list[Tensor]] = {name: [] for name in ("obs", "action", "logp", "reward", "value")}
+        log: dict[str, list[Tensor]] = {name: [] for name in ("obs", "action", "logp", "reward", "value")}
         for _ in range(self.horizon):
-            decided = policy.act(x, generator, **explore)
-            found["obs"].append(x)
-            found["action"].append(decided.action)
-            found["logp"].append(decided.logp)
-            if decided.value is not None:
-                found["value"].append(decided.value)
-            x, reward = self.step(x, decided.action, generator)
-            found["reward"].append(reward)
-        columns = {name: torch.stack(values, 1) for name, values in found.items() if values}
+            decision = policy.act(x, generator, **explore)
+            log["obs"].append(x)
+            log["action"].append(decision.action)
+            log["logp"].append(decision.logp)
+            if decision.value is not None:
+                log["value"].append(decision.value)
+            x, reward = self.step(x, decision.action, generator)
+            log["reward"].append(reward)
+        columns = {name: torch.stack(values, 1) for name, values in log.items() if values}
         reward = columns["reward"]
         b = Trajectories(
             logp_old=columns["logp"],
@@ -131,7 +131,7 @@ class Reach:
         return b, {"env_steps": float(reward.numel()), "train/return": float(reward.sum(1).mean())}
 
     def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
-        """Mean return of 200 greedy episodes (in units of reward 1); overestimation: mean Q minus what followed, both discounted, where
+        """Measure 200 greedy episodes: mean return (in units of reward 1); overestimation: mean Q minus the discounted return, where
         the policy has a network q; modes: peaks that at least a tenth of its samples hit."""
         g = torch.Generator().manual_seed(12345)
         x = start = self.begin(200, g)
@@ -142,18 +142,18 @@ class Reach:
                 action = policy.act(x, generator, greedy=True).action
             x, reward = self.step(x, action, g)
             total, discounted = total + reward, discounted + 0.99**t * reward
-        found = {"return": float(total.mean()) / self.scale}
-        if "q" in getattr(policy, "networks", {}):
+        measures = {"return": float(total.mean()) / self.scale}
+        if "q" in policy.functionals:
             b = Trajectories(
                 mask=torch.ones(200, 1, dtype=torch.bool), trace={"obs": start[:, None], "action": first[:, None]}
             )
             with torch.no_grad():
                 q = policy.evaluate(b, {"q"})["q"].mean(-1)[:, 0]
-            found["overestimation"] = float((q - discounted).mean()) / self.scale
+            measures["overestimation"] = float((q - discounted).mean()) / self.scale
         if self.peaks:
             near = [float(((first[:, 0] - peak).abs() < 0.15).float().mean()) for peak in (0.7, -0.7)]
-            found["modes"] = float(sum(share >= 0.1 for share in near))
-        return found
+            measures["modes"] = float(sum(share >= 0.1 for share in near))
+        return measures
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
         return {"horizon": self.horizon}
@@ -162,4 +162,4 @@ class Reach:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: everything follows from the settings and the generator given."""
+        """Do nothing: the task is a function of its settings."""

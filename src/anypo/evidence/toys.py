@@ -1,4 +1,4 @@
-"""Small tasks with exact answers, for the laboratory: hidden codes, and sequences whose every outcome can be enumerated."""
+"""Small tasks with exact answers, for the laboratory: hidden codes, and sequences whose outcomes can be enumerated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anypo.types import Request, Trajectories
 
 
 class Toy:
-    """What the toys share: integer observations for a softmax table, nothing to save, starts without end of data."""
+    """Base of the toys: integer observations for a softmax table, no state to save, starts without end."""
 
     metric = "success"
     unit = "batches"
@@ -40,21 +40,20 @@ class Toy:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: everything follows from the settings and the generator given."""
+        """Do nothing: the task is a function of its settings."""
 
     def rollout(
         self, policy: SoftmaxTable, requests: list[Request], generator: torch.Generator
     ) -> tuple[Trajectories, dict[str, float]]:
-        """Rows sampled by the policy as it was at the last synchronisation, every `sync` rollouts."""
+        """Sample rows with the policy's weights of the last synchronisation, every `sync` rollouts."""
         if self.rollouts % self.sync == 0:
             self.stale = snapshot(policy)
         self.rollouts += 1
         with swap_params(policy, self.stale):
             b, metrics = self.play(policy, requests, generator)
-        assert b.logp_old is not None
         if self.noise_logp:
-            jitter = self.noise_logp * torch.randn(b.logp_old.shape, generator=generator)
-            b = b.but(logp_old=b.logp_old + jitter)
+            logp_old = b.need("logp_old")
+            b = b.but(logp_old=logp_old + self.noise_logp * torch.randn(logp_old.shape, generator=generator))
         return b, metrics
 
     rollouts = 0
@@ -114,8 +113,8 @@ class Codes(Toy):
         self.channels = tuple(f"part{k}" for k in range(parts)) if parts > 1 else ("score",)
         g = torch.Generator().manual_seed(seed)
         self.codes = torch.randint(symbols, (problems, length), generator=g)
-        whole = torch.full((problems,), length)
-        self.lengths = 1 + torch.arange(problems) * length // problems if graded else whole
+        equal = torch.full((problems,), length)
+        self.lengths = 1 + torch.arange(problems) * length // problems if graded else equal
         self.states = problems * length * 2
 
     def policy(self, heads: tuple[str, ...], seed: int) -> SoftmaxTable:
@@ -134,8 +133,8 @@ class Codes(Toy):
         return (problem * self.length + position.clamp(max=self.length - 1)) * 2 + alive
 
     def right(self, problem: Tensor, position: Tensor, symbol: Tensor) -> Tensor:
-        wanted = self.codes[problem, position.clamp(max=self.length - 1)]
-        return ((symbol - wanted) % self.code_symbols <= self.slack) & (symbol < self.code_symbols)
+        expected = self.codes[problem, position.clamp(max=self.length - 1)]
+        return ((symbol - expected) % self.code_symbols <= self.slack) & (symbol < self.code_symbols)
 
     def play(
         self, policy: SoftmaxTable, requests: list[Request], generator: torch.Generator
@@ -143,26 +142,26 @@ class Codes(Toy):
         samples = torch.tensor([r.samples for r in requests])
         group = torch.arange(len(requests)).repeat_interleave(samples)
         problem = torch.tensor([r.start for r in requests])[group]
-        shown = torch.tensor([float(r.hint or 0.0) for r in requests])[group]
+        hint = torch.tensor([float(r.hint or 0.0) for r in requests])[group]
         ends = self.lengths[problem]
-        given = (shown * ends).floor().long()
-        position, alive = given.clone(), torch.ones_like(problem, dtype=torch.bool)
-        hits = torch.arange(self.length) < given[:, None]
+        first = (hint * ends).floor().long()
+        position, alive = first.clone(), torch.ones_like(problem, dtype=torch.bool)
+        hits = torch.arange(self.length) < first[:, None]
         log: dict[str, list[Tensor]] = {"obs": [], "action": [], "logp": [], "value": [], "mask": [], "position": []}
         for _ in range(self.horizon):
             obs, live = self.observe(problem, position, alive), position < ends
-            decided = policy.act(obs, generator)
-            moves = live & (decided.action < self.code_symbols)
-            good = self.right(problem, position, decided.action)
+            decision = policy.act(obs, generator)
+            moves = live & (decision.action < self.code_symbols)
+            good = self.right(problem, position, decision.action)
             row = moves.nonzero()[:, 0]
             hits[row, position[row]] = good[row]
-            entries = [obs, decided.action, decided.logp, decided.value, live, position]
+            entries = [obs, decision.action, decision.logp, decision.value, live, position]
             for name, entry in zip(log, entries, strict=True):
                 if entry is not None:
                     log[name].append(entry)
             alive, position = alive & (good | ~moves), position + moves.long()
         t = {name: torch.stack(entries, 1) for name, entries in log.items() if entries}
-        scores = self.judge(problem, hits, position >= ends, generator)
+        scores = self.noisy_scores(problem, hits, position >= ends, generator)
         mask = t["mask"]
         b = Trajectories(
             logp_old=torch.where(mask, t["logp"], 0.0),
@@ -176,32 +175,32 @@ class Codes(Toy):
             trace={"obs": t["obs"], "action": t["action"]},
         )
         if not self.filler:
-            step = (given[:, None] + torch.arange(self.horizon)).clamp(max=self.length - 1)
+            step = (first[:, None] + torch.arange(self.horizon)).clamp(max=self.length - 1)
             wide = problem[:, None].expand_as(step)
             b.trace["answer"] = self.codes[wide, step]
             b.trace["answer_obs"] = self.observe(wide, step, torch.ones_like(step))
         done = (hits | (torch.arange(self.length) >= ends[:, None])).all(1) & (position >= ends)
         size = mask.sum(1).float()
         metrics = {"success": float(done.float().mean()), "length": float(size.mean()), "env_steps": float(mask.sum())}
-        for name, some in (("length_right", done), ("length_wrong", ~done)):
-            metrics[name] = float(size[some].mean()) if bool(some.any()) else float(size.mean())
+        for name, selected in (("length_right", done), ("length_wrong", ~done)):
+            metrics[name] = float(size[selected].mean()) if bool(selected.any()) else float(size.mean())
         return b, metrics
 
-    def judge(
+    def noisy_scores(
         self, problem: Tensor, hits: Tensor, complete: Tensor, generator: torch.Generator
     ) -> Float[Tensor, "row channel"]:
-        """The outcome channels of finished rows, as noisy as the task says."""
+        """Score finished rows in every channel, with the task's noise."""
         ends = self.lengths[problem][:, None]
         place = torch.arange(self.length)
         counted = place < ends
         if self.critical is not None:
             counted = counted & (place == self.critical)
         stretches = [counted & (place * self.parts // self.length == k) for k in range(self.parts)]
-        found = []
+        channels = []
         for k, stretch in enumerate(stretches):
             good = (hits & stretch).sum(1) / stretch.sum(1).clamp(min=1)
-            found.append(self.scale**k * (good if self.share else (good == 1).float() * complete))
-        scores = torch.stack(found, 1)
+            channels.append(self.scale**k * (good if self.share else (good == 1).float() * complete))
+        scores = torch.stack(channels, 1)
         if self.flips:
             wrong = torch.rand(scores.shape, generator=generator) < self.flips
             scores = torch.where(wrong, 1 - scores, scores)
@@ -214,7 +213,7 @@ class Codes(Toy):
         return scores
 
     def demonstrate(self, policy: SoftmaxTable, requests: list[Request]) -> Trajectories:
-        """Codes as an expert types them, each symbol right with probability `quality`, always the same mistakes per problem."""
+        """Return demonstrations: each symbol is right with probability `quality`, with fixed mistakes per problem."""
         problem = torch.tensor([r.start for r in requests])
         step = torch.arange(self.length).expand(len(problem), -1)
         g = torch.Generator().manual_seed(1)
@@ -240,7 +239,7 @@ class Codes(Toy):
     def evaluate(
         self, policy: SoftmaxTable, generator: torch.Generator, episodes: int | None = None
     ) -> dict[str, float]:
-        """Exact, for the sampling policy without hints: success, its share above one half (`solved`), of the worst fifth
+        """Compute exactly, for the sampling policy without hints: success, its share above one half (`solved`), of the worst fifth
         (`worst`), pass@8 (`passk`), the success of every channel's stretch (`weakest`), and the entropy per decision (nats)."""
         problem, position = torch.meshgrid(torch.arange(self.starts), torch.arange(self.length), indexing="ij")
         probs = policy.logits.softmax(1)[self.observe(problem, position, torch.ones_like(problem))]
@@ -270,7 +269,7 @@ class Codes(Toy):
         }
 
     def reach(self, good: Tensor, idle: Tensor) -> Float[Tensor, " problem"]:
-        """Probability of having typed the whole code within the horizon, by dynamic programming over positions."""
+        """Compute the probability of typing the whole code within the horizon, by dynamic programming over positions."""
         at = torch.zeros(self.starts, self.length + 1)
         at[:, 0] = 1
         last = torch.arange(self.length + 1) >= self.lengths[:, None]
@@ -285,7 +284,7 @@ class Codes(Toy):
 
 class Sequences(Toy):
     """One start, `length` symbols out of `symbols`, a fixed random reward for every one of the symbols^length outcomes; the policy
-    sees everything it has said. So the expected reward and its gradient are known exactly.
+    observes all symbols so far. The expected reward and its gradient are exact.
 
     proxies: the true reward is never shown, but by so many channels that are each wrong by `error` times a fixed standard normal
     per outcome; the score is the first of them."""
@@ -327,7 +326,7 @@ class Sequences(Toy):
         return policy
 
     def observations(self, symbols: Int[Tensor, "row step"]) -> Int[Tensor, "row step"]:
-        """The index of what has been said before each symbol."""
+        """Return the index of the symbols before each one."""
         prefix = torch.zeros_like(symbols)
         for t in range(1, self.length):
             prefix[:, t] = prefix[:, t - 1] * self.symbols + symbols[:, t - 1]
@@ -341,11 +340,10 @@ class Sequences(Toy):
     ) -> tuple[Trajectories, dict[str, float]]:
         group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         b = self.batch(policy, group, generator)
-        assert b.score is not None
-        return b, {"reward": float(b.score.mean()), "env_steps": float(b.mask.sum()) if b.mask is not None else 0.0}
+        return b, {"reward": float(b.need("score").mean()), "env_steps": float(b.valid.sum())}
 
     def batch(self, policy: SoftmaxTable, group: Int[Tensor, " row"], generator: torch.Generator) -> Trajectories:
-        """One row per entry of `group`, drawn exactly from the distribution over outcomes."""
+        """Sample one row per entry of `group` from the exact distribution over outcomes."""
         logps = self.log_probs(policy.logits.detach())
         which = torch.multinomial(logps.sum(1).exp(), len(group), replacement=True, generator=generator)
         symbols = self.outcomes[which]
@@ -364,11 +362,11 @@ class Sequences(Toy):
         )
 
     def log_probs(self, logits: Float[Tensor, "state symbol"]) -> Float[Tensor, "outcome step"]:
-        """log pi of every decision of every outcome."""
+        """Return log pi of every decision of every outcome."""
         return logits.double().log_softmax(1)[self.observations(self.outcomes), self.outcomes]
 
     def exact_gradient(self, policy: SoftmaxTable) -> Float[Tensor, "state symbol"]:
-        """d/dlogits of sum over outcomes of probability times reward."""
+        """Return d/dlogits of sum over outcomes of probability times reward."""
         logits = policy.logits.detach().double().requires_grad_()
         (gradient,) = torch.autograd.grad((self.log_probs(logits).sum(1).exp() * self.rewards).sum(), logits)
         return gradient
@@ -377,7 +375,7 @@ class Sequences(Toy):
     def evaluate(
         self, policy: SoftmaxTable, generator: torch.Generator, episodes: int | None = None
     ) -> dict[str, float]:
-        """Exact expected reward, between the worst and the best outcome as 0 and 1."""
+        """Compute the exact expected reward, scaled to 0 for the worst and 1 for the best outcome."""
         mean = (self.log_probs(policy.logits).sum(1).exp() * self.rewards).sum()
         low, high = self.rewards.min(), self.rewards.max()
         return {"success": float((mean - low) / (high - low))}

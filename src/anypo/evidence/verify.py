@@ -1,4 +1,4 @@
-"""Verification of a method: its properties, which must hold, and its claims, which may turn out wrong; and the ledger of both.
+"""Verification of a method: its properties, which must hold, and its claims, which may fail; and the ledger of both.
 
 The rule, fixed before any run: for every seed the effect is how much better the method is than the one it is compared with, on the
 claim's measure and in its direction, less the claim's margin. A claim is `supported` if the 95% interval of the mean effect (t
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from anypo import __version__
+from anypo.evidence.digest import digest
 from anypo.evidence.experiments.registry import CHEAP, run_experiment
 from anypo.evidence.microscope import gain
 from anypo.evidence.properties import check_properties
@@ -39,7 +40,7 @@ CASES = 20
 
 
 def interval(effects: Sequence[float]) -> tuple[float, list[float]]:
-    """Mean and 95% interval over paired seeds, by the t distribution."""
+    """Return mean and 95% interval over paired seeds, by the t distribution: mean -+ t_{0.975, n-1} s / sqrt(n)."""
     from scipy import stats
 
     x = np.asarray(effects, dtype=float)
@@ -51,13 +52,14 @@ def interval(effects: Sequence[float]) -> tuple[float, list[float]]:
 
 
 def verdict(mean: float, bounds: Sequence[float]) -> str:
+    """Return the verdict on one claim, by the rule of this module."""
     if bounds[0] > 0:
         return SUPPORTED
     return MIXED if mean > 0 else UNSUPPORTED
 
 
-def test(method: Method, claim: Claim, seeds: Iterable[int]) -> dict[str, Any]:
-    """Run one claim: both methods, every seed."""
+def run_claim(method: Method, claim: Claim, seeds: Iterable[int]) -> dict[str, Any]:
+    """Run the experiment of one claim = both methods, every seed; return its entry of the ledger."""
     clock = time.perf_counter()
     seeds, settings = list(seeds), dict(claim.settings)
     other = find(claim.against)
@@ -67,7 +69,7 @@ def test(method: Method, claim: Claim, seeds: Iterable[int]) -> dict[str, Any]:
         mine, theirs = settings | {"lr": lr / gain(method)}, settings | {"lr": lr / gain(other)}
     values = [
         [
-            measured(claim.experiment, m.card.id, seed, json.dumps(s))[claim.measure]
+            run_cached(claim.experiment, m.card.id, seed, json.dumps(s))[claim.measure]
             for m, s in ((method, mine), (other, theirs))
         ]
         for seed in seeds
@@ -92,28 +94,42 @@ def test(method: Method, claim: Claim, seeds: Iterable[int]) -> dict[str, Any]:
 
 
 @cache
-def measured(experiment: str, method: str, seed: int, settings: str) -> dict[str, float]:
-    """What an experiment found; several claims may be against the same method under the same seeds."""
+def run_cached(experiment: str, method: str, seed: int, settings: str) -> dict[str, float]:
+    """Run an experiment once per process: several claims may compare with the same method under the same seeds.
+
+    Args:
+        experiment: its name.
+        method: id of the method.
+        seed: of the run.
+        settings: of the experiment, as JSON.
+    """
     return run_experiment(experiment, find(method), seed, json.loads(settings))
 
 
 def examine(name: str, seeds: Sequence[int], quick: bool = False, cases: int = CASES) -> dict[str, Any]:
-    """One method's whole record, as it stands in the ledger."""
+    """Verify one method; return its record for the ledger.
+
+    Args:
+        name: id of the method.
+        seeds: of every claim.
+        quick: test only the claims whose experiments take seconds.
+        cases: random batches per property.
+    """
     torch.set_num_threads(1)
     clock = time.perf_counter()
     method = find(name)
     chosen = [c for c in method.card.claims if not quick or c.experiment in CHEAP]
-    claims = [test(method, claim, seeds) for claim in chosen]
-    found: dict[str, Any] = {"properties": check_properties(method, cases), "claims": claims}
+    claims = [run_claim(method, claim, seeds) for claim in chosen]
+    record: dict[str, Any] = {"properties": check_properties(method, cases), "claims": claims}
     if claims:
-        found |= {key: claims[0][key] for key in ("effect", "interval")}
-        found["verdict"] = overall([c["verdict"] for c in claims])
-        found["seeds"] = list(seeds)
-    return found | {"seconds": round(time.perf_counter() - clock, 1)}
+        record |= {key: claims[0][key] for key in ("effect", "interval")}
+        record["verdict"] = overall_verdict([c["verdict"] for c in claims])
+        record["seeds"] = list(seeds)
+    return record | {"digest": digest(method), "seconds": round(time.perf_counter() - clock, 1)}
 
 
-def overall(verdicts: Sequence[str]) -> str:
-    """All supported; none with a mean above 0; or mixed."""
+def overall_verdict(verdicts: Sequence[str]) -> str:
+    """Return `supported` if all are, `not supported` if all are, else `mixed`."""
     if all(v == SUPPORTED for v in verdicts):
         return SUPPORTED
     return UNSUPPORTED if all(v == UNSUPPORTED for v in verdicts) else MIXED
@@ -122,7 +138,14 @@ def overall(verdicts: Sequence[str]) -> str:
 def examine_all(
     names: Sequence[str], seeds: Sequence[int], quick: bool, jobs: int
 ) -> Iterable[tuple[str, dict[str, Any]]]:
-    """(name, record) of every method as it is finished, in order."""
+    """Verify several methods; yield (name, record) in order.
+
+    Args:
+        names: ids of the methods.
+        seeds: of every claim.
+        quick: test only the claims whose experiments take seconds.
+        jobs: methods at once.
+    """
     if jobs == 1:
         for name in names:
             yield name, examine(name, seeds, quick)
@@ -134,7 +157,7 @@ def examine_all(
 
 
 def ledger() -> dict[str, Any]:
-    """The committed ledger: of the working directory, else of the source tree; empty where there is none."""
+    """Read the committed ledger: of the working directory, else of the source tree; empty where there is none."""
     for path in (LEDGER, Path(__file__).parents[3] / LEDGER):
         if path.is_file():
             return json.loads(path.read_text())["methods"]
@@ -145,13 +168,13 @@ def record_verdicts(path: Path, records: dict[str, dict[str, Any]]) -> None:
     """Write the methods just verified into the ledger, beside those it already holds."""
     known = json.loads(path.read_text())["methods"] if path.is_file() else {}
     versions = {"anypo": __version__, "torch": torch.__version__}
-    known |= {name: round_figures(found) | {"versions": versions} for name, found in records.items()}
+    known |= {name: round_figures(record) | {"versions": versions} for name, record in records.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"methods": known}, indent=1, sort_keys=True) + "\n")
 
 
 def round_figures(value: Any) -> Any:
-    """Floats to six significant digits: the ledger is read by people and compared by git."""
+    """Round floats to six significant digits, so that the ledger is readable and its changes are few."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -159,30 +182,30 @@ def round_figures(value: Any) -> Any:
     return [round_figures(v) for v in value] if isinstance(value, list) else value
 
 
-def summarize(found: dict[str, Any]) -> dict[str, Any] | None:
-    """A ledger entry in short: {properties, verdict, effect, interval, seeds}."""
-    if not found:
+def summarize(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Shorten a record of the ledger to {properties, verdict, effect, interval, seeds}; None if it is empty."""
+    if not record:
         return None
-    p = found["properties"]
+    p = record["properties"]
     short = {"properties": {"passed": p["passed"], "of": p["of"], "cases": p["cases"]}}
-    return short | {key: found.get(key) for key in ("verdict", "effect", "interval", "seeds")}
+    return short | {key: record.get(key) for key in ("verdict", "effect", "interval", "seeds")}
 
 
 def markdown() -> str:
-    """The ledger as a table: every claim with its figures, one line each."""
-    found = ledger()
-    verdicts = [entry["verdict"] for entry in found.values()]
+    """Write the ledger as a Markdown table: every claim with its figures, one line each."""
+    records = ledger()
+    verdicts = [entry["verdict"] for entry in records.values()]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in (SUPPORTED, MIXED, UNSUPPORTED))
     lines = [
         "# Verdicts",
         "",
-        f"Written by `anypo verify --report docs/verdicts.md` from `evidence/ledger.json`. {len(found)} methods: {counts}.",
-        "How a verdict is reached, and what the experiments are, stands in [evidence.md](evidence.md).",
+        f"Written by `anypo verify --report docs/verdicts.md` from `evidence/ledger.json`. {len(records)} methods: {counts}.",
+        "[evidence.md](evidence.md) describes the rule of a verdict and the experiments.",
         "",
         "| method | claim | experiment / measure, against | effect [95% interval], seeds | verdict |",
         "|---|---|---|---|---|",
     ]
-    for name, entry in sorted(found.items()):
+    for name, entry in sorted(records.items()):
         for claim in entry["claims"]:
             low, high = claim["interval"]
             settings = ", ".join(f"{k}={v}" for k, v in claim["settings"].items())

@@ -7,33 +7,33 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from anypo import kernels
 from anypo.kernels.compiler import compile_graph, trace
+from anypo.loops.gradients import minibatch_loss, replay_loss
 from anypo.loops.minibatches import fits
 from anypo.method.method import Method
 from anypo.numbers import Knob, TracedScalar
 from anypo.policies.weights import swap_params, trainable_state
 from anypo.runs.run import Run
 from anypo.stages import CHAINS
-from anypo.types import Trajectories, whole
+from anypo.types import Trajectories
 
 OFTEN, MOST = 64, 8
 """Minibatches of a size after which it is compiled, as that takes seconds, and sizes that are compiled in a run."""
-
 
 Loss = Callable[[Run, Method, Trajectories], tuple[Tensor, dict[str, Tensor]]]
 """A run's loss and metrics on rows that were drawn, with their random numbers."""
 
 
 @dataclass
-class Recording:
-    """Called with a minibatch, it leaves the gradient on the parameters and returns the loss's metrics."""
+class Trace:
+    """The operations of one update. Called with a minibatch, it leaves the gradient on the parameters and returns the metrics."""
 
     run: Run
     knobs: list[Knob]
@@ -43,116 +43,158 @@ class Recording:
 
     def __call__(self, batch: Trajectories) -> dict[str, float]:
         with torch.no_grad():
-            *slopes, numbers = self.play(*inputs(self.run, self.knobs, batch))
+            *grads, numbers = self.play(*inputs(self.run, self.knobs, batch))
         live = trainable_state(self.run.policy)
-        for name, slope in zip(self.learned, slopes, strict=True):
-            live[name].grad = slope
+        for name, grad in zip(self.learned, grads, strict=True):
+            live[name].grad = grad
         return dict(zip(self.metrics, numbers.tolist(), strict=True))
 
 
-def recording(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
-    """The recording for minibatches like this one, made where it is missing; None where an update cannot be recorded."""
-    key = signature(method, batch)
-    if key not in run.recordings:
-        recipe = method.stages["step"]
-        whole_batch = (recipe.epochs or 1) == 1 and (not recipe.minibatch or method.level == "batch")
-        possible = method.traits["replays"] and whole_batch and recordable(run, method, batch)
-        run.recordings[key] = trace_update(run, method, batch, loss) if possible else None
-    return run.recordings[key]
+@dataclass
+class Traces:
+    """The strategy for updates that repeat: traced once per signature of minibatch and phase, and replayed.
 
+    traces: by signature; a count while the signature is not frequent enough to be compiled, None where an update cannot be
+    traced. reported: whether a warning has said why.
+    """
 
-def compile_if_frequent(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
-    """The recording for minibatches of prepared single decisions, where the run compiles: made once their size has come often.
-    Without machine code replaying them is no faster."""
-    if run.config.compile != "on" or method.traits["replays"] or not run.policy.independent:
-        return None
-    key = signature(method, batch)
-    seen = run.recordings.get(key, 0)
-    if isinstance(seen, int):
-        run.recordings[key] = seen = seen + 1
-        if seen > OFTEN and sum(isinstance(made, Recording) for made in run.recordings.values()) < MOST:
-            run.recordings[key] = seen = (
-                trace_update(run, method, batch, loss) if recordable(run, method, batch) else None
-            )
-    return seen if isinstance(seen, Recording) else None
+    traces: dict[Any, Trace | int | None] = field(default_factory=dict)
+    reported: bool = False
+
+    @staticmethod
+    def of(run: Run) -> Traces:
+        """The strategy of a run, begun where it is missing."""
+        if run.strategy is None:
+            run.strategy = Traces()
+        return run.strategy
+
+    def of_rows(self, run: Run, method: Method, rows: Trajectories) -> Trace | None:
+        """The trace for rows drawn from a store of transitions, from their views to the gradient; None where none is possible."""
+        if not method.traits["replays"]:
+            return None
+        key = signature(method, rows)
+        if key not in self.traces:
+            recipe = method.stages["step"]
+            once = (recipe.epochs or 1) == 1 and (not recipe.minibatch or method.level == "batch")
+            reason = cannot_trace(run, method, rows) if once else "a batch is used for several updates"
+            self.traces[key] = self.trace(run, method, rows, replay_loss, reason)
+        trace = self.traces[key]
+        return trace if isinstance(trace, Trace) else None
+
+    def of_minibatch(self, run: Run, method: Method, rows: Trajectories) -> Trace | None:
+        """The compiled trace for minibatches of prepared single decisions, made once their size is frequent; None without
+        `--compile on`: replaying them uncompiled is no faster."""
+        if run.config.compile != "on" or method.traits["replays"] or not run.policy.independent:
+            return None
+        key = signature(method, rows)
+        trace = self.traces.get(key, 0)
+        if isinstance(trace, int):
+            self.traces[key] = trace = trace + 1
+            if trace > OFTEN and sum(isinstance(t, Trace) for t in self.traces.values()) < MOST:
+                self.traces[key] = trace = self.trace(
+                    run, method, rows, minibatch_loss, cannot_trace(run, method, rows)
+                )
+        return trace if isinstance(trace, Trace) else None
+
+    def trace(self, run: Run, method: Method, rows: Trajectories, loss: Loss, reason: str | None) -> Trace | None:
+        """Trace an update, or warn once why it is computed step by step instead.
+
+        Args:
+            run, method, rows: what the update is made of.
+            loss: from these to the loss and its metrics.
+            reason: why it cannot be traced, where that is known beforehand.
+        """
+        traced = None
+        if reason is None:
+            try:
+                traced = trace_update(run, method, rows, loss)
+            except (RuntimeError, TypeError, AssertionError):  # the plain update says what is wrong, where something is
+                reason = "it needs host values (data-dependent control flow)"
+        compiles = run.config.compile == "on"
+        if traced is None and not self.reported:
+            self.reported = True
+            kind = "compiled" if compiles else "replayed from a trace"
+            warnings.warn(f"the updates of {method.card.id} are not {kind}: {reason}", stacklevel=2)
+        if traced is not None and compiles:
+            traced.play = compile_graph(cast(Any, traced.play), inputs(run, traced.knobs, rows))
+        return traced
 
 
 def signature(method: Method, batch: Trajectories) -> tuple[Any, ...]:
-    """What updates that share a recording have in common."""
-    return method.switched, tuple(
-        [(name, tensor.shape, tensor.stride()) for name, tensor in batch_tensors(batch).items()]
-    )
+    """What updates that share a trace have in common: active parts, and shapes and strides of the rows."""
+    return method.switched, tuple([(name, tensor.shape, tensor.stride()) for name, tensor in batch.to_dict().items()])
 
 
-def batch_tensors(batch: Trajectories) -> dict[str, Tensor]:
-    """The batch by name, without a mask that has no gap."""
-    found = batch.to_dict()
-    if "mask" in found and whole(found["mask"]):
-        del found["mask"]
-    return found
+def cannot_trace(run: Run, method: Method, batch: Trajectories) -> str | None:
+    """Why updates on such minibatches cannot be traced; None where they can: one forward pass in which every decision counts,
+    of a method that stays as it is."""
+    if kernels.plain():
+        return "the kernels are plain"
+    if method.later:
+        return "the method has phases"
+    if method.late_views:
+        return "minibatch links look at the policy before every update"
+    if any(view.ablate for view in method.views.values()):
+        return "a part of the input is hidden at random"
+    if batch.mask is not None:
+        return "some decisions are masked"
+    if run.stepper.pieces != 1:
+        return "the step takes several gradients"
+    return None if fits(batch, run.config.micro) else "a minibatch takes several forward passes (--micro)"
 
 
-def recordable(run: Run, method: Method, batch: Trajectories) -> bool:
-    """Whether a minibatch is one forward pass in which every decision counts, of a method that stays as it is; never with plain kernels."""
-    plain = not (
-        kernels.plain() or method.later or method.late_views or any(view.ablate for view in method.views.values())
-    )
-    counted = batch.mask is None or whole(batch.mask)
-    return plain and counted and run.stepper.pieces == 1 and fits(batch, run.config.micro)
+def trace_update(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Trace:
+    """Trace an update: run it once on stand-ins for all its inputs and keep the tensor operations.
 
+    Args:
+        run: the run; its weights, anchors and knobs are inputs of the trace.
+        method: the present phase.
+        batch: rows like those the trace is for.
+        loss: from run, method and rows to the loss and its metrics.
 
-def trace_update(run: Run, method: Method, batch: Trajectories, loss: Loss) -> Recording | None:
-    """Make an update with stand-ins for all inputs and note its operations; None where it has to know a number on its way, or reads
-    tensors that are no inputs."""
+    Raises:
+        RuntimeError, TypeError, AssertionError: the update needs a host value, or reads tensors that are no inputs.
+    """
     knobs = list({id(knob): knob for _, knob in method.knobs() if not getattr(knob, "rests", False)}.values())
     live = trainable_state(run.policy)
-    learned, told, rows = [name for name, p in live.items() if p.requires_grad], [], batch_tensors(batch)
+    learned, names, columns = [name for name, p in live.items() if p.requires_grad], [], batch.to_dict()
 
-    def operations(*given: Tensor) -> list[Tensor]:
-        left = iter(given)
+    def operations(*tensors: Tensor) -> list[Tensor]:
+        left = iter(tensors)
         weights = {name: next(left).detach().requires_grad_(name in learned) for name in live}
         anchors = {of: {name: next(left) for name in live} for of in run.anchors}
-        stood = trace_knobs(method, {id(knob): next(left) for knob in knobs})
-        drawn = Trajectories.from_dict({name: next(left) for name in rows})
+        traced = trace_knobs(method, {id(knob): next(left) for knob in knobs})
+        rows = Trajectories.from_dict({name: next(left) for name in columns})
         with torch.enable_grad(), swap_params(run.policy, weights):
-            total, metrics = loss(replace(run, anchors=anchors), stood, drawn)
-            slopes = torch.autograd.grad(total, [weights[name] for name in learned], allow_unused=True)
-        moved = {name: slope.contiguous() for name, slope in zip(learned, slopes, strict=True) if slope is not None}
-        learned[:], told[:] = moved, metrics
+            total, metrics = loss(replace(run, anchors=anchors), traced, rows)
+            grads = torch.autograd.grad(total, [weights[name] for name in learned], allow_unused=True)
+        moved = {name: grad.contiguous() for name, grad in zip(learned, grads, strict=True) if grad is not None}
+        learned[:], names[:] = moved, metrics
         return [*moved.values(), torch.stack([torch.as_tensor(m).detach().double() for m in metrics.values()])]
 
-    given = inputs(run, knobs, batch)
-    try:
-        play = trace(operations, given)
-    except (RuntimeError, TypeError, AssertionError):  # the plain update says what is wrong, where something is
-        if run.config.compile == "on":
-            warnings.warn(
-                f"--compile on changes no update of {method.card.id}: it has to know numbers on its way", stacklevel=2
-            )
-        return None
-    return Recording(run, knobs, compile_graph(play, given) if run.config.compile == "on" else play, learned, told)
+    return Trace(run, knobs, trace(operations, inputs(run, knobs, batch)), learned, names)
 
 
 def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
-    """What an update depends on, in the recording's order."""
+    """The inputs of an update, in the order of the trace: weights, anchors, knobs, rows."""
     live = trainable_state(run.policy)
     return [
         *(tensor.detach() for tensor in live.values()),
         *(anchor[name] for anchor in run.anchors.values() for name in live),
         *(torch.tensor(float(knob)) for knob in knobs),
-        *batch_tensors(batch).values(),
+        *batch.to_dict().values(),
     ]
 
 
 def trace_knobs(method: Method, values: dict[int, Tensor]) -> Method:
     """The method with these tensors in the places of its knobs."""
 
-    def stood(part: Any) -> Any:
-        found = {f.name: values[id(knob)] for f in fields(part) if id(knob := getattr(part, f.name)) in values}
-        return replace(part, **{name: TracedScalar(value) for name, value in found.items()}) if found else part
+    def traced(part: Any) -> Any:
+        knobs = {f.name: values[id(knob)] for f in fields(part) if id(knob := getattr(part, f.name)) in values}
+        return replace(part, **{name: TracedScalar(value) for name, value in knobs.items()}) if knobs else part
 
     changed: dict[str, Any] = {
-        slot: tuple(map(stood, held)) if slot in CHAINS else None if held is None else stood(held)
-        for slot, held in method.stages.items()
+        slot: tuple(map(traced, content)) if slot in CHAINS else None if content is None else traced(content)
+        for slot, content in method.stages.items()
     }
     return Method(method.card, **changed)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from anypo.loops.precision import autocast
+from anypo.loops.precision import autocast, precision
 from anypo.loops.views import LOGP, views_without_grad
 from anypo.method.method import Method
 from anypo.parts.ops.groups import group_stats, index_groups
@@ -23,6 +23,42 @@ TOLERANCE = 0.02
 
 ROUNDED = 4
 """Size of the logit whose rounding is tolerated: 0.03 in bfloat16, nothing in float32."""
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Measures a batch on its way through `absorb`; what it returns joins the batch's metrics. It changes nothing."""
+
+    def drawn(self, run: Run, rows: Trajectories) -> dict[str, float]:
+        """Called with the first rows drawn from the store."""
+        ...
+
+    def prepared(self, run: Run, rows: Trajectories) -> dict[str, float]:
+        """Called with the same rows after credit was assigned."""
+        ...
+
+    def updated(self, run: Run, metrics: dict[str, float]) -> None:
+        """Called with the metrics after the updates."""
+        ...
+
+
+class Diagnostics:
+    """Measures the mismatch of sampling and evaluation, and describes the batch; warns of a mismatch in the first batch."""
+
+    def drawn(self, run: Run, rows: Trajectories) -> dict[str, float]:
+        known = rows.logp_old is None or first_loss_is_on_policy(run, run.phase)
+        return {} if known else {"mismatch": sampled_mismatch(run, rows)}
+
+    def prepared(self, run: Run, rows: Trajectories) -> dict[str, float]:
+        return describe_batch(run.phase, rows)
+
+    def updated(self, run: Run, metrics: dict[str, float]) -> None:
+        if run.batch == 0 and "mismatch" in metrics:
+            warn_of_mismatch(metrics["mismatch"], precision(run))
+
+
+DIAGNOSTICS: tuple[Observer, ...] = (Diagnostics(),)
+"""The observers of every run."""
 
 
 def merge_metrics(made: list[dict[str, float]]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from anypo.numbers import Knob
 from anypo.parts.ops.masked import masked_mean, ratio
 from anypo.parts.registry import as_list, build_stage, describe
 from anypo.stages import CHAINS, LEVELS, SLOTS, Level
-from anypo.types import Comparisons, Trajectories, whole
+from anypo.types import Comparisons, Trajectories
 from anypo.views import ANCHORS, Network, Refresh, View
 
 LOSS = ("critic", "ratio", "trust", "reduce", "terms")
@@ -121,7 +122,8 @@ class Method:
         else:
             s, metrics = self._run("trust", trust, b, lambda p, d: p(x, d))
             total = -self._run("reduce", reduce, b, lambda p, d: p(s, d))
-            metrics = {"surrogate": -total.detach(), "denominator": b.valid.sum().to(total.dtype), **metrics}
+            count = total.new_full((), math.prod(b.shape)) if b.mask is None else b.mask.sum().to(total.dtype)
+            metrics = {"surrogate": -total.detach(), "denominator": count, **metrics}
         if x is not None and "logp_old" in self.reads("ratio"):
             metrics |= ratio_metrics(x.detach(), b)
         for part in self.stages["terms"]:
@@ -258,6 +260,7 @@ class Method:
             "grouped": "group" in self.reads("score", "credit", "trust", "reduce"),
             "whole": not replays and not any(getattr(p, "bootstraps", False) for p in self.stages["credit"]),
             "replays": replays,
+            "offline": getattr(self.stages["collect"], "offline", False),
             "reuse": self.stages["step"].epochs != 1,
         }
 
@@ -404,15 +407,11 @@ def mask_expert_scores(b: Trajectories) -> Trajectories:
 
 def ratio_metrics(x: Tensor, b: Trajectories) -> dict[str, Tensor]:
     """Mean and largest importance ratio, and the divergence from the sampling policy estimated by k3."""
-    valid = b.valid if x.ndim == 2 else torch.ones_like(x, dtype=torch.bool)
+    mask = b.mask if x.ndim == 2 else None
     r = ratio(x)
-    kl = r.reciprocal() + x - 1
-    if whole(valid):
-        largest = r.max()
-    else:
-        largest = torch.cat([torch.where(valid, r, 0.0).flatten(), r.new_zeros(1)]).max()
+    kept = r if mask is None else torch.where(mask, r, 0.0)
     return {
-        "ratio": masked_mean(r, valid),
-        "ratio_max": largest,
-        "kl_old": masked_mean(kl, valid),
+        "ratio": masked_mean(r, mask),
+        "ratio_max": kept.max() if kept.numel() else r.new_zeros(()),
+        "kl_old": masked_mean(r.reciprocal() + x - 1, mask),
     }

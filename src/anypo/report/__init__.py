@@ -1,1 +1,1 @@
-"""What a run tells: the console, metric trackers, comparisons of methods and learning curves."""
+"""Reports: the console, metric trackers, comparisons of methods and learning curves."""

@@ -44,8 +44,17 @@ def compare(
 ) -> dict[str, Any]:
     """Run every method with seeds 0..seeds-1, unless it has run here already; write table.json and learning-curve.png.
 
-    names: ids of methods, which may have settings of their own, `ppo:trust.high=0.3,compile=on`. match_gain: learning rates are
-    scaled by gain(first method) / gain(method), the lengths of their on-policy gradients.
+    Args:
+        names: ids of methods, which may have settings of their own, `ppo:trust.high=0.3,compile=on`.
+        flags: settings of all runs.
+        seeds: runs per method.
+        jobs: runs at once.
+        folder: of the runs and of what is written (default runs/compare-TASK).
+        match_gain: scale learning rates by gain(first method) / gain(method), the lengths of their on-policy gradients.
+        say: takes one line of text per finished run.
+
+    Returns:
+        The content of table.json.
     """
     if not names or len(set(names)) < len(names):
         raise UsageError("name the methods to compare, each once")
@@ -53,10 +62,10 @@ def compare(
     for values in settings.values():
         find_method(values["method"]).configure(from_dict(values).stages)
     task = from_dict(flags).task["name"]
-    folder = folder or Path("runs") / f"compare-{plain_values(task)}"
-    folders = {name: [folder / f"{plain_values(name)}-{seed}" for seed in range(seeds)] for name in names}
+    folder = folder or Path("runs") / f"compare-{file_name(task)}"
+    folders = {name: [folder / f"{file_name(name)}-{seed}" for seed in range(seeds)] for name in names}
     work = [(name, seed, folders[name][seed]) for seed in range(seeds) for name in names]
-    run = partial(one, settings=matched(settings) if match_gain else settings)
+    run = partial(train_one, settings=match_first_steps(settings) if match_gain else settings)
     if jobs == 1:
         results = map(run, work)
     else:
@@ -65,40 +74,40 @@ def compare(
     for (name, seed, _), result in zip(work, results, strict=True):
         say(f"{name} seed {seed}: {result['metric']} {result['before']:.4g} -> {result['after']:.4g}")
     metric = f"eval/{result['metric']}"
-    rows = statistics(finals(folders, metric))
-    curves(folders, metric, result["unit"], folder / "learning-curve.png")
+    rows = statistics(final_scores(folders, metric))
+    plot_curves(folders, metric, result["unit"], folder / "learning-curve.png")
     table = {"folder": str(folder), "task": task, "metric": result["metric"], "flags": flags, "methods": rows}
     (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
     return table
 
 
 def settings_of(name: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags, with what the name says on top."""
-    method, _, own = name.partition(":")
-    values = parse_flags([f"--{setting}" for setting in own.split(",")])[1] if own else {}
+    """Return the flags, overridden by the settings in the name."""
+    method, _, text = name.partition(":")
+    values = parse_flags([f"--{setting}" for setting in text.split(",")])[1] if text else {}
     return merge(flags, values, {"method": method})
 
 
-def plain_values(name: str) -> str:
-    """As part of a file's name."""
+def file_name(name: str) -> str:
+    """Replace every character that a file's name should not have by `-`."""
     return "".join(c if c.isalnum() or c in "-." else "-" for c in name)
 
 
-def matched(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings with learning rates at which all first steps are as long as the first method's."""
-    found = {}
+def match_first_steps(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Replace learning rates by lr * gain(first method) / gain(method), so that all first steps are equally long."""
+    rates: dict[str, tuple[float, float]] = {}
     for name, values in settings.items():
         config = from_dict(values)
         method = find_method(config.method).configure(config.stages)
-        own = method.stages["step"].lr
-        lr = tasks.make_task(config.task, seed=0).recipe(method.traits)["lr"] if own is None else own
-        found[name] = float(lr), gain(method)
-    first = next(iter(found.values()))[1]
-    return {name: merge(settings[name], {"step": {"lr": lr * first / own}}) for name, (lr, own) in found.items()}
+        lr = method.stages["step"].lr
+        lr = tasks.make_task(config.task, seed=0).recipe(method.traits)["lr"] if lr is None else lr
+        rates[name] = float(lr), gain(method)
+    first = next(iter(rates.values()))[1]
+    return {name: merge(settings[name], {"step": {"lr": lr * first / size}}) for name, (lr, size) in rates.items()}
 
 
-def one(work: tuple[str, int, Path], settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One run of a comparison, resumed or left alone where it stands already."""
+def train_one(work: tuple[str, int, Path], settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Train one run of a comparison from its newest checkpoint, unless it is finished; return its result."""
     name, seed, folder = work
     done = result_of(folder)
     if done is not None:
@@ -116,8 +125,8 @@ def one(work: tuple[str, int, Path], settings: dict[str, dict[str, Any]]) -> dic
     return result
 
 
-def finals(folders: dict[str, list[Path]], metric: str) -> dict[str, np.ndarray]:
-    """method -> last held-out measure of every seed, [seed]."""
+def final_scores(folders: dict[str, list[Path]], metric: str) -> dict[str, np.ndarray]:
+    """Return the last held-out measure of every seed, [seed], by method."""
     return {
         n: np.array([next(r[metric] for r in reversed(records(f)) if metric in r) for f in fs])
         for n, fs in folders.items()
@@ -125,7 +134,7 @@ def finals(folders: dict[str, list[Path]], metric: str) -> dict[str, np.ndarray]
 
 
 def statistics(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """One row per method: interquartile mean over seeds and the probability of beating the first one, with 95% intervals."""
+    """Return one row per method: interquartile mean over seeds and the probability of beating the first one, with 95% intervals."""
     from rliable import library, metrics
 
     def iqm(x: np.ndarray) -> np.ndarray:
@@ -152,22 +161,32 @@ def statistics(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     return rows
 
 
-def show(table: dict[str, Any]) -> Table:
-    """The comparison for a terminal."""
+def comparison_table(table: dict[str, Any]) -> Table:
+    """Return the comparison as a table of the terminal."""
     first = table["methods"][0]["method"]
-    shown = Table("method", f"{table['metric']} (IQM)", "95% interval", f"P(better than {first})", "95% interval ")
+    rows = Table("method", f"{table['metric']} (IQM)", "95% interval", f"P(better than {first})", "95% interval ")
     for row in table["methods"]:
-        chance = [f"{row['improves']:.2f}", between(row["improves_interval"])] if "improves" in row else ["", ""]
-        shown.add_row(row["method"], f"{row['iqm']:.4g}", between(row["interval"]), *chance)
-    return shown
+        chance = (
+            [f"{row['improves']:.2f}", format_interval(row["improves_interval"])] if "improves" in row else ["", ""]
+        )
+        rows.add_row(row["method"], f"{row['iqm']:.4g}", format_interval(row["interval"]), *chance)
+    return rows
 
 
-def between(interval: Sequence[float]) -> str:
+def format_interval(interval: Sequence[float]) -> str:
+    """Return `low to high`."""
     return f"{interval[0]:.4g} to {interval[1]:.4g}"
 
 
-def curves(folders: dict[str, list[Path]], metric: str, unit: str, target: Path) -> None:
-    """Held-out measure over the run: mean over seeds, band from the worst to the best seed."""
+def plot_curves(folders: dict[str, list[Path]], metric: str, unit: str, target: Path) -> None:
+    """Plot the held-out measure over the run: mean over seeds, band from the worst to the best seed.
+
+    Args:
+        folders: the runs of every method.
+        metric: its name in metrics.jsonl.
+        unit: what the length of a run counts.
+        target: the picture's file.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -175,12 +194,12 @@ def curves(folders: dict[str, list[Path]], metric: str, unit: str, target: Path)
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for name, paths in folders.items():
-        lines = [[(r["done"], r[metric]) for r in records(f) if metric in r] for f in paths]
-        grid = np.unique([x for line in lines for x, _ in line])
-        grid = grid[grid <= min(line[-1][0] for line in lines)]
-        values = np.array([np.interp(grid, [x for x, _ in line], [y for _, y in line]) for line in lines])
-        (drawn,) = axes.plot(grid, values.mean(0), marker=".", label=name)
-        axes.fill_between(grid, values.min(0), values.max(0), alpha=0.2, color=drawn.get_color())
+        curves = [[(r["done"], r[metric]) for r in records(f) if metric in r] for f in paths]
+        grid = np.unique([x for curve in curves for x, _ in curve])
+        grid = grid[grid <= min(curve[-1][0] for curve in curves)]
+        values = np.array([np.interp(grid, [x for x, _ in curve], [y for _, y in curve]) for curve in curves])
+        (mean,) = axes.plot(grid, values.mean(0), marker=".", label=name)
+        axes.fill_between(grid, values.min(0), values.max(0), alpha=0.2, color=mean.get_color())
     axes.set(xlabel=unit, ylabel=f"{metric.removeprefix('eval/')} (held out)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,4 +1,4 @@
-"""The plan printed before training: what will be sampled, how often it is used, and what it needs."""
+"""The plan printed before training: rows per batch, updates, length, memory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from anypo.runs.preflight import notes
 from anypo.runs.run import Run
 
 
-def lines(run: Run) -> list[tuple[str, str]]:
-    """(label, text) lines."""
+def plan_lines(run: Run) -> list[tuple[str, str]]:
+    """Return the plan as (label, text) lines."""
     method, want, step = run.method, run.want, run.method.stages["step"]
     total = sum(p.numel() for p in run.policy.parameters())
     trainable = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
@@ -30,17 +30,19 @@ def lines(run: Run) -> list[tuple[str, str]]:
         ("batch", rows),
         ("update", f"{epochs} over {per}, {type(step).__name__} at {float(step.lr):g}"),
         ("length", f"{run.steps:,} {run.task.unit}"),
-        ("memory", f"about {memory(run) / 2**20:,.0f} MiB, activations of language models included"),
+        ("memory", f"about {estimate_memory(run) / 2**20:,.0f} MiB, activations of language models included"),
         *(("note", text) for text in notes(run)),
     ]
 
 
-def memory(run: Run) -> int:
-    """Bytes: weights, gradients, two moments, anchors, and for language models the activations of one micro-batch
-    (about 68 bytes per token, hidden unit and layer in float32: Korthikanti et al. 2022, arXiv 2205.05198, eq. 2)."""
+def estimate_memory(run: Run) -> int:
+    """Estimate bytes: weights, gradients, two moments, anchors, and for language models the activations of one micro-batch.
+
+    Activations are about 68 bytes per token, hidden unit and layer in float32: Korthikanti et al. 2022, arXiv 2205.05198, eq. 2.
+    """
     size = sum(p.numel() * p.element_size() for p in run.policy.parameters())
-    moving = sum(p.numel() * p.element_size() for p in run.policy.parameters() if p.requires_grad)
+    trainable = sum(p.numel() * p.element_size() for p in run.policy.parameters() if p.requires_grad)
     shape = getattr(getattr(run.policy, "inner", None), "config", None)
     tokens = min(run.config.micro, run.want.requests * run.want.samples * (run.want.horizon or 1))
     activations = 68 * tokens * shape.hidden_size * shape.num_hidden_layers if shape is not None else 0
-    return size + (3 + len(run.anchors)) * moving + activations
+    return size + (3 + len(run.anchors)) * trainable + activations

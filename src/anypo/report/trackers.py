@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from anypo.errors import UsageError, unknown
+from anypo.loops.learn import Watch
 from anypo.runs.run import Run
-
-Watch = Callable[[dict[str, Any]], None]
-
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -27,8 +25,17 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def tracked(run: Run, names: Sequence[str], watch: Watch) -> Iterator[Watch]:
-    """Inside, the yielded function passes a record to `watch` and to every tracker named."""
+def open_trackers(run: Run, names: Sequence[str], watch: Watch) -> Iterator[Watch]:
+    """Open metric trackers; close them when the context ends.
+
+    Args:
+        run: its folder and configuration name the tracked run.
+        names: some of TRACKERS.
+        watch: gets every record too.
+
+    Yields:
+        A function that passes one metrics record on.
+    """
     writers, close = [watch], []
     for name in names:
         if name == "tensorboard":

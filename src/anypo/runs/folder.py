@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from anypo import __version__
 from anypo.config import Config, from_dict, load_yaml
 from anypo.errors import UsageError
+from anypo.protocols import HasRecords
 from anypo.runs.build import build
 from anypo.runs.checkpoint import fixed_anchors, newest, plain_tensors, read_checkpoint
 from anypo.runs.files import write_text
@@ -35,7 +36,7 @@ def create(config: Config) -> Run:
         for name in fixed_anchors(run):
             save_file(plain_tensors(run.anchors[name]), folder / f"anchor-{name}.safetensors")
         # last: a folder with a config.yaml is a run
-        write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(run.config.to_dict(), sort_keys=False))
     except OSError as error:
         raise UsageError(f"cannot write the run to {folder}: {error.strerror}; choose another --out") from None
     return run
@@ -68,6 +69,6 @@ def reopen(folder: Path) -> Run:
 
 def fingerprint(task: Any) -> str | None:
     """Digest of a task's training and held-out records; None where there are none."""
-    if not hasattr(task, "records"):
+    if not isinstance(task, HasRecords):
         return None
     return hashlib.sha256(json.dumps([task.records, task.heldout], default=str).encode()).hexdigest()

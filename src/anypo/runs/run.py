@@ -34,13 +34,18 @@ class Run:
     folder: Path | None
     steps: int
     anchors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
-    recordings: dict[Any, Any] = field(default_factory=dict)
-    """Updates that are replayed, by the shapes of their minibatches (`loops/record.py`)."""
+    strategy: Any = None
+    """How updates that repeat are computed (`loops/compiled_update.py`); begun by the first update."""
     batch: int = 0
     done: int = 0
     finished: bool = False
     """Batches finished, and the same in the task's unit (environment steps); the run is finished when
     done reaches steps, or earlier at its target."""
+    before: int = 0
+    """`done` before the last batch."""
+
+    def __post_init__(self) -> None:
+        self.phase = self.method.at(self.batch)
 
     @cached_property
     def device(self) -> torch.device:
@@ -59,18 +64,26 @@ class Run:
         return {name: rule for phase in phases for name, rule in phase.anchors.items()}
 
     def anchor(self, name: str) -> dict[str, torch.Tensor]:
-        """An anchor's weights; one that nobody read so far begins as the policy is now."""
+        """The weights of an anchor; an anchor that is read for the first time begins as the policy is now."""
         if name not in self.anchors:
             self.anchors[name] = snapshot(self.policy)
         return self.anchors[name]
 
-    def enter(self) -> Method:
-        """The phase the coming batch is in; a phase with a store of its own begins with an empty one."""
-        now = self.method.at(self.batch)
-        before = self.method.at(self.batch - 1)
-        if now.stages["store"] is not before.stages["store"]:
-            self.store = now.stages["store"].open()
-        return now
+    def begin_phase(self) -> Method:
+        """Set and return the phase of the coming batch; a phase with a store of its own begins with an empty one."""
+        self.pool.batches = self.batch + 1
+        self.phase = self.method.at(self.batch)
+        if self.phase.stages["store"] is not self.method.at(self.batch - 1).stages["store"]:
+            self.store = self.phase.stages["store"].open()
+        return self.phase
+
+    def advance(self, metrics: dict[str, float]) -> None:
+        """Count a batch and what it was in the task's unit; the step's schedule follows."""
+        lasted = {"batches": 1.0, "environment steps": metrics.get("env_steps"), "updates": metrics["updates"]}
+        self.batch += 1
+        self.before, self.done = self.done, self.done + int(lasted[self.task.unit] or 0)
+        self.stepper.progress = min(1.0, self.done / self.steps)
+        self.finished = self.done >= self.steps
 
     def state(self) -> dict[str, Any]:
         return {

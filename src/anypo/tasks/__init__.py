@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anypo.errors import UsageError, unknown
+from anypo.protocols import Configures
 
 TASKS = {
     "sums": "add two numbers (text, exact verifier, the default)",
@@ -76,6 +77,12 @@ def make_task(spec: dict[str, Any], seed: int) -> Any:
 
         return _call(Multimodal, "multimodal", options)
     raise unknown("task", str(spec["name"]), TASKS)
+
+
+def configure(task: Any, recipe: dict[str, Any]) -> None:
+    """Apply to a task the settings of its recipe that concern its environments, where there are any."""
+    if isinstance(task, Configures):
+        task.configure(recipe)
 
 
 def _needs(rest: str, form: str) -> None:

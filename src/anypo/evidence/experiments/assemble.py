@@ -1,25 +1,21 @@
-"""Assemble a run from objects."""
+"""Assemble a run in memory from a method, a task and the settings of an experiment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
-
-import torch
 
 from anypo.config import Config
 from anypo.method.method import Method
-from anypo.policies.weights import snapshot
-from anypo.protocols import BatchSpec
-from anypo.runs.build import open_store, param_groups
+from anypo.runs import build
 from anypo.runs.run import Run
-from anypo.tasks.pool import StartPool
+from anypo.runs.settings import Settings, batch_spec, complete
 
 Measures = dict[str, float]
+Experiment = Callable[..., Measures]
 
 
-def assemble(
+def assemble_in_memory(
     method: Method,
     task: Any,
     seed: int,
@@ -32,29 +28,19 @@ def assemble(
     minibatch: int,
     policy: Any = None,
 ) -> Run:
-    """A run in memory. What the method itself defines (its own epochs, a rate) stands; the rest is the experiment's."""
+    """Build a run without a folder. What the method itself defines (its own epochs, a rate) stays; the rest is the experiment's.
+
+    Args:
+        method: what is trained with.
+        task: a task that can make its own policy (`policy(heads, seed)`), unless one is given.
+        seed: of starts, sampling and weights.
+        batches: length of the run.
+        lr, requests, samples, epochs, minibatch: of the step and collect stages where the method leaves them open.
+        policy: the policy to train instead of the task's own.
+    """
     recipe = {"lr": lr, "requests": requests, "samples": samples, "epochs": epochs, "minibatch": minibatch}
-    for slot in ("step", "collect"):
-        part = method.stages[slot]
-        open_ = [f.name for f in fields(part) if getattr(part, f.name) is None and f.name in recipe]
-        method = method.configure({slot: {name: recipe[name] for name in open_}})
-    policy = task.policy(method.heads, seed) if policy is None else policy
-    collect = method.stages["collect"]
-    run = Run(
-        config=Config(method=method.card.id, policy={"name": "table"}, seed=seed, evaluate_every=max(1, batches // 10)),
-        method=method,
-        task=task,
-        policy=policy,
-        pool=StartPool(task.starts, seed),
-        store=open_store(method, task, policy),
-        stepper=method.stages["step"].bind(param_groups(policy)),
-        want=BatchSpec(collect.requests, collect.samples, task.recipe(method.traits)["horizon"]),
-        generator=torch.Generator().manual_seed(seed),
-        folder=None,
-        steps=batches,
-    )
-    run.anchors = {name: snapshot(policy) for name in run.rules}
-    return run
-
-
-Experiment = Callable[..., Measures]
+    method = complete(method, recipe)
+    recipe = task.recipe(method.traits) | recipe
+    config = Config(method=method.card.id, policy={"name": "table"}, seed=seed, evaluate_every=max(1, batches // 10))
+    settings = Settings(config, method, batch_spec(method, recipe), batches, continuing=False, recipe=recipe)
+    return build.assemble(settings, task, task.policy(method.heads, seed) if policy is None else policy)

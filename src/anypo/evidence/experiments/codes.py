@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.evidence.toys import Codes
 from anypo.loops.learn import learn
 from anypo.method.method import Method
 
 
-def trained(
+def train_on_codes(
     method: Method,
     seed: int,
     *,
@@ -23,14 +23,22 @@ def trained(
     minibatch: int = 0,
     **task: Any,
 ) -> Measures:
-    """Train on hidden codes (settings of `toys.Codes`) and report how it went:
+    """Train on hidden codes.
 
-    success, solved, worst, passk, weakest, entropy at the end (exact, see `Codes.evaluate`); curve: mean success over the
-    run; ratio_far: largest |log of the mean ratio's maximum|; spike: largest gradient norm over the median one; length_right,
-    length_wrong: over the last tenth; hint: mean hint over the last tenth; live_rows: share of rows
-    with an advantage; dead_groups: share of groups without a difference in outcome.
+    Args:
+        method: the method to train.
+        seed: of the task, the weights and the sampling.
+        batches, lr, requests, samples, epochs, minibatch: where the method leaves them open.
+        task: settings of `toys.Codes`.
+
+    Returns:
+        success, solved, worst, passk, weakest, entropy: at the end, exact, see `Codes.evaluate`.
+        curve: mean success over the run. batches_to_80: batches until it reaches 0.8.
+        ratio_max: largest ratio. kl_old: mean divergence from the sampling policy. spike: largest gradient norm over the median one.
+        length_right, length_wrong, hint: means over the last tenth of the run.
+        live_rows: share of rows with an advantage. dead_groups: share of groups whose outcomes are equal. decisions: per batch.
     """
-    run = assemble(
+    run = assemble_in_memory(
         method, Codes(seed=seed, **task), seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=epochs,
         minibatch=minibatch,
     )  # fmt: skip
@@ -40,9 +48,9 @@ def trained(
     last = {name.removeprefix("eval/"): value for name, value in held[-1].items() if name.startswith("eval/")}
     late = records[-max(1, batches // 10) :]
 
-    def mean(name: str, some: list[dict[str, Any]]) -> float:
-        found = [r[name] for r in some if name in r]
-        return sum(found) / len(found) if found else 0.0
+    def mean(name: str, selected: list[dict[str, Any]]) -> float:
+        values = [r[name] for r in selected if name in r]
+        return sum(values) / len(values) if values else 0.0
 
     norms = [r["grad_norm"] for r in records if r.get("grad_norm", 0) > 0]
     reached = [r["batch"] for r in held if r["eval/success"] >= 0.8]

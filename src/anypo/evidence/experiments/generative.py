@@ -7,12 +7,12 @@ from functools import cache
 from typing import Any
 
 from anypo.errors import UsageError
-from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.loops.learn import learn
 from anypo.method.method import Method
 
 
-def plane(
+def train_in_plane(
     method: Method,
     seed: int,
     *,
@@ -27,25 +27,35 @@ def plane(
     noise: str | None = None,
     **task: Any,
 ) -> Measures:
-    """Train a policy that has cloned the expert of `tasks.multimodal` (settings of that task) for `pretraining` steps, and measure
-    its samples at the end as the task does: reward, gold, precision, coverage, modes. curve: mean reward over the run;
-    batches_to_90: until nine tenths of the reward are reached. policy: flow, diffusion or mlp; left open, the first that
-    offers what the method reads. steps, noise: of a generative policy.
+    """Train a policy that has cloned the expert of `tasks.plane.Multimodal`.
+
+    Args:
+        method: the method to train.
+        seed: of the task, the weights and the sampling.
+        policy: flow, diffusion or mlp; None: the first that offers what the method reads.
+        pretraining: steps of behaviour cloning.
+        batches, lr, requests, samples, epochs: where the method leaves them open.
+        steps, noise: of a generative policy.
+        task: settings of `Multimodal`.
+
+    Returns:
+        reward, gold, precision, coverage, modes: of samples at the end, see `Multimodal.evaluate`.
+        curve: mean reward over the run. batches_to_90: batches until it reaches 0.9.
     """
     from anypo.tasks.plane import Multimodal
 
     needed = {view.functional for view in (method.live | method.views).values()} - {*method.heads}
     options = {"steps": steps} | ({} if noise is None else {"noise": noise})
-    made = (
-        cloned(
+    candidates = (
+        clone_expert(
             kind, pretraining, method.heads, seed, tuple(() if kind == "mlp" else options.items()), tuple(task.items())
         )
         for kind in (("flow", "diffusion", "mlp") if policy is None else (policy,))
     )
-    able = next((p for p in made if needed <= p.functionals), None)
+    able = next((p for p in candidates if needed <= p.functionals), None)
     if able is None:
         raise UsageError(f"no policy of the plane gives all that {method.card.id} reads: {', '.join(sorted(needed))}")
-    run = assemble(
+    run = assemble_in_memory(
         method, Multimodal(**task), seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=epochs,
         minibatch=0, policy=deepcopy(able),
     )  # fmt: skip
@@ -62,10 +72,19 @@ def plane(
 
 
 @cache
-def cloned(
+def clone_expert(
     kind: str, pretraining: int, heads: tuple[str, ...], seed: int, options: tuple[Any, ...], task: tuple[Any, ...]
 ) -> Any:
-    """A policy after behaviour cloning; equal for every method under one seed."""
+    """Return a policy after behaviour cloning, equal for all methods under one seed.
+
+    Args:
+        kind: name of the policy.
+        pretraining: steps of behaviour cloning.
+        heads: its value heads.
+        seed: of weights and data.
+        options: of the policy, as (name, value).
+        task: settings of `Multimodal`, as (name, value).
+    """
     from anypo import policies
     from anypo.tasks.plane import Multimodal
 

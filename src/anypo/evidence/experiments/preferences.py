@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from anypo.evidence.experiments.assemble import Measures, assemble
+from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.evidence.toys import Sequences
 from anypo.loops.learn import learn
 from anypo.method.method import Method
 from anypo.types import Comparisons
 
 
-def proxied(
+def train_on_proxies(
     method: Method,
     seed: int,
     *,
@@ -25,10 +25,21 @@ def proxied(
     proxies: int = 5,
     **task: Any,
 ) -> Measures:
-    """Train where only proxies of the true reward are seen (`toys.Sequences`): true reward at the end (`success`, 0 to 1 between the
-    worst and the best outcome), its best over the run (`peak`), what was lost since (`fall`)."""
+    """Train on sequences that are scored by proxies of the true reward only.
+
+    Args:
+        method: the method to train.
+        seed: of the task, the weights and the sampling.
+        batches, lr, requests, samples, minibatch: where the method leaves them open.
+        proxies: number of reward channels.
+        task: settings of `toys.Sequences`.
+
+    Returns:
+        success: true reward at the end, 0 for the worst and 1 for the best outcome. peak: its maximum over the run. fall: the loss
+        since then.
+    """
     toy = Sequences(seed=seed, proxies=proxies, **task)
-    run = assemble(
+    run = assemble_in_memory(
         method, toy, seed, batches=batches, lr=lr, requests=requests, samples=samples, epochs=1, minibatch=minibatch
     )
     records: list[dict[str, Any]] = []
@@ -37,12 +48,21 @@ def proxied(
     return {"success": last, "peak": peak, "fall": peak - last}
 
 
-def recovered(
+def fit_scores(
     method: Method, seed: int, *, items: int = 10, comparisons: int = 5000, updates: int = 1500, lr: float = 0.05
 ) -> Measures:
-    """Fit one number per item to comparisons drawn from Bradley-Terry probabilities of known scores. The number is the item's learned
-    score and, after a softmax, its log-probability, so reward models and policies fit the same numbers. rmse: to the known
-    scores, both centred, at the best scale, over their standard deviation."""
+    """Fit one number per item to comparisons drawn from Bradley-Terry probabilities of known scores.
+
+    The number is the item's learned score and, after a softmax, its log-probability: reward models and policies fit the same numbers.
+
+    Args:
+        method: its loss is minimised.
+        seed: of scores and comparisons.
+        items, comparisons, updates, lr: of the problem and of Adam.
+
+    Returns:
+        rmse: to the known scores, both centred, at the best scale, over their standard deviation. scale: the best scale.
+    """
     g = torch.Generator().manual_seed(seed)
     truth = torch.randn(items, generator=g, dtype=torch.float64)
     i, j = torch.randint(items, (2, comparisons), generator=g)

@@ -26,12 +26,12 @@ class WithDemonstrations:
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         requests = pool.draw(want.requests, want.samples, want.horizon)
         rows = yield requests
-        assert rows.group is not None
+        group = rows.need("group")
         shown = requests if self.apart is None else pool.draw(self.apart, 1)
         taught = yield [Request(request.start, expert=True) for request in shown]
         if self.apart is None:
-            taught = taught.but(group=rows.group.unique())
-        own = torch.zeros_like(rows.group, dtype=torch.bool)
+            taught = taught.but(group=group.unique())
+        own = torch.zeros_like(group, dtype=torch.bool)
         return Trajectories.cat([rows.but(expert_mask=own), taught])
 
 

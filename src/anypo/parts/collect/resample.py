@@ -30,17 +30,15 @@ class DynamicSampling:
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         kept: list[Trajectories] = []
         missing = want.requests
-        rows = None
+        rows = Trajectories()
         for _ in range(self.rounds):
             rows = yield pool.draw(missing, want.samples, want.horizon)
             informative = rows.rows(informative_rows(rows))
             if informative.shape[0]:
-                assert informative.group is not None
-                missing -= index_groups(informative.group)[1]
+                missing -= index_groups(informative.need("group"))[1]
                 kept.append(informative)
             if missing <= 0:
                 break
-        assert rows is not None
         return Trajectories.cat(kept) if kept else rows
 
 
@@ -63,9 +61,8 @@ class HintLadder:
         kept: list[Trajectories] = []
         for rung in self.rungs:
             rows = yield [replace(request, hint=rung or None) for request in requests]
-            outcome = scored(rows).score if rows.scores is None else rows.scores[:, 0]
-            assert rows.group is not None and outcome is not None
-            index, groups = index_groups(rows.group)
+            outcome = scored(rows).need("score") if rows.scores is None else rows.scores[:, 0]
+            index, groups = index_groups(rows.need("group"))
             solved = torch.zeros(groups, dtype=torch.bool, device=index.device)
             solved[index[outcome > 0]] = True
             rows = rows.put({"hint": torch.full_like(index, rung, dtype=torch.float32)})

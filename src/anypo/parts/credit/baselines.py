@@ -50,16 +50,16 @@ class Baseline:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)
-        assert b.score is not None
-        count, mean, std = group_stats(b.score, b.group if self.by == "group" else None)
-        a = b.score - mean
+        score = b.need("score")
+        count, mean, std = group_stats(score, b.group if self.by == "group" else None)
+        a = score - mean
         if self.center == "leave-one-out":
             a = a * count / (count - 1).clamp(min=1)
         if self.scale == "std":
             a = a / (std + self.eps)
-        a = torch.where((std > 0) & ~b.score.isnan(), a, 0.0)
+        a = torch.where((std > 0) & ~score.isnan(), a, 0.0)
         if self.alone:
-            a = torch.where(count == 1, b.score.nan_to_num() / (1 + self.eps), a)
+            a = torch.where(count == 1, score.nan_to_num() / (1 + self.eps), a)
         return b.but(advantage=spread(b, a))
 
 
@@ -79,13 +79,13 @@ class WeightedBaseline:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)
-        assert b.score is not None and b.group is not None
-        known, (count, mean, std) = ~b.score.isnan(), group_stats(b.score, b.group)
+        score, group = b.need("score"), b.need("group")
+        known, (count, mean, std) = ~score.isnan(), group_stats(score, group)
         norm, exact = b.get("score_norm"), b.get("grad_norm")
-        rows = torch.ones_like(b.score) if norm is None else torch.where(b.valid, norm, 0.0).sum(1)
+        rows = torch.ones_like(score) if norm is None else torch.where(b.valid, norm, 0.0).sum(1)
         w = torch.where(known, (rows if exact is None else exact).detach().clamp(min=0.0), 0.0)
-        index, groups = index_groups(b.group)
-        r = b.score.nan_to_num()
+        index, groups = index_groups(group)
+        r = score.nan_to_num()
         dtype, w, r = r.dtype, w.double(), r.double()  # the sums over the others may be tiny beside a row's own
         total, weighted = group_sum(w, index, groups)[index], group_sum(w * r, index, groups)[index]
         if self.leave_one_out:

@@ -49,7 +49,7 @@ class DecoupledBaseline:
             total = z_score(torch.where(known, total, torch.nan), None, self.eps)
         advantage = spread(b, total)
         if z.shape[1] > 1 and self.over == "tokens":
-            advantage = whiten(advantage, b.valid)
+            advantage = whiten(advantage, b.mask)
         return b.but(advantage=advantage, score=raw.sum(1) if b.score is None else b.score)
 
 
@@ -66,9 +66,9 @@ class BetaNormalize:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         raw = channels(b)
-        assert b.group is not None
         known = ~raw.isnan()
-        each = torch.stack([self.normalized(x, b.group) for x in raw.unbind(1)], 1)
+        group = b.need("group")
+        each = torch.stack([self.normalized(x, group) for x in raw.unbind(1)], 1)
         advantage = torch.where(known, each, 0.0).mean(1)
         score = torch.where(known.any(1), torch.where(known, raw, 0.0).sum(1), torch.nan)
         mask = b.valid & known.any(1, keepdim=True)

@@ -28,18 +28,18 @@ class SegmentGae:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = rewarded(b)
-        assert b.reward is not None and b.value is not None
-        (of, first), valid, value = segments(b), b.valid, b.value.detach()
+        (of, first), valid, value = segments(b), b.valid, b.need("value").detach()
         whole = Trajectories(
-            reward=segment_sum(b.reward, of, valid),
+            reward=segment_sum(b.need("reward"), of, valid),
             value=segment_sum(value, of, first),
             mask=segment_sum(torch.ones_like(value), of, first) > 0,
             bootstrap=b.bootstrap,
             done=b.done,
         )
-        found = Gae(self.gamma, self.lam)(whole)
-        assert found.advantage is not None and found.returns is not None
-        advantage, returns = (torch.where(valid, x.gather(1, of), 0.0) for x in (found.advantage, found.returns))
+        gae = Gae(self.gamma, self.lam)(whole)
+        advantage, returns = (
+            torch.where(valid, x.gather(1, of), 0.0) for x in (gae.need("advantage"), gae.need("returns"))
+        )
         return b.but(advantage=advantage, returns=returns, value_old=value)
 
 
@@ -54,12 +54,12 @@ class DenoisingDiscount:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None
-        (of, _), valid, one = segments(b), b.valid, torch.ones_like(b.advantage)
+        advantage = b.need("advantage")
+        (of, _), valid, one = segments(b), b.valid, torch.ones_like(advantage)
         count = segment_sum(one, of, valid)
         before = torch.cat([torch.zeros_like(count[:, :1]), count.cumsum(1)[:, :-1]], 1)
         i = valid.to(one.dtype).cumsum(1) - 1 - before.gather(1, of)
         n = count.gather(1, of)
         denoised = torch.where(n > 1, i / (n - 1).clamp(min=1), 1.0)
-        a = b.advantage * float(self.gamma) ** (n - 1 - i)
+        a = advantage * float(self.gamma) ** (n - 1 - i)
         return b.but(advantage=torch.where(valid, a, 0.0)).put({"denoised": torch.where(valid, denoised, 0.0)})

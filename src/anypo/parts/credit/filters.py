@@ -28,14 +28,14 @@ class KeepExtremes:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)
-        assert b.group is not None and b.score is not None
-        index, groups = index_groups(b.group)
+        score = b.need("score")
+        index, groups = index_groups(b.need("group"))
         known = b.lengths > 0  # rows without outcome have lost their mask
         ends = []
         for worst, sign in ((torch.inf, "amin"), (-torch.inf, "amax")):
-            end = b.score.new_full((groups,), worst)
-            ends.append(end.scatter_reduce(0, index, torch.where(known, b.score, worst), sign)[index])
-        return b.but(mask=b.valid & ((b.score == ends[0]) | (b.score == ends[1])).unsqueeze(1))
+            end = score.new_full((groups,), worst)
+            ends.append(end.scatter_reduce(0, index, torch.where(known, score, worst), sign)[index])
+        return b.but(mask=b.valid & ((score == ends[0]) | (score == ends[1])).unsqueeze(1))
 
 
 @register_part("credit")
@@ -70,8 +70,7 @@ class GateBySuccess:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)
-        assert b.score is not None
-        solved = group_stats(b.score, b.group)[1] > float(self.above)
+        solved = group_stats(b.need("score"), b.group)[1] > float(self.above)
         expert = b.get("expert_mask")
         keep = solved if expert is None else solved != (expert != 0)
         return b.but(mask=b.valid & keep.unsqueeze(1))
@@ -94,8 +93,7 @@ class MaxVarianceRows:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)
-        assert b.score is not None
-        a = z_score(b.score, b.group, 1e-6).nan_to_num()
+        a = z_score(b.need("score"), b.group, 1e-6).nan_to_num()
         size, order = count_of(self.share, len(a)), a.argsort(stable=True)
         if size == len(a):
             return b
@@ -115,8 +113,7 @@ class TopTokens:
     reads = ("advantage", "entropy")
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None and b.entropy is not None
-        key = (b.advantage.abs() * b.entropy.detach())[b.valid]
+        key = (b.need("advantage").abs() * b.need("entropy").detach())[b.valid]
         size = count_of(self.share, len(key))
         if size == len(key):
             return b
@@ -136,13 +133,13 @@ class BalancedDrop:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)
-        assert b.score is not None and b.group is not None
-        index, groups = index_groups(b.group)
-        wrong = b.score <= 0.5
-        right = torch.zeros(groups, dtype=torch.long, device=index.device).index_add_(0, index, (b.score > 0.5).long())
+        score = b.need("score")
+        index, groups = index_groups(b.need("group"))
+        wrong = score <= 0.5
+        right = torch.zeros(groups, dtype=torch.long, device=index.device).index_add_(0, index, (score > 0.5).long())
         rank = _rank(index, wrong, groups)
         drop = wrong & (rank > right[index])
-        return b.but(mask=b.valid & ~drop.unsqueeze(1), score=b.score.masked_fill(drop, torch.nan))
+        return b.but(mask=b.valid & ~drop.unsqueeze(1), score=score.masked_fill(drop, torch.nan))
 
 
 def _rank(index: Tensor, flag: Tensor, groups: int) -> Tensor:

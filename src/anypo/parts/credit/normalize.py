@@ -25,10 +25,8 @@ class BatchScale:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None
-        score = scored(b).score
-        assert score is not None
-        return b.but(advantage=b.advantage / (group_stats(score, None)[2].unsqueeze(1) + self.eps))
+        score = scored(b).need("score")
+        return b.but(advantage=b.need("advantage") / (group_stats(score, None)[2].unsqueeze(1) + self.eps))
 
 
 @register_part("credit")
@@ -44,9 +42,8 @@ class LimitAdvantage:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None
         unit = self.limit if self.unit is None else self.unit
-        return b.but(advantage=b.advantage.clamp(-self.limit, self.limit) * (unit / self.limit))
+        return b.but(advantage=b.need("advantage").clamp(-self.limit, self.limit) * (unit / self.limit))
 
 
 @register_part("credit")
@@ -58,8 +55,7 @@ class Whiten:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None
-        return b.but(advantage=whiten(b.advantage, b.valid, self.ddof))
+        return b.but(advantage=whiten(b.need("advantage"), b.mask, self.ddof))
 
 
 @register_part("credit")
@@ -81,6 +77,6 @@ class Standardize:
     def __call__(self, b: Trajectories) -> Trajectories:
         b = rewarded(b) if self.of == "reward" else b
         x = getattr(b, self.of)
-        mean = masked_mean(x, b.valid)
-        scaled = (x - mean) / (masked_mean((x - mean).square(), b.valid) + 1e-8).sqrt()
+        mean = masked_mean(x, b.mask)
+        scaled = (x - mean) / (masked_mean((x - mean).square(), b.mask) + 1e-8).sqrt()
         return b.but(**{self.of: torch.where(b.valid, scaled + mean * self.keep_mean, 0.0)})

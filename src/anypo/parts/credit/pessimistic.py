@@ -28,12 +28,12 @@ class PessimisticBaseline:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)
-        assert b.score is not None
+        score = b.need("score")
         value = soft_min(b, self.alpha).detach()
-        a = b.score - b.row_mean(value)
+        a = score - b.row_mean(value)
         known = ~a.isnan()
         mean = masked_mean(a, known)
         std = (torch.where(known, a - mean, 0.0).square().sum() / (known.sum() - 1).clamp(min=1)).sqrt()
         a = torch.where(known, (a - mean) / (std + 1e-8), 0.0)
-        target = spread(b, b.score.nan_to_num())
+        target = spread(b, score.nan_to_num())
         return b.but(advantage=spread(b, a), returns=target, value_old=torch.where(b.valid, value, 0.0))

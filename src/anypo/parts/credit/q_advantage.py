@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anypo.numbers import Number, number
-from anypo.parts.ops.targets import field
 from anypo.parts.registry import register_part
 from anypo.types import Trajectories
 from anypo.views import Draw, View
@@ -34,7 +33,7 @@ class Advantage:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         if self.drawn:
-            gap = field(b, "q_now").min(-1).values - field(b, "q_drawn").min(-1).values
+            gap = b.need("q_now").min(-1).values - b.need("q_drawn").min(-1).values
         else:
-            gap = field(b, "q_taken").min(-1).values - field(b, "v_now")
+            gap = b.need("q_taken").min(-1).values - b.need("v_now")
         return b.but(advantage=number(self.beta) * gap)

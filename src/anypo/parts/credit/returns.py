@@ -23,8 +23,7 @@ class Returns:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = rewarded(b)
-        assert b.reward is not None
-        reward = torch.where(b.valid, b.reward, 0.0)
+        reward = torch.where(b.valid, b.need("reward"), 0.0)
         return b.but(advantage=torch.where(b.valid, discounted(reward, b.valid, float(self.gamma)), 0.0))
 
 
@@ -43,11 +42,10 @@ class Gae:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = rewarded(b)
-        assert b.reward is not None and b.value is not None
-        valid, value, gamma = b.valid, b.value.detach(), float(self.gamma)
+        valid, value, gamma = b.valid, b.need("value").detach(), float(self.gamma)
         end = bootstrap_of(b, value).unsqueeze(1)
         following = torch.cat([value, end], 1).gather(1, next_valid(valid))
-        delta = torch.where(valid, b.reward + gamma * following - value, 0.0)
+        delta = torch.where(valid, b.need("reward") + gamma * following - value, 0.0)
         advantage = torch.where(valid, discounted(delta, valid, gamma * float(self.lam)), 0.0)
         return b.but(advantage=advantage, returns=torch.where(valid, advantage + value, 0.0), value_old=value)
 
@@ -67,12 +65,11 @@ class NStep:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = rewarded(b)
-        assert b.reward is not None and b.value is not None
-        value = b.value.detach()
+        reward, value = b.need("reward"), b.need("value").detach()
         end, after = bootstrap_of(b, value).unsqueeze(1), next_valid(b.valid)
         target = value
         for _ in range(self.n):
-            target = b.reward + float(self.gamma) * torch.cat([target, end], 1).gather(1, after)
+            target = reward + float(self.gamma) * torch.cat([target, end], 1).gather(1, after)
         target = torch.where(b.valid, target, 0.0)
         return b.but(advantage=torch.where(b.valid, target - value, 0.0), returns=target, value_old=value)
 
@@ -86,8 +83,7 @@ class ExtendedGae(Gae):
     """
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.value is not None
-        value = b.value.detach()
+        value = b.need("value").detach()
         held = torch.where(last_valid(b.valid), value, 0.0).sum(1)
         after = b.but(bootstrap=torch.where(finished(b), 0.0, held), done=None)
         returns = Returns(self.gamma)(b).advantage

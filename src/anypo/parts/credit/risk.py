@@ -37,13 +37,13 @@ class MixedValueAtRisk:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)
-        assert b.score is not None
+        score = b.need("score")
         (a_lo, a_hi), w = self.levels, self.averse
-        count, _, std = group_stats(b.score, b.group)
+        count, _, std = group_stats(score, b.group)
         own = torch.where((std <= 1e-3) | (count < 2), 1.0, std)
-        advantage = torch.zeros_like(b.score)
+        advantage = torch.zeros_like(score)
         for rows in bundles(b, self.bundle):
-            x = b.score[rows].sum(1)
+            x = score[rows].sum(1)
             q_lo, q_hi = (
                 x.quantile(level) if knob is None or math.isnan(float(knob)) else x.new_tensor(float(knob))
                 for level, knob in zip(self.levels, (self.low, self.high), strict=True)

@@ -30,15 +30,15 @@ class EntropyModulate:
     reads = ("advantage", "entropy")
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None and b.entropy is not None
+        advantage = b.need("advantage")
         valid = b.valid
         if not bool(valid.any()):
             return b
         row = valid.nonzero()[:, 0]
         segment = torch.zeros_like(row) if b.segment is None else b.segment[valid].long()
         steps, of = torch.unique(torch.stack([row, segment]), dim=1, return_inverse=True)
-        h = _mean(b.entropy.detach()[valid], of)
-        a = _mean(b.advantage[valid], of)
+        h = _mean(b.need("entropy").detach()[valid], of)
+        a = _mean(advantage[valid], of)
         h = (h - h.min()) / (h.max() - h.min() + 1e-8)
         gain = (-float(self.k) * h).exp()
         clear = (-float(self.k_next) * h).exp()
@@ -46,7 +46,7 @@ class EntropyModulate:
         bonus = torch.where(follows, clear.roll(-1), 0.0)
         modulated = a * gain / gain.mean() + float(self.zeta) * bonus
         modulated = modulated - modulated.mean()
-        return b.but(advantage=torch.zeros_like(b.advantage).masked_scatter(valid, modulated[of]))
+        return b.but(advantage=torch.zeros_like(advantage).masked_scatter(valid, modulated[of]))
 
 
 def _mean(x: Tensor, of: Tensor) -> Tensor:
@@ -67,7 +67,6 @@ class AddProgress:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        assert b.advantage is not None
         if b.reward is None:
             return b
-        return b.but(advantage=b.advantage + float(self.alpha) * b.reward.detach())
+        return b.but(advantage=b.need("advantage") + float(self.alpha) * b.reward.detach())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.targets import backup, field
+from anypo.parts.ops.targets import backup
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -46,10 +46,10 @@ class PolicyValue:
         return ("v", "reward", "terminal", *self.views)
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        worst = torch.minimum(field(b, "q_next"), field(b, "q_next_now")).min(-1).values
-        v = field(b, "v")
+        worst = torch.minimum(b.need("q_next"), b.need("q_next_now")).min(-1).values
+        v = b.need("v")
         loss = token_mean((v - backup(b, worst, self.gamma)).square(), b)
-        return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.valid)}
+        return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.mask)}
 
 
 @register_part("critic")
@@ -68,7 +68,7 @@ class AdvantageAutoencoder:
     reads = ("vae", "vae_kl", "q_now", "v_now", "taken")
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        error = (field(b, "vae") - field(b, "taken")).square().mean(-1)
-        good = (field(b, "q_now")[..., 0] > field(b, "v_now")).to(error.dtype)
-        loss = token_mean(good * error, b) + 0.5 * token_mean(field(b, "vae_kl"), b)
-        return loss, {"vae_loss": loss.detach(), "good": masked_mean(good, b.valid)}
+        error = (b.need("vae") - b.need("taken")).square().mean(-1)
+        good = (b.need("q_now")[..., 0] > b.need("v_now")).to(error.dtype)
+        loss = token_mean(good * error, b) + 0.5 * token_mean(b.need("vae_kl"), b)
+        return loss, {"vae_loss": loss.detach(), "good": masked_mean(good, b.mask)}

@@ -11,7 +11,6 @@ from torch import Tensor
 from anypo.numbers import Number, number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.targets import field
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -59,13 +58,11 @@ class Conservative:
         return (*self.live, *self.views)
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        q = field(b, "q")
+        q = b.need("q")
         if self.draws is None:
-            every = field(b, "q_all")
+            every = b.need("q_all")
         else:
-            every = torch.cat(
-                [field(b, f"q_at_{n}") - field(b, f"logp_of_{n}").unsqueeze(-1) for n in self.proposals], 2
-            )
+            every = torch.cat([b.need(f"q_at_{n}") - b.need(f"logp_of_{n}").unsqueeze(-1) for n in self.proposals], 2)
         gap = self.temperature * (every / self.temperature).logsumexp(2) - q
         loss = token_mean(gap.sum(-1), b)
-        return number(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.valid)}
+        return number(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.mask)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from anypo.numbers import Number, number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.targets import POLYAK, backup, field
+from anypo.parts.ops.targets import POLYAK, backup
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -56,23 +56,23 @@ class GaussianTD:
 
     def targets(self, b: Trajectories) -> tuple[Float[Tensor, "row step"], Float[Tensor, "row step"]]:
         """(y_q, y_z) before the latter is bounded."""
-        q_next, std_next = field(b, "q_next"), field(b, "q_next_std")
+        q_next, std_next = b.need("q_next"), b.need("q_next_std")
         worst = q_next.argmin(-1, keepdim=True)
         mean, std = q_next.gather(-1, worst).squeeze(-1), std_next.gather(-1, worst).squeeze(-1)
-        bonus = number(self.alpha) * field(b, "logp_next")
-        lucky = mean + field(b, "luck").clamp(-3, 3) * std
+        bonus = number(self.alpha) * b.need("logp_next")
+        lucky = mean + b.need("luck").clamp(-3, 3) * std
         y_z = backup(b, lucky - bonus, self.gamma)
         return (backup(b, mean - bonus, self.gamma) if self.substitute else y_z), y_z
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         y_q, y_z = self.targets(b)
-        q, std = field(b, "q"), field(b, "q_std")
+        q, std = b.need("q"), b.need("q_std")
         m = torch.stack([torch.as_tensor(number(mean), dtype=q.dtype) for mean in (self.mean1, self.mean2)])
         now, width = q.detach(), std.detach()
         near = now + torch.minimum(torch.maximum(y_z.unsqueeze(-1) - now, -3 * m), 3 * m)
         slope_q = (now - y_q.unsqueeze(-1)) / (width.square() + self.eps)
         slope_std = (width.square() - (near - now).square()) / (width.pow(3) + self.eps)
         loss = token_mean((m.square() * (slope_q * q + slope_std * std)).sum(-1), b)
-        each = [masked_mean(width[..., k], b.valid) for k in (0, 1)]
-        told = {"q": masked_mean(now.mean(-1), b.valid), "q_std1": each[0], "q_std2": each[1]}
-        return loss, {"q_loss": masked_mean((now - y_q.unsqueeze(-1)).square().mean(-1), b.valid), **told}
+        each = [masked_mean(width[..., k], b.mask) for k in (0, 1)]
+        told = {"q": masked_mean(now.mean(-1), b.mask), "q_std1": each[0], "q_std2": each[1]}
+        return loss, {"q_loss": masked_mean((now - y_q.unsqueeze(-1)).square().mean(-1), b.mask), **told}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.targets import POLYAK, field
+from anypo.parts.ops.targets import POLYAK
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -44,12 +44,12 @@ class MixtureMatching:
         return {"target": Refresh(every=1, decay=1 - self.tau, per="update")}
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        q, expert = field(b, "q"), (field(b, "expert") != 0) & b.valid
+        q, expert = b.need("q"), (b.need("expert") != 0) & b.valid
         other = ~expert & b.valid
-        residual = (self.gamma * (1 - field(b, "terminal")) * field(b, "v_next")).detach().unsqueeze(-1) - q
+        residual = (self.gamma * (1 - b.need("terminal")) * b.need("v_next")).detach().unsqueeze(-1) - q
         square = residual.square().sum(-1)
         of_expert = b.but(mask=expert)
         mix = self.beta * token_mean(square, of_expert) + (1 - self.beta) * token_mean(square, b.but(mask=other))
-        gap = token_mean(field(b, "q_policy").sum(-1), b) - token_mean(q.sum(-1), of_expert)
+        gap = token_mean(b.need("q_policy").sum(-1), b) - token_mean(q.sum(-1), of_expert)
         loss = self.beta * gap + 0.25 * mix
-        return loss, {"q_loss": loss.detach(), "q": masked_mean(q.detach().mean(-1), b.valid)}
+        return loss, {"q_loss": loss.detach(), "q": masked_mean(q.detach().mean(-1), b.mask)}

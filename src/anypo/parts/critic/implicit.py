@@ -11,7 +11,6 @@ from torch import Tensor
 
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.targets import field
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -37,10 +36,10 @@ class ImplicitValue:
         raise NotImplementedError
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        v = field(b, "v")
-        delta = field(b, "q_taken").min(-1).values.detach() - v
+        v = b.need("v")
+        delta = b.need("q_taken").min(-1).values.detach() - v
         loss = token_mean(self.f(delta, b), b)
-        return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.valid)}
+        return loss, {"v_loss": loss.detach(), "v": masked_mean(v.detach(), b.mask)}
 
 
 @register_part("critic")

@@ -29,7 +29,6 @@ class Median:
     reads = ("median", "returns")
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.returns is not None
-        y = b.returns.detach() - b.get("median")
+        y = b.need("returns").detach() - b.get("median")
         loss = token_mean(torch.nn.functional.softplus(y) - y / 2, b)
         return float(self.coef) * loss, {"median_loss": loss.detach()}

@@ -35,9 +35,8 @@ class PessimisticValue:
     reads = ("value", "returns", "value_old")
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.returns is not None and b.value_old is not None
-        value, target = soft_min(b, self.alpha), b.returns.detach()
-        near = b.value_old + (value - b.value_old).clamp(-self.clip, self.clip)
+        value, target, value_old = soft_min(b, self.alpha), b.need("returns").detach(), b.need("value_old")
+        near = value_old + (value - value_old).clamp(-self.clip, self.clip)
 
         def huber(v: Tensor) -> Tensor:
             return torch.nn.functional.huber_loss(v, target, reduction="none", delta=self.delta)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anypo.numbers import Number, number
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.targets import POLYAK, backup, field, member_subset, regress
+from anypo.parts.ops.targets import POLYAK, backup, member_subset, regress
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -82,17 +82,17 @@ class TD:
     def after(self, b: Trajectories) -> Float[Tensor, "row step"]:
         """V(s')."""
         if self.next == "value":
-            return field(b, "v_next")
+            return b.need("v_next")
         if self.next in ("max", "double"):
-            every = field(b, "q_next_all").min(-1).values
+            every = b.need("q_next_all").min(-1).values
             if self.next == "max":
                 return every.max(-1).values
-            best = field(b, "q_choices").mean(-1).argmax(-1, keepdim=True)
+            best = b.need("q_choices").mean(-1).argmax(-1, keepdim=True)
             return every.gather(-1, best).squeeze(-1)
-        worst = member_subset(field(b, "q_next"), self.subset, self.clock).min(-1).values
-        return worst - number(self.alpha) * field(b, "logp_next") if self.soft else worst
+        worst = member_subset(b.need("q_next"), self.subset, self.clock).min(-1).values
+        return worst - number(self.alpha) * b.need("logp_next") if self.soft else worst
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        y, q = backup(b, self.after(b), self.gamma), field(b, "q")
+        y, q = backup(b, self.after(b), self.gamma), b.need("q")
         loss = regress(q - y.unsqueeze(-1), b, self.huber)
-        return loss, {"q_loss": loss.detach(), "q": masked_mean(q.detach().mean(-1), b.valid)}
+        return loss, {"q_loss": loss.detach(), "q": masked_mean(q.detach().mean(-1), b.mask)}

@@ -13,7 +13,7 @@ from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.outcomes import finished
 from anypo.parts.registry import register_part
 from anypo.stages import Level
-from anypo.types import Trajectories, whole
+from anypo.types import Trajectories
 
 
 @register_part("critic")
@@ -33,13 +33,12 @@ class Value:
         return ("value", "returns") if self.clip is None else ("value", "returns", "value_old")
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.value is not None and b.returns is not None
-        target = b.returns.detach()
-        error = (b.value - target).square()
+        value, target = b.need("value"), b.need("returns").detach()
+        error = (value - target).square()
         if self.clip is not None:
-            assert b.value_old is not None
+            value_old = b.need("value_old")
             bound = float(self.clip)
-            near = b.value_old + (b.value - b.value_old).clamp(-bound, bound)
+            near = value_old + (value - value_old).clamp(-bound, bound)
             error = torch.maximum(error, (near - target).square())
         loss = token_mean(0.5 * error, b)
         return float(self.coef) * loss, {"value_loss": loss.detach(), "explained_variance": explained(b)}
@@ -56,9 +55,9 @@ class FinishedValue(Value):
 
 def explained(b: Trajectories) -> Tensor:
     """1 - Var(R - V) / Var(R) over valid decisions: 1 is a perfect critic, 0 a constant one."""
-    assert b.value is not None and b.returns is not None
-    both = torch.stack([b.returns - b.value.detach(), b.returns])
-    if whole(b.valid):
+    returns = b.need("returns")
+    both = torch.stack([returns - b.need("value").detach(), returns])
+    if b.mask is None and returns.numel():
         left, total = both.var((1, 2), correction=0).unbind()
         return 1 - left / total.clamp(min=1e-12)
     valid, count = b.valid, b.valid.sum().clamp(min=1)

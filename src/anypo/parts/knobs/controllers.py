@@ -49,10 +49,8 @@ class KlController(Moving):
 
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         self.average = 0.9 * self.average + 0.1 * metrics["kl_ref"]
-        outcome = scored(b).score
-        assert outcome is not None
-        reward = float(outcome.nanmean())
-        if not math.isfinite(reward):  # nobody was judged
+        reward = float(scored(b).need("score").nanmean())
+        if not math.isfinite(reward):  # no row has an outcome
             return
         self.rewards = [*self.rewards, reward][-100:]
         if self.smooth is None:

@@ -32,8 +32,7 @@ class SuccessRate(Moving):
         if b.start is None:
             return
         seen: dict[int, list[bool]] = {}
-        outcome = scored(b).score
-        assert outcome is not None
+        outcome = scored(b).need("score")
         for start, score in zip(b.start.tolist(), outcome.tolist(), strict=True):
             if score == score:
                 seen.setdefault(start, []).append(score > 0.5)
@@ -60,8 +59,7 @@ class TrackedQuantile(Moving):
 
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         b = scored(b)
-        assert b.score is not None
-        found = [b.score[rows].sum(1) for rows in bundles(b, self.bundle)]
+        found = [b.need("score")[rows].sum(1) for rows in bundles(b, self.bundle)]
         if not found:
             return
         x = torch.cat(found).double()

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypo.parts.ops.groups import group_sum, index_groups
-from anypo.types import Trajectories, whole
+from anypo.parts.ops.masked import masked_mean
+from anypo.types import Trajectories
 
 Over = Literal["token", "row", "sum", "constant", "group"]
 
@@ -30,8 +31,7 @@ def coefficients(b: Trajectories, over: Over, length: int | None = None) -> Floa
     if over == "row":
         return 1 / (rows * lengths.clamp(min=1))
     if over == "group":
-        assert b.group is not None
-        index, groups = index_groups(b.group)
+        index, groups = index_groups(b.need("group"))
         members = group_sum(torch.ones_like(lengths[:, 0]), index, groups)[index].unsqueeze(1)
         return 1 / (max(groups, 1) * members * lengths.clamp(min=1))
     if over == "sum":
@@ -53,7 +53,7 @@ def weighted_sum(s: Tensor, c: Float[Tensor, "row #step"], b: Trajectories) -> F
 
 def token_mean(s: Tensor, b: Trajectories) -> Float[Tensor, ""]:
     """sum_{i,t} m w s / sum_{i,t} m."""
-    return weighted(s, b).mean() if whole(b.valid) else weighted_sum(s, coefficients(b, "token"), b)
+    return masked_mean(weighted(s, b), None) if b.mask is None else weighted_sum(s, coefficients(b, "token"), b)
 
 
 def average(s: Tensor, b: Trajectories, over: Over, length: int | None = None) -> Float[Tensor, ""]:

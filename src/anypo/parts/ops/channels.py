@@ -15,9 +15,7 @@ def channels(b: Trajectories) -> Float[Tensor, "row channel"]:
     """The outcome channels; a score alone is a single one."""
     if b.scores is not None:
         return b.scores
-    score = scored(b).score
-    assert score is not None
-    return score.unsqueeze(1)
+    return scored(b).need("score").unsqueeze(1)
 
 
 def z_score(x: Float[Tensor, " row"], group: Tensor | None, eps: float) -> Float[Tensor, " row"]:

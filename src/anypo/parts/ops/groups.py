@@ -63,8 +63,8 @@ def group_median(x: Float[Tensor, " row"], group: Int[Tensor, " row"]) -> Float[
 def bundles(b: Trajectories, bundle: int) -> list[Int[Tensor, "paper prompt"]]:
     """Row indices of every paper: `bundle` groups in ascending id share one list; its paper j holds the j-th row (in batch
     order) of each of them. As many papers as the smallest group has rows."""
-    assert b.score is not None and b.group is not None
-    known = (~b.score.isnan()).nonzero()[:, 0]
-    members = [known[b.group[known] == g] for g in b.group[known].unique()]
+    group = b.need("group")
+    known = (~b.need("score").isnan()).nonzero()[:, 0]
+    members = [known[group[known] == g] for g in group[known].unique()]
     chunks = [members[i : i + bundle] for i in range(0, len(members), bundle)]
     return [torch.stack([rows[: min(map(len, chunk))] for rows in chunk], 1) for chunk in chunks]

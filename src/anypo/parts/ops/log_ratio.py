@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anypo.errors import MissingField
 from anypo.parts.ops.masked import last_valid, ratio
-from anypo.types import Trajectories, whole
+from anypo.types import Trajectories
 
 
 def sampled_kl(b: Trajectories) -> Tensor:
@@ -31,10 +31,8 @@ def last_value(b: Trajectories, value: Float[Tensor, "row step"]) -> Float[Tenso
 
 def log_ratio(b: Trajectories, anchor: str = "old") -> Float[Tensor, "row step"]:
     """log pi - log pi_anchor on valid decisions, 0 elsewhere."""
-    logp, other = b.logp, b.get(f"logp_{anchor}")
-    assert logp is not None
-    x = logp - other
-    return x if whole(b.valid) else torch.where(b.valid, x, 0.0)
+    x = b.need("logp") - b.need(f"logp_{anchor}")
+    return x if b.mask is None else torch.where(b.mask, x, 0.0)
 
 
 def divergence(d: Tensor, kind: str) -> Tensor:

@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anypo.types import whole
-
 
 def ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """exp(x), with x limited only where its square would overflow: +-40 in float32, +-322 in float64.
@@ -23,18 +21,23 @@ def ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return (x + (x.clamp(-limit, limit) - x).detach()).exp()
 
 
-def masked_mean(x: Float[Tensor, "*any"], mask: Bool[Tensor, "*any"]) -> Float[Tensor, ""]:
-    """Mean over the valid decisions (or rows); 0 where there are none."""
-    if whole(mask) and x.shape == mask.shape and x.is_floating_point():
-        return x.mean()
+def masked_mean(x: Float[Tensor, "*any"], mask: Bool[Tensor, "*any"] | None) -> Float[Tensor, ""]:
+    """Mean over the valid decisions (or rows), over all of them without a mask; 0 where there are none."""
+    if mask is None:
+        return x.mean() if x.numel() else x.sum()
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(x: Float[Tensor, "row step"], mask: Bool[Tensor, "row step"], ddof: int = 1) -> Float[Tensor, "row step"]:
+def whiten(
+    x: Float[Tensor, "row step"], mask: Bool[Tensor, "row step"] | None, ddof: int = 1
+) -> Float[Tensor, "row step"]:
     """(x - mean) / (std + 1e-8) over all valid decisions; 0 under the mask, and where fewer than two are valid."""
-    count = mask.sum()
-    centred = torch.where(mask, x - masked_mean(x, mask), 0.0)
-    std = (centred.square().sum() / (count - ddof).clamp(min=1)).sqrt()
+    centred = x - masked_mean(x, mask)
+    if mask is None:
+        count = max(x.numel() - ddof, 1)
+    else:
+        centred, count = torch.where(mask, centred, 0.0), (mask.sum() - ddof).clamp(min=1)
+    std = (centred.square().sum() / count).sqrt()
     return centred / (std + 1e-8)
 
 

@@ -40,8 +40,7 @@ def rewarded(b: Trajectories) -> Trajectories:
     if b.reward is not None:
         return b
     b = scored(b)
-    assert b.score is not None
-    return b.but(reward=torch.where(last_valid(b.valid), b.score.unsqueeze(1), 0.0))
+    return b.but(reward=torch.where(last_valid(b.valid), b.need("score").unsqueeze(1), 0.0))
 
 
 def bootstrap_of(b: Trajectories, like: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
@@ -55,9 +54,7 @@ def bootstrap_of(b: Trajectories, like: Float[Tensor, "row step"]) -> Float[Tens
 
 def informative_rows(b: Trajectories) -> torch.Tensor:
     """[N] booleans: the outcomes of the row's group are not all equal."""
-    outcome = scored(b).score
-    assert outcome is not None
-    return group_stats(outcome, b.group)[2] > 0
+    return group_stats(scored(b).need("score"), b.group)[2] > 0
 
 
 def spread(b: Trajectories, a: Float[Tensor, " row"]) -> Float[Tensor, "row step"]:

@@ -5,24 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anypo.types import Trajectories, whole
+from anypo.parts.ops.masked import masked_mean
+from anypo.types import Trajectories
 
 
 def advantage_at(x: Tensor, b: Trajectories) -> Tensor:
     """The advantage at the level of x: as it is per decision, its mean over the row where x has one number per row."""
-    assert b.advantage is not None
-    a = b.advantage.detach()
+    a = b.need("advantage").detach()
     return a if x.ndim == 2 else b.row_mean(a)
 
 
 def share(flag: Tensor, b: Trajectories) -> Tensor:
     """Share of decisions (or rows) for which a flag holds."""
-    flag = flag.detach().to(torch.float32)
-    return (
-        flag.mean()
-        if flag.ndim == 1 or (whole(b.valid) and flag.shape == b.valid.shape)
-        else (flag * b.valid).sum() / b.valid.sum().clamp(min=1)
-    )
+    return masked_mean(flag.detach().to(torch.float32), b.mask if flag.ndim == 2 else None)
 
 
 def clipped(r: Tensor, a: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

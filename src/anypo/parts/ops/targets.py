@@ -16,27 +16,20 @@ from anypo.types import Trajectories
 def soft_min(b: Trajectories, alpha: float) -> Float[Tensor, "row step"]:
     """V = -alpha (logsumexp(-v1/alpha, -v2/alpha) - log 2): the smaller one as alpha -> 0, their mean as alpha -> inf.
     Without a second head, the value itself."""
-    assert b.value is not None
+    value = b.need("value")
     other = b.get("value_b")
     if other is None:
-        return b.value
-    return -alpha * (torch.logaddexp(-b.value / alpha, -other / alpha) - math.log(2))
+        return value
+    return -alpha * (torch.logaddexp(-value / alpha, -other / alpha) - math.log(2))
 
 
 POLYAK = 0.005
 """Share by which targets follow, unless a method says otherwise."""
 
 
-def field(b: Trajectories, name: str) -> Tensor:
-    """A field the part has declared to read."""
-    found = b.get(name)
-    assert found is not None
-    return found
-
-
 def backup(b: Trajectories, after: Float[Tensor, "row step"], gamma: float) -> Float[Tensor, "row step"]:
     """r + gamma (1 - d) * value of what follows, as a constant."""
-    return (field(b, "reward") + gamma * (1 - field(b, "terminal")) * after).detach()
+    return (b.need("reward") + gamma * (1 - b.need("terminal")) * after).detach()
 
 
 def regress(error: Float[Tensor, "row step member"], b: Trajectories, huber: float | None = None) -> Float[Tensor, ""]:

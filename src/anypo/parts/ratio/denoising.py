@@ -35,10 +35,10 @@ class ChainRatio:
 
     def __call__(self, b: Trajectories) -> Tensor:
         (of, _), valid, limit = segments(b), b.valid, float(self.limit)
-        assert b.logp is not None and b.logp_old is not None
+        logp = b.need("logp")
         noise = b.get("logp_noise")
-        terms = segment_sum(torch.ones_like(b.logp), of, valid) + 1
-        now, old = (segment_sum(x + noise, of, valid) / terms for x in (b.logp, b.logp_old))
+        terms = segment_sum(torch.ones_like(logp), of, valid) + 1
+        now, old = (segment_sum(x + noise, of, valid) / terms for x in (logp, b.need("logp_old")))
         x = now.clamp(-limit, limit) - old.clamp(-limit, limit)
         return torch.where(valid, x.gather(1, of), 0.0)
 
@@ -100,8 +100,9 @@ class MatchingRatio:
 
     def __call__(self, b: Trajectories) -> Tensor:
         valid, limit = b.valid, math.inf if self.limit is None else float(self.limit)
-        assert b.logp is not None and b.logp_old is not None
-        x = torch.where(valid, self.pseudo(b.logp, b) - self.pseudo(b.logp_old, b), 0.0).clamp(-limit, limit)
+        x = torch.where(valid, self.pseudo(b.need("logp"), b) - self.pseudo(b.need("logp_old"), b), 0.0).clamp(
+            -limit, limit
+        )
         if self.per == "draw":
             return x
         of, _ = segments(b)

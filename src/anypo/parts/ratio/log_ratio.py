@@ -37,8 +37,7 @@ class LogRatio:
         return ("logp",) if self.anchor == "none" else ("logp", f"logp_{self.anchor}")
 
     def __call__(self, b: Trajectories) -> Tensor:
-        assert b.logp is not None
-        x = torch.where(b.valid, b.logp, 0.0) if self.anchor == "none" else log_ratio(b, self.anchor)
+        x = torch.where(b.valid, b.need("logp"), 0.0) if self.anchor == "none" else log_ratio(b, self.anchor)
         if self.per == "token":
             return x
         return row_mean(b, x) if self.how == "mean" else x.sum(1)

@@ -25,5 +25,4 @@ class LearnedScore:
     heads: ClassVar[tuple[str, ...]] = ("value",)
 
     def __call__(self, b: Trajectories) -> Tensor:
-        assert b.value is not None
-        return last_value(b, b.value)
+        return last_value(b, b.need("value"))

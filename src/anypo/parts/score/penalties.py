@@ -27,8 +27,7 @@ class TokenKl:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = rewarded(b)
-        assert b.reward is not None
-        return b.but(reward=torch.where(b.valid, b.reward - float(self.coef) * sampled_kl(b), 0.0))
+        return b.but(reward=torch.where(b.valid, b.need("reward") - float(self.coef) * sampled_kl(b), 0.0))
 
 
 @register_part("score")
@@ -49,9 +48,7 @@ class KlPenalty:
         if not float(self.beta):
             return b
         b = scored(b)
-        assert b.score is not None and b.logp_old is not None and b.logp_ref is not None
-        divergence = torch.where(b.valid, b.logp_old - b.logp_ref, 0.0).sum(1).detach()
-        return b.but(score=b.score - float(self.beta) * divergence)
+        return b.but(score=b.need("score") - float(self.beta) * sampled_kl(b).sum(1))
 
 
 @register_part("score")
@@ -68,9 +65,9 @@ class OverlongPenalty:
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)
-        assert b.score is not None
+        score = b.need("score")
         limit = self.limit or b.budget or b.shape[1]
-        return b.but(score=b.score + overlong(b.lengths.to(b.score.dtype), limit, self.margin))
+        return b.but(score=score + overlong(b.lengths.to(score.dtype), limit, self.margin))
 
 
 def overlong(length: torch.Tensor, limit: int, margin: int) -> torch.Tensor:

@@ -8,10 +8,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 
+from anypo.errors import UsageError
 from anypo.kernels.adamw import optimizer_step, total_norm
 from anypo.numbers import Number
 
@@ -37,17 +38,25 @@ class Gradient:
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(list(groups), lr=lr)
 
-    def bind(self, groups: Iterable[dict[str, Any]]) -> Descent:
+    def bind(self, groups: Iterable[dict[str, Any]]) -> Descent[Any]:
         """Tie the recipe to parameter groups."""
-        assert self.lr is not None
-        return Descent(self, self.optimizer(groups, float(self.lr)))
+        return Descent(self, self.optimizer(groups, self.base_lr()))
+
+    def base_lr(self) -> float:
+        """The learning rate before schedule and warmup."""
+        if self.lr is None:
+            raise UsageError("the step has no learning rate; set `step.lr`")
+        return float(self.lr)
+
+
+Recipe = TypeVar("Recipe", bound=Gradient)
 
 
 @dataclass
-class Descent:
+class Descent(Generic[Recipe]):
     """A recipe bound to parameters. `progress`, the share of the run that is done, is set by the loop and drives the schedule."""
 
-    recipe: Gradient
+    recipe: Recipe
     optimizer: torch.optim.Optimizer
     updates: int = 0
     progress: float = 0.0
@@ -58,8 +67,7 @@ class Descent:
         return nullcontext()
 
     def lr(self) -> float:
-        assert self.recipe.lr is not None
-        base, progress = float(self.recipe.lr), min(self.progress, 1.0)
+        base, progress = self.recipe.base_lr(), min(self.progress, 1.0)
         warm = min(1.0, (self.updates + 1) / self.recipe.warmup) if self.recipe.warmup else 1.0
         shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
         return base * warm * shape[self.recipe.schedule or "constant"]

@@ -25,13 +25,14 @@ class SnrAdam(Adam):
 
     decay: float = 0.9
 
-    def bind(self, groups: Iterable[dict[str, Any]]) -> Descent:
-        assert self.lr is not None
-        return SnrDescent(self, self.optimizer(groups, float(self.lr)))
+    def bind(self, groups: Iterable[dict[str, Any]]) -> SnrDescent:
+        return SnrDescent(self, self.optimizer(groups, self.base_lr()))
 
 
 @dataclass
-class SnrDescent(Descent):
+class SnrDescent(Descent[SnrAdam]):
+    """Descent that estimates the signal and the noise of the gradient from the two halves of a minibatch."""
+
     signal: float = 0.0
     noise: float = 0.0
     pieces: ClassVar[int] = 2
@@ -51,7 +52,7 @@ class SnrDescent(Descent):
         if len(halves) == 2:
             dot = sum(float((a * b).sum()) for a, b in zip(*halves, strict=True))
             gap = sum(float((a - b).square().sum()) for a, b in zip(*halves, strict=True))
-            decay = getattr(self.recipe, "decay")  # noqa: B009
+            decay = self.recipe.decay
             if dot == dot and gap == gap and abs(dot) < math.inf and gap < math.inf:
                 self.signal = decay * self.signal + (1 - decay) * max(dot, 0.0)
                 self.noise = decay * self.noise + (1 - decay) * gap / 4

@@ -25,13 +25,14 @@ class Transport(Gradient):
     eta: float = 0.5
     grad_norm: float | None = None
 
-    def bind(self, groups: Iterable[dict[str, Any]]) -> Descent:
-        assert self.lr is not None
-        return TransportDescent(self, self.optimizer(groups, float(self.lr)))
+    def bind(self, groups: Iterable[dict[str, Any]]) -> TransportDescent:
+        return TransportDescent(self, self.optimizer(groups, self.base_lr()))
 
 
 @dataclass
-class TransportDescent(Descent):
+class TransportDescent(Descent[Transport]):
+    """Descent along the transported direction; between updates the parameters are those of the lookahead."""
+
     here: list[torch.Tensor] = field(default_factory=list)
     previous: list[torch.Tensor] = field(default_factory=list)
     direction: list[torch.Tensor] = field(default_factory=list)
@@ -47,7 +48,7 @@ class TransportDescent(Descent):
 
     def _look(self) -> None:
         """Stand at the lookahead point."""
-        reach = 1 / self.recipe.eta - 1  # pyright: ignore[reportAttributeAccessIssue]
+        reach = 1 / self.recipe.eta - 1
         before = self.previous or self.here
         self._stand([x + reach * (x - y) for x, y in zip(self.here, before, strict=True)])
 
@@ -63,7 +64,7 @@ class TransportDescent(Descent):
         norm = torch.nn.utils.get_total_norm(slopes)
         finite = bool(norm.isfinite())
         if finite:
-            eta = self.recipe.eta if self.direction else 1.0  # pyright: ignore[reportAttributeAccessIssue]
+            eta = self.recipe.eta if self.direction else 1.0
             old = self.direction or slopes
             self.direction = [(1 - eta) * d + eta * g for d, g in zip(old, slopes, strict=True)]
             length = torch.nn.utils.get_total_norm(self.direction).clamp(min=1e-30)

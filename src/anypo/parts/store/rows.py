@@ -79,13 +79,11 @@ class OpenReplay:
         drawn = [now]
         if self.past:
             old = _apart(self.past)
-            assert old.group is not None and now.group is not None
-            index, groups = index_groups(old.group)
-            wanted = round(self.recipe.share / (1 - self.recipe.share) * index_groups(now.group)[1])
-            chosen = torch.randperm(groups, generator=generator)[:wanted].to(index.device)
+            (index, groups), group = index_groups(old.need("group")), now.need("group")
+            size = round(self.recipe.share / (1 - self.recipe.share) * index_groups(group)[1])
+            chosen = torch.randperm(groups, generator=generator)[:size].to(index.device)
             old = old.rows(torch.isin(index, chosen))
-            assert old.group is not None
-            drawn += [old.but(group=index_groups(old.group)[0] + now.group.max() + 1)] if old.shape[0] else []
+            drawn += [old.but(group=index_groups(old.need("group"))[0] + group.max() + 1)] if old.shape[0] else []
         self.past = [*self.past, now][-self.recipe.window :]
         return Trajectories.cat(drawn)
 
@@ -100,7 +98,7 @@ def _apart(batches: list[Trajectories]) -> Trajectories:
     """Batches below each other, their group ids made distinct."""
     kept, offset = [], 0
     for rows in batches:
-        assert rows.group is not None
-        kept.append(rows.but(group=index_groups(rows.group)[0] + offset))
-        offset = int(kept[-1].group.max()) + 1
+        group = index_groups(rows.need("group"))[0] + offset
+        kept.append(rows.but(group=group))
+        offset = int(group.max()) + 1
     return Trajectories.cat(kept)

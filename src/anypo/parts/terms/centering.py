@@ -28,8 +28,7 @@ class Centering:
     reads = ("value", "group")
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.value is not None
-        x, (w, l) = last_value(b, b.value), ranked_pairs(b)  # noqa: E741
+        x, (w, l) = last_value(b, b.need("value")), ranked_pairs(b)  # noqa: E741
         weight = row_weight(b, x)
         off = ((x[w] + x[l]).square() * weight[w] * weight[l]).sum() / max(len(w), 1)
         return float(self.coef) * off, {"score_offset": off.detach()}

@@ -38,7 +38,7 @@ class MeanDivergence:
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
         weight = positive_scale(b, "step_width") / (2 * positive_scale(b, "step_std").square())
         kl = squared_gap(b, "step_mean", "ref") * weight
-        return float(self.coef) * reduce(kl, b), {"mean_divergence": masked_mean(kl.detach(), b.valid)}
+        return float(self.coef) * reduce(kl, b), {"mean_divergence": masked_mean(kl.detach(), b.mask)}
 
 
 @register_part("terms")
@@ -71,4 +71,4 @@ class GuessDivergence:
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
         distance = squared_gap(b, "guess", self.anchor)
-        return float(self.coef) * reduce(distance, b), {f"guess_{self.anchor}": masked_mean(distance.detach(), b.valid)}
+        return float(self.coef) * reduce(distance, b), {f"guess_{self.anchor}": masked_mean(distance.detach(), b.mask)}

@@ -31,8 +31,7 @@ class HingeDivergence:
     reads = ("logp", "logp_old")
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None and b.logp_old is not None
-        kl = token_mean(b.logp_old - b.logp, b)
+        kl = token_mean(b.need("logp_old") - b.need("logp"), b)
         return float(self.beta) / 2 * (kl - float(self.delta)).relu().square(), {"kl_hinge": kl.detach()}
 
 
@@ -65,8 +64,7 @@ class Divergence:
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
         if not float(self.coef):
-            assert b.logp is not None
-            return b.logp.new_zeros(()), {}
+            return b.need("logp").new_zeros(()), {}
         kl = divergence(-log_ratio(b, self.anchor), self.kind)
         mean = reduce(kl, b) if self.over is None else average(kl, b, self.over)
-        return float(self.coef) * mean, {f"kl_{self.anchor}": masked_mean(kl.detach(), b.valid)}
+        return float(self.coef) * mean, {f"kl_{self.anchor}": masked_mean(kl.detach(), b.mask)}

@@ -23,5 +23,4 @@ class Entropy:
     reads = ("entropy",)
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.entropy is not None
-        return -float(self.coef) * reduce(b.entropy, b), {}
+        return -float(self.coef) * reduce(b.need("entropy"), b), {}

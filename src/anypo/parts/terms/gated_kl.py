@@ -31,12 +31,11 @@ class EntropyGatedKl:
     reads = ("logp", "logp_ref", "entropy")
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.entropy is not None
         threshold = float(self.threshold)
         kl = token_mean(log_ratio(b, "ref"), b)
         kl = kl.detach() if self.detached else kl
         smooth = 0.9 * getattr(self.threshold, "average", 0.0) + 0.1 * kl
-        gate = (2.0 / (token_mean(b.entropy.detach(), b) + 0.1)).clamp(min=0.5)
+        gate = (2.0 / (token_mean(b.need("entropy").detach(), b) + 0.1)).clamp(min=0.5)
         penalty = 0.1 * (smooth - threshold).relu().square() * gate * bool(b.valid.any())
         return penalty, {
             "kl_ref": kl.detach(),

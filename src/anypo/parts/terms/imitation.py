@@ -14,7 +14,6 @@ from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.log_ratio import row_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.pairs import ranked_pairs, row_weight
-from anypo.parts.ops.targets import field
 from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
@@ -34,11 +33,10 @@ class LikeBest:
     reads = ("logp", "group")
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None
         best = torch.zeros_like(b.lengths, dtype=torch.bool)
         best[ranked_pairs(b)[0]] = True
         best = best & ~torch.zeros_like(best).index_fill(0, ranked_pairs(b)[1], True)
-        logp = torch.where(b.valid, b.logp, 0.0)
+        logp = torch.where(b.valid, b.need("logp"), 0.0)
         length = b.get("length")
         if self.over == "token":
             size = b.lengths if length is None else length
@@ -67,12 +65,12 @@ class Imitate:
     reads = ("logp",)
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None
-        taught = b.valid if b.get("expert_mask") is not None else torch.zeros_like(b.valid)
-        p = b.logp.detach().clamp(max=0.0).exp()
+        logp = b.need("logp")
+        of_expert = b if b.get("expert_mask") is not None else b.but(mask=torch.zeros_like(b.valid))
+        p = logp.detach().clamp(max=0.0).exp()
         phi = {"one": torch.ones_like(p), "uncertain": p * (1 - p), "likely": p}[self.phi]
-        logp = b.logp.clamp(max=math.log(self.cutoff)) if self.cutoff < 1 else b.logp
-        loss = -token_mean(phi * logp, b.but(mask=taught))
+        logp = logp.clamp(max=math.log(self.cutoff)) if self.cutoff < 1 else logp
+        loss = -token_mean(phi * logp, of_expert)
         return float(self.coef) * loss, {"imitation_loss": loss.detach()}
 
 
@@ -97,9 +95,9 @@ class CloneAction:
         return ("action_policy", self.to)
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        gap = (field(b, "action_policy") - field(b, self.to)).square().mean(-1)
+        gap = (b.need("action_policy") - b.need(self.to)).square().mean(-1)
         loss = token_mean(gap, b)
-        return float(self.coef) * loss, {"clone_gap": masked_mean(gap.detach(), b.valid)}
+        return float(self.coef) * loss, {"clone_gap": masked_mean(gap.detach(), b.mask)}
 
 
 @register_part("terms")
@@ -126,15 +124,15 @@ class CloneGoodAction:
     reads = (*live, *views)
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        v, vae = field(b, "v_now"), field(b, "vae_policy")
-        recorded, proposed = field(b, "q_now")[..., 0] - v, field(b, "q_vae")[..., 0] - v
+        v, vae = b.need("v_now"), b.need("vae_policy")
+        recorded, proposed = b.need("q_now")[..., 0] - v, b.need("q_vae")[..., 0] - v
         target = torch.where(
-            (proposed >= recorded).unsqueeze(-1), vae if self.through else vae.detach(), field(b, "taken")
+            (proposed >= recorded).unsqueeze(-1), vae if self.through else vae.detach(), b.need("taken")
         )
         gate = self.mask * ((proposed >= 0).to(v.dtype) + (recorded > 0).to(v.dtype))
-        gap = (field(b, "action_policy") - target).square().mean(-1)
+        gap = (b.need("action_policy") - target).square().mean(-1)
         loss = token_mean(gate * gap, b)
         return float(self.coef) * loss, {
-            "clone_gap": masked_mean(gap.detach(), b.valid),
-            "gate": masked_mean(gate, b.valid),
+            "clone_gap": masked_mean(gap.detach(), b.mask),
+            "gate": masked_mean(gate, b.mask),
         }

@@ -37,11 +37,11 @@ class Perception:
         return {"logp_ablated": View("logp", ablate=self.hidden)}
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None
+        logp = b.need("logp")
         ablated = b.get("logp_ablated").detach()
-        d = (ablated - b.logp).clamp(-20.0, 20.0)
+        d = (ablated - logp).clamp(-20.0, 20.0)
         k3 = (d.exp() - d - 1).clamp(-10.0, 10.0)
         loss = -float(self.coef) * token_mean(k3, b)
         if float(self.eta):
-            loss = loss - float(self.eta) * (token_mean(b.logp, b) + token_mean(ablated, b))
-        return loss, {"perception": masked_mean(k3.detach(), b.valid)}
+            loss = loss - float(self.eta) * (token_mean(logp, b) + token_mean(ablated, b))
+        return loss, {"perception": masked_mean(k3.detach(), b.mask)}

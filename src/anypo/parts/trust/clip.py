@@ -32,10 +32,9 @@ class StepClip:
     reads = ("advantage", "denoised")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.advantage is not None
         first, last = float(self.first), float(self.last)
         bend = torch.expm1(self.c * b.get("denoised").detach()) / math.expm1(self.c)
-        eps, r, a = first + (last - first) * bend, ratio(x), b.advantage.detach()
+        eps, r, a = first + (last - first) * bend, ratio(x), b.need("advantage").detach()
         clipped = torch.maximum(torch.minimum(r, 1 + eps), 1 - eps) * a
         return torch.minimum(r * a, clipped), {"clip_fraction": share(clipped < r * a, b)}
 
@@ -81,12 +80,11 @@ class TruncatedWeight:
     reads = ("logp", "advantage")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None and b.advantage is not None
         r = ratio(x.detach())
         weight = r.clamp(float(self.low), float(self.high))
         capped = share(weight != r, b)
         weight = weight if weight.ndim == 2 else weight.unsqueeze(1)
-        return weight * b.advantage.detach() * b.logp, {"clip_fraction": capped}
+        return weight * b.need("advantage").detach() * b.need("logp"), {"clip_fraction": capped}
 
 
 @register_part("trust")
@@ -105,8 +103,7 @@ class RecentredClip:
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         start = b.get("logp_start")
-        assert b.logp_old is not None
-        centre = torch.ones_like(x) if start is None else ratio(start - b.logp_old).detach()
+        centre = torch.ones_like(x) if start is None else ratio(start - b.need("logp_old")).detach()
         r, a = ratio(x), advantage_at(x, b)
         clipped = r.clamp(centre - float(self.eps), centre + float(self.eps)) * a
         return torch.minimum(r * a, clipped), {"clip_fraction": share(clipped < r * a, b)}
@@ -142,8 +139,7 @@ class TwoBranchClip:
     def mix(self, b: Trajectories, x: Tensor) -> Tensor:
         if self.weight != "entropy":
             return torch.full_like(x, {"half": 0.5, "token": 1.0, "row": 0.0}[self.weight])
-        assert b.entropy is not None
-        h = b.entropy.detach()
+        h = b.need("entropy").detach()
         low = torch.where(b.valid, h, torch.inf).amin(1, keepdim=True)
         span = torch.where(b.valid, h, -torch.inf).amax(1, keepdim=True) - low
         return torch.where(span > 0, (h - low) / torch.where(span > 0, span, 1.0), 0.5)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.targets import field
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -35,8 +34,7 @@ class Matching:
         return {"logp": View(self.loss)}
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None
-        return b.logp, {}
+        return b.need("logp"), {}
 
 
 @register_part("trust")
@@ -58,12 +56,12 @@ class WeightedBC:
         return ("logp", "advantage") if self.weighted else ("logp",)
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        logp = field(b, "logp")
-        told = {"logp_data": masked_mean(logp.detach(), b.valid)}
+        logp = b.need("logp")
+        told = {"logp_data": masked_mean(logp.detach(), b.mask)}
         if not self.weighted:
             return logp, told
-        w = field(b, "advantage").detach().exp().clamp(max=self.cap)
-        return w * logp, {**told, "data_weight": masked_mean(w, b.valid)}
+        w = b.need("advantage").detach().exp().clamp(max=self.cap)
+        return w * logp, {**told, "data_weight": masked_mean(w, b.mask)}
 
 
 @register_part("trust")
@@ -78,4 +76,4 @@ class NoPolicyLoss:
     reads = ("reward",)
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        return torch.zeros_like(field(b, "reward")), {}
+        return torch.zeros_like(b.need("reward")), {}

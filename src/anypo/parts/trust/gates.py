@@ -83,7 +83,7 @@ class HazardModulated:
         if self.normalize:
             zeta = zeta - self.hazard(torch.zeros_like(psi))
         multiplier = (psi - zeta).exp()
-        return multiplier * advantage_at(x, b), {"multiplier": masked_mean(multiplier.detach(), b.valid)}
+        return multiplier * advantage_at(x, b), {"multiplier": masked_mean(multiplier.detach(), b.mask)}
 
 
 @register_part("trust")
@@ -101,6 +101,6 @@ class VariancePenalty:
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         r = ratio(x)
         square = (r - 1).square()
-        valid = b.valid if x.ndim == 2 else b.lengths > 0
-        variance = masked_mean(square.detach(), valid)
+        mask = b.mask if x.ndim == 2 else b.lengths > 0
+        variance = masked_mean(square.detach(), mask)
         return r * advantage_at(x, b) - float(self.coef) * square, {"ratio_variance": variance}

@@ -19,9 +19,9 @@ from anypo.types import Trajectories
 
 def classes(b: Trajectories) -> tuple[Bool[Tensor, " row"], Bool[Tensor, " row"]]:
     """Right rows (score > 0.5) and wrong ones; a row without decisions or outcome is neither."""
-    assert b.score is not None
+    score = b.need("score")
     there = b.lengths > 0
-    return there & (b.score > 0.5), there & (b.score <= 0.5)
+    return there & (score > 0.5), there & (score <= 0.5)
 
 
 def log_sum(
@@ -52,8 +52,7 @@ class SetContrast:
     reads = ("score", "group")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.group is not None
-        index, groups = index_groups(b.group)
+        index, groups = index_groups(b.need("group"))
         right, wrong = classes(b)
         w, z = row_weight(b, x), x / float(self.tau)
         s = -log_sum(-z, w * right, index, groups, 1.0) - log_sum(z, w * wrong, index, groups, 1.0)
@@ -80,10 +79,9 @@ class ShortestContrast:
     uses_ratio = False
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None and b.group is not None
-        index, groups = index_groups(b.group)
+        index, groups = index_groups(b.need("group"))
         right, wrong = classes(b)
-        likelihood, tau = b.row_mean(b.logp), float(self.tau)
+        likelihood, tau = b.row_mean(b.need("logp")), float(self.tau)
         weight = row_weight(b, likelihood)
         short = (1 - b.lengths.to(likelihood.dtype) / b.shape[1]) / float(self.lam)
         w = weight * right

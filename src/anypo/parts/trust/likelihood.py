@@ -26,8 +26,7 @@ class Likelihood:
     uses_ratio = False
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None and b.advantage is not None
-        return b.advantage.detach() * b.logp, {}
+        return b.need("advantage").detach() * b.need("logp"), {}
 
 
 @register_part("trust")
@@ -63,11 +62,10 @@ class MaskedLikelihood:
     reads = ("logp", "advantage")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.logp is not None and b.advantage is not None
-        r, a = ratio(x.detach()), b.advantage.detach()
+        r, a = ratio(x.detach()), b.need("advantage").detach()
         allowed = self.allowed(r, a)
         w = {"none": torch.ones_like(r), "ratio": r, "exp": ratio(a / float(self.temp))}[self.weight]
-        return torch.where(allowed, w, 0.0) * a * b.logp, {"clip_fraction": share(~allowed & (a != 0), b)}
+        return torch.where(allowed, w, 0.0) * a * b.need("logp"), {"clip_fraction": share(~allowed & (a != 0), b)}
 
     def allowed(self, r: Tensor, a: Tensor) -> Tensor:
         below, above = r <= 1 + float(self.high), r >= 1 - float(self.low)

@@ -109,10 +109,9 @@ class RewardContrast:
     reads = ("group",)
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.group is not None
         reward = b.score if b.score is not None else (2 * ranks(b) - 1) / 4
         one, other = all_pairs(b)
-        weight, (index, groups) = row_weight(b, x), index_groups(b.group)
+        weight, (index, groups) = row_weight(b, x), index_groups(b.need("group"))
         dv, dr = x[one] - x[other], reward[one] - reward[other]
         each = (dr - float(self.beta) / 2 * dv) * dv * weight[one] * weight[other]
         size = group_sum(torch.ones_like(x), index, groups)
@@ -136,10 +135,10 @@ class PairwiseClip:
     reads = ("score", "group")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.score is not None
+        score = b.need("score")
         one, other = all_pairs(b)
         eps, r, weight = float(self.eps), ratio(x), row_weight(b, x)
-        gap = b.score[one] - b.score[other]
+        gap = score[one] - score[other]
         if self.joint:
             d, w = x[one] - x[other], (gap * r[one] * r[other]).detach()
             s = torch.minimum(w * d, w * d.clamp(-eps, eps)) / 2

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from anypo.numbers import Number, number
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.targets import field
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -50,16 +49,16 @@ class Pathwise:
         return tuple(self.live)
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        q = field(b, "q_pi")
+        q = b.need("q_pi")
         q = q.min(-1).values if self.of == "min" else q.mean(-1) if self.of == "mean" else q[..., 0]
         s = q
         if self.scale is not None:
-            s = number(self.scale) / masked_mean(q.detach().abs(), b.valid).clamp(min=1e-8) * q
-        told = {"q_policy": masked_mean(q.detach(), b.valid)}
+            s = number(self.scale) / masked_mean(q.detach().abs(), b.mask).clamp(min=1e-8) * q
+        told = {"q_policy": masked_mean(q.detach(), b.mask)}
         if self.soft:
-            logp = field(b, "logp_policy")
+            logp = b.need("logp_policy")
             s = s - number(self.alpha) * logp
-            told["logp_policy"] = masked_mean(logp.detach(), b.valid)
+            told["logp_policy"] = masked_mean(logp.detach(), b.mask)
         return float(self.coef) * s, told
 
 
@@ -85,10 +84,10 @@ class BestExpert:
     reads = tuple(live)
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        q, logp, gate = field(b, "q_experts").min(-1).values, field(b, "logp_experts"), field(b, "routing")
+        q, logp, gate = b.need("q_experts").min(-1).values, b.need("logp_experts"), b.need("routing")
         best = q.argmax(-1, keepdim=True)
         win = torch.zeros_like(gate).scatter(-1, best, 1.0)
         logp = logp.gather(-1, best).squeeze(-1)
         s = q.gather(-1, best).squeeze(-1) - number(self.alpha) * logp - (gate - win).square().mean(-1)
         busiest = torch.where(b.valid.unsqueeze(-1), gate, 0.0).sum((0, 1)) / b.valid.sum().clamp(min=1)
-        return s, {"logp_policy": masked_mean(logp.detach(), b.valid), "busiest_expert": busiest.max().detach()}
+        return s, {"logp_policy": masked_mean(logp.detach(), b.mask), "busiest_expert": busiest.max().detach()}

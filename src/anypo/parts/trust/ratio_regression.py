@@ -37,13 +37,13 @@ class BoundedTarget:
     reads = ("advantage", "score", "group")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.score is not None and b.advantage is not None and b.group is not None
-        count, _, std = group_stats(b.score, b.group)
-        middle = torch.where(count > 1, group_median(b.score, b.group), 0.0)
-        z = (b.score - middle) / (torch.where(count > 1, std, 1.0) + 1e-6) / float(self.temp)
+        score, group = b.need("score"), b.need("group")
+        count, _, std = group_stats(score, group)
+        middle = torch.where(count > 1, group_median(score, group), 0.0)
+        z = (score - middle) / (torch.where(count > 1, std, 1.0) + 1e-6) / float(self.temp)
         low, high = float(self.low), float(self.high)
         target = 1 - low + (low + high) * z.nan_to_num().sigmoid()
-        return ratio_regression(x, target.detach().unsqueeze(1), b.advantage.detach().abs(), b)
+        return ratio_regression(x, target.detach().unsqueeze(1), b.need("advantage").detach().abs(), b)
 
 
 @register_part("trust")
@@ -62,8 +62,8 @@ class MedianTarget:
     reads = ("value", "returns", "median")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        assert b.value is not None and b.returns is not None
+        returns = b.need("returns")
         low, high = float(self.low), float(self.high)
-        side = ((b.returns - b.get("median").detach()) / float(self.temp)).sigmoid()
+        side = ((returns - b.get("median").detach()) / float(self.temp)).sigmoid()
         target = 1 - low + (low + high) * side
-        return ratio_regression(x, target.detach(), (b.returns - b.value).detach().abs(), b)
+        return ratio_regression(x, target.detach(), (returns - b.need("value")).detach().abs(), b)

@@ -17,7 +17,7 @@ from anypo.policies.control.distributions import Categoricals
 from anypo.policies.control.spaces import Flat
 from anypo.policies.curvature import Moments, step_products
 from anypo.policies.decisions import MASK, Decisions, flat, scatter_valid, valid_mask
-from anypo.types import Trajectories, whole
+from anypo.types import Trajectories
 from anypo.views import Network
 
 
@@ -153,7 +153,7 @@ class ActorCritic(nn.Module):
         if missing := set(want) - self.functionals:
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = valid_mask(b)
-        full = b.mask is None or whole(valid) or bool(valid.all())
+        full = b.mask is None or bool(valid.all())
         select = partial(flat, valid=None if full else valid)
         features = self.features(select(b.trace["obs"]))
         out = self._distribution_values(b, want, features, select) if self.distributed & set(want) else {}

@@ -14,8 +14,12 @@ from torch import Tensor
 from anypo.errors import RunError, UsageError, unknown
 from anypo.policies.control.normalize import RunningNorm
 from anypo.policies.decisions import MASK, Decisions
-from anypo.tasks.control.starts import reward_factor, start_seed
+from anypo.tasks.control.starts import configured_scale, reward_factor, scales_reward, start_seed
 from anypo.types import Request, Trajectories
+
+ENVS = 8
+"""Environments of a method that does not replay transitions."""
+
 
 NO_LIMIT = 1000
 """Decisions after which an episode is cut where neither the environment nor the request has a limit."""
@@ -190,9 +194,8 @@ class Gym:
         self.name = f"gym:{env_id}"
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self.seed, self.eval_episodes = seed, eval_episodes
-        self.envs = envs or 8
-        self.seats = [_Seat(self._make()) for _ in range(self.envs)]
-        self.chosen = envs, scale_reward
+        self.requested_envs, self.scale_reward = envs, scale_reward
+        self.seats = [_Seat(self._make()) for _ in range(envs or ENVS)]
         self.eval_seats: list[_Seat] = []
         env = self.seats[0].env
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -200,6 +203,16 @@ class Gym:
         self.scale = None if scale_reward is False else RunningNorm(1)
         self.episodes = 0
         """Episodes begun by requests that go on where the environments stand: the position in the stream of seeds."""
+
+    @property
+    def envs(self) -> int:
+        return len(self.seats)
+
+    def configure(self, recipe: dict[str, Any]) -> None:
+        """Use as many environments as the recipe says, and scale their rewards or not."""
+        envs = recipe["envs"]
+        self.seats = [*self.seats[:envs], *(_Seat(self._make()) for _ in range(envs - self.envs))]
+        self.scale = configured_scale(self.scale, recipe)
 
     def _make(self) -> Any:
         try:
@@ -265,16 +278,16 @@ class Gym:
         return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Loop settings: minibatch in decisions, steps in environment steps."""
-        if traits.get("replays"):  # one environment and its own rewards, unless told otherwise
-            envs, scale_reward = self.chosen
-            self.seats = self.seats if envs else self.seats[:1]
-            self.envs = len(self.seats)
-            self.scale = self.scale if scale_reward else None
-            rows = {"requests": len(self.seats), "samples": 1, "horizon": max(1, 50 // len(self.seats))}
+        """Loop settings (minibatch in decisions, steps in environment steps), and what `configure` takes."""
+        envs = self.requested_envs or (1 if traits.get("replays") else ENVS)
+        return {"envs": envs, "scale_reward": scales_reward(self.scale_reward, traits)} | self._settings(traits, envs)
+
+    def _settings(self, traits: dict[str, Any], envs: int) -> dict[str, Any]:
+        if traits.get("replays"):
+            rows = {"requests": envs, "samples": 1, "horizon": max(1, 50 // envs)}
             return rows | {"lr": 3e-4, "epochs": 1, "minibatch": 0, "steps": REPLAYED.get(self.env_id, 100_000)}
         if traits.get("critic") and not traits.get("whole"):
-            rows = {"requests": len(self.seats), "samples": 1, "horizon": 256}
+            rows = {"requests": envs, "samples": 1, "horizon": 256}
             steps = {"lr": 3e-4, "epochs": 10, "minibatch": 64, "schedule": "linear", "steps": 100_000}
             if not traits.get("reuse", True):  # a batch used once should be small
                 return (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +18,16 @@ def reward_factor(seen: RunningNorm, reward: Float[Tensor, " decision"]) -> Floa
     """(1 - gamma) / rms(r) over the rewards seen so far, which these are added to."""
     seen.update(reward[:, None])
     return ((1 - GAMMA) / (seen.mean.square() + seen.var + 1e-8).sqrt()).float()
+
+
+def scales_reward(requested: bool | None, traits: dict[str, Any]) -> bool:
+    """Whether rewards are scaled: as requested, else for all methods but those that replay transitions."""
+    return not traits.get("replays") if requested is None else requested
+
+
+def configured_scale(scale: RunningNorm | None, recipe: dict[str, Any]) -> RunningNorm | None:
+    """The running scale of rewards where the recipe asks for one."""
+    return (scale or RunningNorm(1)) if recipe["scale_reward"] else None
 
 
 def start_seed(*key: int, held_out: bool = False) -> int:

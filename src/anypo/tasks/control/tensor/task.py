@@ -14,7 +14,7 @@ from anypo.errors import UsageError, unknown
 from anypo.kernels.compiler import CompiledFn
 from anypo.policies.control.normalize import RunningNorm
 from anypo.policies.decisions import Decisions
-from anypo.tasks.control.starts import reward_factor, start_seed
+from anypo.tasks.control.starts import configured_scale, reward_factor, scales_reward, start_seed
 from anypo.tasks.control.tensor.classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
 from anypo.tasks.control.tensor.environment import Environment, State
 from anypo.tasks.control.tensor.goals import GridWorld, PointMass
@@ -124,6 +124,10 @@ class Tensors:
         """From now on, where the policy's decisions are a function of tensors, several steps of all are one call of compiled code."""
         self.compiles = True
 
+    def configure(self, recipe: dict[str, Any]) -> None:
+        """Scale rewards or not, as the recipe says."""
+        self.scale = configured_scale(self.scale, recipe)
+
     def rollout(
         self, policy: Any, requests: list[Request], generator: torch.Generator
     ) -> tuple[Trajectories, dict[str, float]]:
@@ -166,10 +170,12 @@ class Tensors:
         return {name: float(value) for name, value in found.items()}
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Loop settings: minibatch in decisions, steps in environment steps."""
+        """Loop settings (minibatch in decisions, steps in environment steps), and what `configure` takes."""
+        return {"scale_reward": scales_reward(self.scale_reward, traits)} | self._settings(traits)
+
+    def _settings(self, traits: dict[str, Any]) -> dict[str, Any]:
         steps = STEPS.get(self.env_id, 500_000)
         if traits.get("replays"):
-            self.scale = self.scale if self.scale_reward else None
             rows = {"requests": self.envs, "samples": 1, "horizon": max(1, 64 // self.envs)}
             return rows | {"lr": 3e-4, "epochs": 1, "minibatch": 0, "steps": 100_000}
         if traits.get("critic") and not traits.get("whole"):

@@ -1,0 +1,87 @@
+"""Resolve what a configuration leaves open: the method's own settings first, then the task's recommendation."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from anypo.config import Config
+from anypo.method.method import Method
+from anypo.numbers import Knob
+from anypo.parts.ops.names import kebab
+from anypo.protocols import BatchSpec, HasActionSpace, Task
+from anypo.stages import CHAINS, SLOTS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is built from, complete: writing `config` and building again gives the same run.
+
+    config: with every setting filled in. method: as configured. want: the size of a batch. steps: the run's length in the
+    task's unit. continuing: requests continue the current episodes. recipe: the task's recommendation.
+    """
+
+    config: Config
+    method: Method
+    want: BatchSpec
+    steps: int
+    continuing: bool
+    recipe: dict[str, Any]
+
+
+def resolve(config: Config, task: Task, method: Method) -> Settings:
+    """Fill what configuration and method leave open with the task's recommendation; nothing that is given changes.
+
+    Args:
+        config: the configuration as it was written.
+        task: asked for its recipe, which leaves it as it is.
+        method: the configuration's method with its stages configured.
+    """
+    recipe = task.recipe(method.traits)
+    method = complete(method, recipe)
+    config = replace(
+        config,
+        policy=deepcopy(config.policy),
+        steps=config.steps or int(recipe["steps"]),
+        stages={slot: spec_of(slot, method) for slot in SLOTS},
+    )
+    kind = method.policy if isinstance(task, HasActionSpace) else None
+    config.policy.setdefault("name", kind or task.default_policy)
+    steps = config.steps or 0
+    return Settings(
+        config, method, batch_spec(method, recipe), steps, task.standing and not method.traits["whole"], recipe
+    )
+
+
+def complete(method: Method, recipe: dict[str, Any]) -> Method:
+    """The method with the recipe's values where its step and collect stages leave a setting open (None)."""
+    return method.configure({slot: open_settings(method.stages[slot], recipe) for slot in ("step", "collect")})
+
+
+def open_settings(part: Any, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's values of the settings that a part leaves open."""
+    names = [f.name for f in fields(part) if getattr(part, f.name) is None]
+    return {name: recipe[name] for name in names if recipe.get(name) is not None}
+
+
+def batch_spec(method: Method, recipe: dict[str, Any]) -> BatchSpec:
+    """The size of a batch of a complete method."""
+    collect = method.stages["collect"]
+    return BatchSpec(collect.requests, collect.samples, recipe.get("horizon"))
+
+
+def spec_of(slot: str, method: Method) -> Any:
+    """A slot as configuration values that build it again."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Knob):
+            initial = {f.name: getattr(value, f.name) for f in fields(value) if f.init}  # pyright: ignore[reportArgumentType]
+            return {"knob": kebab(type(value).__name__), **initial}
+        return list(value) if isinstance(value, tuple) else value
+
+    specs = [
+        {"part": kebab(type(p).__name__), **{f.name: plain(getattr(p, f.name)) for f in fields(p)}}
+        for p in method.parts(slot)
+    ]
+    return specs if slot in CHAINS else (specs[0] if specs else None)
