@@ -371,7 +371,7 @@ def test_the_experts_density_is_that_of_the_mixture():
     b = observed(policy)
     found = policy.evaluate(b, {"logp", "routing"})
     parts = policy.distribution(b.trace["obs"], None)
-    each = torch.stack([parts._of(torch.full((5, 1), k), parts.parts.mean) for k in range(4)])
+    each = torch.stack([parts._select(torch.full((5, 1), k), parts.parts.mean) for k in range(4)])
     assert each.shape == (4, 5, 1, 2)
     logp = (parts.gate + parts.parts.logp(b.trace["action"].unsqueeze(-2))).logsumexp(-1)
     torch.testing.assert_close(found["logp"], logp)

@@ -1,8 +1,8 @@
-"""What every policy for control shares: acting, exploring, evaluating."""
+"""The base class of policies for control: acting, exploring, evaluating."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from anypo.views import Network
 
 
 class ActorCritic(nn.Module):
-    """What policies with an explicit action distribution share; a subclass says how observations become distributions.
+    """Base of policies with an explicit action distribution; a subclass defines how observations become distributions.
 
     Trace: obs [N, T, ...], action [N, T] or [N, T, A], and action_mask [N, T, choices] where actions were constrained.
     """
@@ -34,47 +34,49 @@ class ActorCritic(nn.Module):
     heads: tuple[str, ...] = ()
     """Names of the value functions, in the order of `values`; the first one bootstraps."""
     networks: Mapping[str, Network] = {}
-    """Value functions with networks of their own, which stand in `critics`."""
+    """Value functions with separate networks, the modules of `critics`."""
     critics: nn.ModuleDict
     distributed: frozenset[str] = frozenset({"logp", "entropy", "score_norm"})
-    """What the action distribution gives."""
+    """Functionals of the action distribution."""
     implicit = False
-    """Greedy actions begin with noise too: they are samples of what the policy has learned."""
+    """Greedy actions begin with noise too: they are samples of the learned distribution."""
+    sizes: Sequence[int] = ()
+    """Choices of every component of a discrete action; empty where actions are numbers."""
     imitation: str = "logp"
     """The functional that behaviour cloning maximises on an expert's actions."""
 
     @property
     def functionals(self) -> frozenset[str]:
-        own = [f"{name}{end}" for name in self.networks for end in ("", "_std", "_all", "_kl")]
-        return self.distributed | {*self.heads, *own}
+        outputs = [f"{name}{end}" for name in self.networks for end in ("", "_std", "_all", "_kl")]
+        return self.distributed | {*self.heads, *outputs}
 
     encode: Any
-    """An observation as the policy stores it."""
+    """Maps an observation to the vector that the policy stores."""
 
     def encode_batch(self, observations: Sequence[Any]) -> Shaped[np.ndarray, "observation ..."]:
-        """Several observations, one a row."""
+        """Encode several observations, one a row."""
         if isinstance(self.encode, Flat):
             return self.encode.rows(observations)
         return np.stack([self.encode(observation) for observation in observations])
 
     def features(self, obs: Tensor) -> Tensor:
-        """Encoded observations as the networks read them."""
+        """Map encoded observations to the networks' input."""
         return obs
 
     def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
-        """What can be sampled, has a mode, and gives the log-probability of an action."""
+        """Return the action distribution: it has a mode, can be sampled and gives the log-probability of an action."""
         raise NotImplementedError
 
     def values(self, features: Tensor) -> Float[Tensor, "decision head"] | None:
-        """What the value heads say, or None without one."""
+        """Return the outputs of the value heads, or None without one."""
         raise NotImplementedError
 
     def hidden(self, features: Tensor) -> Float[Tensor, "decision width"]:
-        """What the last layer of the actor reads."""
+        """Return the input of the actor's last layer."""
         raise NotImplementedError
 
     def last_layer(self) -> tuple[nn.Parameter, bool]:
-        """The weights of the actor's last layer, and whether they stand as [width, choice]."""
+        """Return the weights of the actor's last layer, and whether their shape is [width, choice]."""
         raise NotImplementedError
 
     def frozen_for_rollout(self) -> AbstractContextManager[None]:
@@ -95,12 +97,12 @@ class ActorCritic(nn.Module):
     ) -> Decisions:
         """Decide for a batch of encoded observations: a sample, or the mode when greedy; see `Request` for the others.
 
-        valued: with the states' values. `value_of` gives them for all steps of a rollout at once, which costs less.
+        valued: include the states' values. `value_of` gives them for all steps of a rollout at once, which costs less.
         """
         action, logp = self.decide(obs, generator, greedy, action_mask)
         value = self.value_of(obs) if valued else None
         if random or noise:
-            action = self.explored(action, generator, random, noise)
+            action = self.explore(action, generator, random, noise)
         return Decisions(action.squeeze(-1) if self.scalar else action, logp, value)
 
     def decide(
@@ -110,130 +112,143 @@ class ActorCritic(nn.Module):
         greedy: bool,
         mask: Bool[Tensor, "batch choice"] | None,
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
-        """Actions and their log-probabilities (nats)."""
+        """Sample actions, or take the modes; return them with their log-probabilities (nats)."""
         distribution = self.distribution(self.features(obs), mask)
         action = distribution.mode() if greedy else distribution.sample(generator)
         return action, distribution.logp(action)
 
-    def explored(self, action: Tensor, generator: torch.Generator, random: float, noise: float) -> Tensor:
-        """The actions with Gaussian noise added, and replaced by uniform ones with probability `random`."""
+    def explore(self, action: Tensor, generator: torch.Generator, random: float, noise: float) -> Tensor:
+        """Add Gaussian noise of deviation `noise` to actions, and replace them by uniform ones with probability `random`."""
         if noise:
             action = (action + noise * torch.randn(action.shape, generator=generator)).clamp(-1, 1)
         if random:
             chance = torch.rand(len(action), generator=generator).reshape(-1, *[1] * (action.ndim - 1))
-            action = torch.where(chance < random, self.anything(action, generator), action)
+            action = torch.where(chance < random, self.uniform_action(action, generator), action)
         return action
 
-    def anything(self, action: Tensor, generator: torch.Generator) -> Tensor:
-        """Uniform actions of the same shape: in [-1, 1], or any choice."""
+    def uniform_action(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Sample uniform actions of the same shape: in [-1, 1], or any choice."""
         uniform = torch.rand(action.shape, generator=generator)
-        sizes: list[int] = getattr(self, "sizes", [])
-        return (uniform * torch.tensor(sizes)).long() if sizes else 2 * uniform - 1
+        return (uniform * torch.tensor(self.sizes)).long() if self.sizes else 2 * uniform - 1
 
     @torch.no_grad()
     def value_of(self, obs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, " batch"] | None:
-        """V of encoded observations; None without a value head."""
+        """Return V of encoded observations, or None without a value head."""
         values = self.values(self.features(obs))
         return None if values is None else values[:, 0]
 
     def evaluate(
         self, b: Trajectories, want: Collection[str], *, layer: int | None = None, frozen: bool = False
     ) -> dict[str, Float[Tensor, "row step ..."]]:
-        """logp, entropy (nats), squared score norm and values of the decisions in the trace, differentiable; 0 where the
-        mask is off. frozen: value networks are constants, so that the gradient runs to the actions alone."""
+        """Evaluate functionals of the decisions in the trace, differentiable; 0 where the mask is off.
+
+        Args:
+            b: the decisions.
+            want: functionals: logp, entropy (nats), score_norm (squared), names of value functions.
+            layer: refused; only language models have inner layers to read.
+            frozen: value networks are constants, so that the gradient reaches the actions alone.
+        """
         if layer is not None:
             raise UsageError("the method reads an inner layer of the policy, which only language models offer")
         if missing := set(want) - self.functionals:
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = valid_mask(b)
-        every = b.mask is None or bool(valid.all())
-        kept = partial(flat, valid=None if every else valid)
-        features = self.features(kept(b.trace["obs"]))
-        found = {}
-        if self.distributed & set(want):
-            distribution = self.distribution(features, kept(b.trace[MASK]) if MASK in b.trace else None)
-            action = kept(b.trace["action"])
-            action = action.unsqueeze(-1) if self.scalar else action
-            if "logp" in want:
-                found["logp"] = distribution.logp(action)
-            if "entropy" in want:
-                found["entropy"] = distribution.entropy()
-            if "score_norm" in want:
-                found["score_norm"] = distribution.score_norm(action)
-        if set(self.heads) & set(want):
-            values = self.values(features)
-            assert values is not None
-            found |= {name: values[:, k] for k, name in enumerate(self.heads) if name in want}
+        full = b.mask is None or bool(valid.all())
+        select = partial(flat, valid=None if full else valid)
+        features = self.features(select(b.trace["obs"]))
+        out = self._distribution_values(b, want, features, select) if self.distributed & set(want) else {}
+        if set(self.heads) & set(want) and (values := self.values(features)) is not None:
+            out |= {name: values[:, k] for k, name in enumerate(self.heads) if name in want}
         for name, spec in self.networks.items():
-            if wanted := {name, f"{name}_std", f"{name}_all", f"{name}_kl"} & set(want):
-                latent = kept(b.trace["latent"]) if "latent" in b.trace else None
-                found |= self.judge(name, spec, wanted, features, kept(b.trace["action"]), frozen, latent)
-        return {name: scatter_valid(x, valid) for name, x in found.items()}
+            if outputs := {name, f"{name}_std", f"{name}_all", f"{name}_kl"} & set(want):
+                latent = select(b.trace["latent"]) if "latent" in b.trace else None
+                values = self.q_values(name, spec, features, select(b.trace["action"]), frozen, latent)
+                out |= {n: x for n, x in values.items() if n in outputs}
+        return {name: scatter_valid(x, valid) for name, x in out.items()}
 
-    def judge(
-        self,
-        name: str,
-        spec: Network,
-        want: set[str],
-        features: Tensor,
-        action: Tensor,
-        frozen: bool,
-        latent: Tensor | None,
+    def _distribution_values(
+        self, b: Trajectories, want: Collection[str], features: Tensor, select: Callable[[Tensor], Tensor]
+    ) -> dict[str, Float[Tensor, " decision"]]:
+        """Evaluate the action distribution at the actions of the trace."""
+        distribution = self.distribution(features, select(b.trace[MASK]) if MASK in b.trace else None)
+        action = select(b.trace["action"])
+        action = action.unsqueeze(-1) if self.scalar else action
+        out = {}
+        if "logp" in want:
+            out["logp"] = distribution.logp(action)
+        if "entropy" in want:
+            out["entropy"] = distribution.entropy()
+        if "score_norm" in want:
+            out["score_norm"] = distribution.score_norm(action)
+        return out
+
+    def q_values(
+        self, name: str, spec: Network, features: Tensor, action: Tensor, frozen: bool, latent: Tensor | None
     ) -> dict[str, Float[Tensor, "decision ..."]]:
-        """What a value network says: NAME [M, member] (or [M, draw, member]), NAME_std its deviations, NAME_all [M, choice,
-        member] of every discrete action; of an autoencoder NAME [M, A], the action as it comes out, and NAME_kl."""
+        """Evaluate a value network.
+
+        Args:
+            name: of the network in `critics`.
+            spec: its declaration.
+            features: input of the networks [M, dim].
+            action: [M, A], or [M, draw, A].
+            frozen: its parameters are constants.
+            latent: noise of an autoencoder; None for its mean.
+
+        Returns:
+            NAME [M, member] (or [M, draw, member]); NAME_std, the deviations; NAME_all [M, choice, member] of every discrete
+            action. Of an autoencoder NAME [M, A], the reconstructed action, and NAME_kl.
+        """
         net = self.critics[name]
         if spec.of == "autoencoder":
-            made, kl = net(features, action, latent)
-            return {n: x for n, x in ((name, made), (f"{name}_kl", kl)) if n in want}
-        sizes: list[int] = getattr(self, "sizes", [])
-        if spec.of == "state" or sizes:
+            reconstruction, kl = net(features, action, latent)
+            return {name: reconstruction, f"{name}_kl": kl}
+        if spec.of == "state":
             out = net(features, frozen=frozen)
-            if spec.of == "state":
-                return {name: out[:, 0, 0] if spec.ensemble == 1 else out[..., 0]}
-            every = out.transpose(1, 2)
+            return {name: out[:, 0, 0] if spec.ensemble == 1 else out[..., 0]}
+        if self.sizes:
+            of_choices = net(features, frozen=frozen).transpose(1, 2)
             taken = action.reshape(-1, 1, 1).expand(-1, 1, spec.ensemble)
-            found = {f"{name}_all": every, name: every.gather(1, taken).squeeze(1)}
-            return {n: x for n, x in found.items() if n in want}
+            return {f"{name}_all": of_choices, name: of_choices.gather(1, taken).squeeze(1)}
         if action.ndim > features.ndim:
             features = features.unsqueeze(1).expand(*action.shape[:-1], features.shape[-1])
         lead = action.shape[:-1]
         out = net(features.flatten(0, -2), action.flatten(0, -2), frozen)
-        found = {name: out[..., 0].reshape(*lead, spec.ensemble)}
+        values = {name: out[..., 0].reshape(*lead, spec.ensemble)}
         if spec.spread:
-            found[f"{name}_std"] = nn.functional.softplus(out[..., 1]).reshape(*lead, spec.ensemble)
-        return {n: x for n, x in found.items() if n in want}
+            values[f"{name}_std"] = nn.functional.softplus(out[..., 1]).reshape(*lead, spec.ensemble)
+        return values
 
     @torch.no_grad()
     def step_products(self, b: Trajectories, moments: Moments | None) -> dict[str, Float[Tensor, "row step"]]:
-        """`step_along` and `step_spread` of every decision (see `curvature.products`), for one categorical action."""
+        """Compute `step_along` and `step_spread` of every decision (see `curvature.step_products`), for one categorical action."""
         valid = valid_mask(b)
         features = self.features(b.trace["obs"][valid])
         distribution = self.distribution(features, b.trace[MASK][valid] if MASK in b.trace else None)
         if not isinstance(distribution, Categoricals) or len(distribution.logps) > 1 or b.advantage is None:
             raise UsageError("the curvature of a step is known for policies with one categorical action only")
-        found = step_products(
+        products = step_products(
             self.hidden(features), distribution.logps[0], b.trace["action"][valid], b.advantage[valid], moments
         )
-        return {name: scatter_valid(x, valid) for name, x in found.items()}
+        return {name: scatter_valid(x, valid) for name, x in products.items()}
 
     @torch.no_grad()
     def progress(self, b: Trajectories) -> Float[Tensor, "row step"]:
-        """C_{t+1} - C_t, where C_t is the probability of going on to the right outcome after t decisions: the product of the
+        """Compute C_{t+1} - C_t, where C_t is the probability of reaching the right outcome after t decisions: the product of the
         probabilities of the right remaining decisions while all earlier ones were right, else 0. Needs `answer` and
-        `answer_obs` in the trace, the right decisions and what is observed on the way."""
+        `answer_obs` in the trace: the right decisions and the observations before them."""
         if "answer" not in b.trace:
             raise UsageError("the method measures progress towards a known answer, and this task has none")
         right = b.but(trace={"obs": b.trace["answer_obs"], "action": b.trace["answer"]})
         logp = self.evaluate(right, {"logp"})["logp"]
-        rest = logp.flip(1).cumsum(1).flip(1).exp()
+        remaining = logp.flip(1).cumsum(1).flip(1).exp()
         alive = torch.where(b.valid, b.trace["action"] == b.trace["answer"], True).cumprod(1)
-        after = torch.cat([rest[:, 1:], torch.ones_like(rest[:, :1])], 1)
+        after = torch.cat([remaining[:, 1:], torch.ones_like(remaining[:, :1])], 1)
         before = torch.cat([torch.ones_like(alive[:, :1]), alive[:, :-1]], 1)
-        return torch.where(b.valid, after * alive - rest * before, 0.0)
+        return torch.where(b.valid, after * alive - remaining * before, 0.0)
 
     def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
-        """b with every feature of every observation set to 0 independently with probability `share`."""
+        """Return b with every feature of every observation set to 0 independently with probability `share`."""
         obs = b.trace["obs"]
         kept = torch.rand(obs.shape, generator=generator) >= share
         return b.but(trace={**b.trace, "obs": torch.where(kept, obs, torch.zeros_like(obs))})
@@ -241,8 +256,8 @@ class ActorCritic(nn.Module):
     def trace(
         self, obs: Shaped[Tensor, "batch ..."], action: Shaped[Tensor, "batch *action"], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The trace of actions taken elsewhere, by an expert for example; whatever has to be drawn comes from `generator`."""
+        """Return the trace of actions taken elsewhere, by an expert for example; random numbers come from `generator`."""
         return {"obs": obs[:, None], "action": action[:, None]}
 
     def observe(self, b: Trajectories) -> None:
-        """Nothing to learn from a batch, unless a subclass keeps input statistics."""
+        """Learn input statistics from a batch; without statistics there is nothing to do."""

@@ -17,14 +17,14 @@ from anypo.policies.decisions import MASK
 class Squashed:
     """a = tanh(u), u ~ N(mean, std^2): log pi(a) = sum_k [log N(u_k) - 2 (log 2 - u_k - softplus(-2 u_k))].
 
-    Source: SAC, arXiv 1812.05905, appendix C. An action given from elsewhere is pulled 1e-6 inside (-1, 1).
+    Source: SAC, arXiv 1812.05905, appendix C. Actions are clamped to 1e-6 inside (-1, 1) before their logp is computed.
     """
 
     def __init__(self, mean: Float[Tensor, "*decision component"], log_std: Float[Tensor, "*decision component"]):
         self.mean, self.log_std = mean, log_std
 
     def at(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The action for standard normal noise, differentiable, and its log-probability."""
+        """Return the action of standard normal noise, differentiable, and its log-probability."""
         return squashed_sample(self.mean, self.log_std, noise)
 
     def sample(self, generator: torch.Generator) -> Tensor:
@@ -65,35 +65,35 @@ class Mixture:
     def __init__(self, gate: Tensor, parts: Squashed):
         self.gate, self.parts = gate, parts
 
-    def _of(self, which: Tensor, action: Tensor) -> Tensor:
+    def _select(self, which: Tensor, action: Tensor) -> Tensor:
         index = which[..., None, None].expand(*which.shape, 1, action.shape[-1])
         return action.gather(-2, index).squeeze(-2)
 
     def mode(self) -> Tensor:
-        return self._of(self.gate.argmax(-1), self.parts.mode())
+        return self._select(self.gate.argmax(-1), self.parts.mode())
 
     def sample(self, generator: torch.Generator) -> Tensor:
         which = torch.multinomial(self.gate.exp(), 1, generator=generator).squeeze(-1)
-        return self._of(which, self.parts.sample(generator))
+        return self._select(which, self.parts.sample(generator))
 
     def logp(self, action: Tensor) -> Tensor:
         return (self.gate + self.parts.logp(action.unsqueeze(-2))).logsumexp(-1)
 
 
 class Choice:
-    """The best of some choices, always."""
+    """All mass on the choice of the largest value."""
 
-    def __init__(self, worth: Float[Tensor, "*decision choice"]):
-        self.worth = worth
+    def __init__(self, values: Float[Tensor, "*decision choice"]):
+        self.values = values
 
     def mode(self) -> Tensor:
-        return self.worth.argmax(-1, keepdim=True)
+        return self.values.argmax(-1, keepdim=True)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         return self.mode()
 
     def logp(self, action: Tensor) -> Tensor:
-        return torch.zeros_like(action[..., 0], dtype=self.worth.dtype)
+        return torch.zeros_like(action[..., 0], dtype=self.values.dtype)
 
 
 class Categoricals:
@@ -109,24 +109,24 @@ class Categoricals:
         mask: Bool[Tensor, "*decision choice"] | None = None,
     ):
         if mask is not None:
-            closed = ~mask.any(-1)
-            if closed.any():
-                raise RunError(f"{MASK} forbids every action in row {int(closed.nonzero()[0])}; allow at least one")
+            empty = ~mask.any(-1)
+            if empty.any():
+                raise RunError(f"{MASK} forbids every action in row {int(empty.nonzero()[0])}; allow at least one")
             logits = torch.where(mask, logits, -torch.inf)
         parts = (logits,) if len(sizes) == 1 else logits.split(list(sizes), -1)
         self.logps = [x.log_softmax(-1) for x in parts]
 
     def sample(self, generator: torch.Generator) -> Int[Tensor, "*decision component"]:
-        """The choice whose exponential clock rings first, rates p: what torch.multinomial does, without its checks."""
+        """Sample the choice with the smallest exponential number, rates p: as torch.multinomial does, without its checks."""
         return self.from_noise(
             exponential_noise(self.logps[0].shape[:-1], [x.shape[-1] for x in self.logps], generator)
         )
 
     def from_noise(self, noise: Float[Tensor, "*decision choice"]) -> Int[Tensor, "*decision component"]:
-        """The sample that standard exponential numbers lead to."""
+        """Return the sample as a function of standard exponential numbers."""
         parts = (noise,) if len(self.logps) == 1 else noise.split([x.shape[-1] for x in self.logps], -1)
-        rung = [(x.exp() / part).argmax(-1, keepdim=True) for x, part in zip(self.logps, parts, strict=True)]
-        return _side_by_side(rung)
+        choices = [(x.exp() / part).argmax(-1, keepdim=True) for x, part in zip(self.logps, parts, strict=True)]
+        return _concat(choices)
 
     def mode(self) -> Int[Tensor, "*decision component"]:
         return torch.stack([x.argmax(-1) for x in self.logps], -1)
@@ -153,11 +153,17 @@ class Categoricals:
 def exponential_noise(
     shape: Sequence[int], sizes: Sequence[int], generator: torch.Generator
 ) -> Float[Tensor, "... choice"]:
-    """Standard exponential numbers for every choice of every component."""
-    return _side_by_side([torch.empty(*shape, size).exponential_(generator=generator) for size in sizes])
+    """Draw standard exponential numbers for every choice of every component.
+
+    Args:
+        shape: of the decisions.
+        sizes: choices of every component.
+        generator: draws them.
+    """
+    return _concat([torch.empty(*shape, size).exponential_(generator=generator) for size in sizes])
 
 
-def _side_by_side(columns: list[Tensor]) -> Tensor:
+def _concat(columns: list[Tensor]) -> Tensor:
     return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 
 
@@ -171,7 +177,7 @@ class Gaussian:
         return self.from_noise(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
 
     def from_noise(self, noise: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision component"]:
-        """The sample that standard normal numbers lead to."""
+        """Return the sample as a function of standard normal numbers."""
         return self.mean + self.log_std.exp() * noise
 
     def mode(self) -> Float[Tensor, "*decision component"]:

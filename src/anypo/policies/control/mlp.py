@@ -34,8 +34,8 @@ class MLPPolicy(ActorCritic):
     """Separate tanh networks for actor and critic, with running observation normalization.
 
     Discrete and MultiDiscrete actions are (independent) categoricals; Box actions a diagonal Gaussian whose log
-    standard deviation does not depend on the state. What is stored and evaluated is the Gaussian's own sample; the
-    environment gets it with [-1, 1] mapped onto its bounds, then clipped (only clipped where a bound is missing).
+    standard deviation does not depend on the state. The Gaussian's sample is stored and evaluated; the environment
+    gets it with [-1, 1] mapped onto its bounds, then clipped (only clipped where a bound is missing).
     Weights are orthogonal with gain sqrt(2), 0.01 for the actor's output and 1 for the critic's (Huang et al. 2022,
     "The 37 implementation details of PPO"). An `action_mask` in a Dict observation constrains Discrete actions and is
     no feature. One-hot features are not normalized.
@@ -60,7 +60,7 @@ class MLPPolicy(ActorCritic):
         super().__init__()
         self.action_space = action_space
         self.scalar = isinstance(action_space, spaces.Discrete)
-        self.sizes: list[int] = []
+        self.sizes = []
         outputs = 0
         if isinstance(action_space, spaces.Discrete):
             outputs = int(action_space.n)
@@ -164,14 +164,14 @@ class MLPPolicy(ActorCritic):
         return cast(nn.Parameter, self.actor[-1].weight), False
 
     def observe(self, b: Trajectories) -> None:
-        """Learn the observation statistics from the batch's valid decisions."""
+        """Update the observation statistics with the batch's valid decisions."""
         if self.norm is not None:
             self.norm.update(b.trace["obs"][valid_mask(b)])
 
     def env_action(self, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
-        """Stored decisions as the environment accepts them."""
+        """Convert stored actions to the environment's."""
         return to_space(self.action_space, action)
 
     def from_env(self, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped[Tensor, "batch *component"]:
-        """The environment's actions as the policy stores them: the inverse of `env_action` inside the bounds."""
+        """Convert the environment's actions to those the policy stores: the inverse of `env_action` inside the bounds."""
         return from_space(self.action_space, action)

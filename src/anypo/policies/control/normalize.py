@@ -1,4 +1,4 @@
-"""Running statistics of what a policy sees."""
+"""Running statistics of observations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class RunningNorm(nn.Module):
     """Centre and scale by running mean and variance: clip((x - mean) / sqrt(var + 1e-8), -10, 10).
 
-    The statistics are float64 buffers (they travel with the checkpoint) and move only in `update`. Before the first
-    update the input passes unchanged up to the clip.
+    The statistics are float64 buffers, part of checkpoints, and change only in `update`. Before the first update the
+    input is only clipped.
     """
 
     mean: Tensor
@@ -48,5 +48,5 @@ class RunningNorm(nn.Module):
 
 
 def normalized_obs(x: Shaped[Tensor, "*batch dim"], mean: Tensor, scale: Tensor) -> Float[Tensor, "*batch dim"]:
-    """clip((x - mean) scale, -10, 10)"""
+    """y = clip((x - mean) scale, -10, 10)"""
     return (x - mean).mul_(scale).clamp_(-10, 10)

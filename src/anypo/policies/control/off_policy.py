@@ -1,11 +1,11 @@
-"""Policies that learn with value functions: squashed Gaussian, deterministic, Gaussian or categorical, mixture of experts, and
-the greedy one of a Q-function. They share value networks, exploration and the way actions are proposed."""
+"""Policies of methods with separate value networks: squashed Gaussian, deterministic, Gaussian or categorical, mixture of experts,
+and greedy in a Q-function."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -30,16 +30,16 @@ LARGE = 128
 
 
 class Actor(ActorCritic):
-    """ReLU perceptron with the value networks a method learns beside it; weights as in PyTorch's linear layers.
+    """ReLU perceptron and the value networks that a method learns; weights as in PyTorch's linear layers.
 
     Trace: obs [N, T, D], action [N, T] or [N, T, A] in [-1, 1], next [N, T, D] the observation that followed.
-    hidden: widths of every network. normalize: observations are centred and scaled with the statistics `standardize` was
-    shown (of a dataset); without it they pass as they are.
+    hidden: widths of every network. normalize: observations are centred and scaled with the statistics that `standardize`
+    computed (of a dataset); without it they pass unchanged.
     """
 
     distributed = frozenset({"logp"})
-    box = True
-    """Actions are numbers in a box; else choices."""
+    box: ClassVar[bool | None] = True
+    """Whether actions are numbers in a box (False: choices; None: either)."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Actor(ActorCritic):
         super().__init__()
         if names_of(value):
             raise UsageError(
-                "this policy has value networks of its own; a method with a shared critic needs --policy mlp"
+                "this policy has separate value networks; a method with a shared critic needs --policy mlp"
             )
         kind = type(self).__name__.lower()
         discrete = isinstance(action_space, spaces.Discrete)
@@ -81,7 +81,7 @@ class Actor(ActorCritic):
         self.latent = next((net.latent for net in self.critics.values() if isinstance(net, Autoencoder)), 0)
 
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
-        """The actor's own network."""
+        """Build the actor's network."""
         raise NotImplementedError
 
     def features(self, obs: Float[Tensor, "*decision dim"]) -> Float[Tensor, "*decision dim"]:
@@ -91,12 +91,12 @@ class Actor(ActorCritic):
         return None
 
     def standardize(self, obs: Float[Tensor, "sample dim"]) -> None:
-        """Centre and scale observations from now on as these lie."""
+        """Centre and scale observations from now on by the statistics of these."""
         if self.norm is not None:
             self.norm.update(obs)
 
     def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
-        """The random numbers of a draw, [N, T, (count,) A]."""
+        """Draw the random numbers of proposed actions, [N, T, (count,) A]."""
         if draw.how == "mode" and not draw.noise:
             return None
         shape = (*b.shape, *(() if draw.count is None else (draw.count,)), self.width)
@@ -105,40 +105,46 @@ class Actor(ActorCritic):
         return torch.randn(shape, generator=generator)
 
     def propose(self, b: Trajectories, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(action [N, T, (count,) A], log-probability [N, T, (count)]) for the observations of the batch."""
+        """Propose (action [N, T, (count,) A], log-probability [N, T, (count)]) for the observations of the batch."""
         if draw.how == "uniform":
-            assert noise is not None
+            noise = self._need(noise, draw)
             return noise, torch.full_like(noise[..., 0], -math.log(2) * self.width)
         distribution = self.distribution(self.features(b.trace["obs"]), None)
-        return self.proposal(distribution, draw, noise)
+        return self.propose_from(distribution, draw, noise)
 
-    def proposal(self, distribution: Any, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def propose_from(self, distribution: Any, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Propose actions of a distribution."""
         if draw.how == "mode":
             action = distribution.mode()
             if noise is not None:
                 action = (action + (draw.noise * noise).clamp(-draw.clip, draw.clip)).clamp(-1, 1)
             return action, None
-        assert noise is not None
         if draw.count is not None:
             distribution = type(distribution)(distribution.mean.unsqueeze(-2), distribution.log_std.unsqueeze(-2))
-        return distribution.at(noise)
+        return distribution.at(self._need(noise, draw))
+
+    @staticmethod
+    def _need(noise: Tensor | None, draw: Draw) -> Tensor:
+        if noise is None:
+            raise ValueError(f"a proposal by {draw} needs noise")
+        return noise
 
     def taken(self, b: Trajectories) -> Tensor:
-        """The actions of the batch."""
+        """Return the actions of the batch."""
         return b.trace["action"]
 
     def luck(self, b: Trajectories) -> Float[Tensor, "row step"]:
-        """One standard normal number per decision."""
+        """Return the standard normal number of every decision by which a distributional critic samples its return."""
         return b.trace["luck"]
 
     @torch.no_grad()
     def q_vae(self, b: Trajectories) -> Float[Tensor, "row step member"]:
-        """Q of the batch's actions as the autoencoder gives them back."""
-        made = self.evaluate(b, {"vae"})["vae"]
-        return self.evaluate(b.but(trace={**b.trace, "action": made}), {"q"})["q"]
+        """Evaluate Q at the autoencoder's reconstruction of the batch's actions."""
+        reconstruction = self.evaluate(b, {"vae"})["vae"]
+        return self.evaluate(b.but(trace={**b.trace, "action": reconstruction}), {"q"})["q"]
 
     def env_action(self, action: Shaped[Tensor, "batch *action"]) -> Any:
-        """Stored decisions as the environment accepts them."""
+        """Convert stored actions to the environment's."""
         return to_space(self.action_space, action)
 
 
@@ -169,7 +175,7 @@ class GaussianActor(Actor):
     Source: IQL, arXiv 2110.06169, appendix.
     """
 
-    box = None  # pyright: ignore[reportAssignmentType]
+    box = None
     distributed = frozenset({"logp", "entropy"})
 
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
@@ -188,9 +194,9 @@ class GaussianActor(Actor):
             return torch.rand((*b.shape, self.sizes[0]), generator=generator)
         return super().noise(b, draw, generator)
 
-    def proposal(self, distribution: Any, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def propose_from(self, distribution: Any, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if not self.sizes:
-            return super().proposal(distribution, draw, noise)
+            return super().propose_from(distribution, draw, noise)
         if draw.count is not None or draw.live:
             raise UsageError("the method needs actions that are numbers (a Box), the task has choices")
         logps = distribution.logps[0]
@@ -200,7 +206,7 @@ class GaussianActor(Actor):
 
 
 class Reparameterised(Gaussian):
-    """A Gaussian that can be asked for the action of given noise; the mode stays inside [-1, 1], samples are cut to it."""
+    """A Gaussian with actions as a function of noise; the mode lies in [-1, 1], samples are clipped to it."""
 
     def at(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         action = self.mean + self.log_std.exp() * noise
@@ -208,10 +214,10 @@ class Reparameterised(Gaussian):
 
 
 class Experts(Actor):
-    """A gate over `experts` squashed Gaussians; acts by one of them. Source: PMOE, arXiv 2104.09122.
+    """A gate over `experts` squashed Gaussians, one of which is sampled. Source: PMOE, arXiv 2104.09122.
 
     Functional `routing`: the gate's probabilities [N, T, E]. A draw of `each` expert gives [N, T, E, A]; `sample` gives the
-    action of a drawn expert and that expert's log-density.
+    action of a sampled expert and that expert's log-density.
     """
 
     distributed = frozenset({"logp", "routing"})
@@ -232,10 +238,10 @@ class Experts(Actor):
     def evaluate(
         self, b: Trajectories, want: Any, *, layer: int | None = None, frozen: bool = False
     ) -> dict[str, Tensor]:
-        found = super().evaluate(b, set(want) - {"routing"}, layer=layer, frozen=frozen)
+        out = super().evaluate(b, set(want) - {"routing"}, layer=layer, frozen=frozen)
         if "routing" in want:
-            found["routing"] = self.distribution(self.features(b.trace["obs"]), None).gate.exp()
-        return found
+            out["routing"] = self.distribution(self.features(b.trace["obs"]), None).gate.exp()
+        return out
 
     def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
         if draw.how not in ("sample", "each"):
@@ -244,11 +250,11 @@ class Experts(Actor):
         chance = torch.rand((*b.shape, self.experts, 1), generator=generator)
         return torch.cat([normal, chance], -1)
 
-    def proposal(self, distribution: Mixture, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def propose_from(self, distribution: Mixture, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if draw.count is not None:
-            raise UsageError("a mixture of experts proposes one action per expert, not a number of them")
+            raise UsageError("a mixture of experts proposes one action per expert, not several")
         if noise is None or draw.how == "mode":
-            return super().proposal(distribution, draw, noise)
+            return super().propose_from(distribution, draw, noise)
         action, logp = distribution.parts.at(noise[..., :-1])
         if draw.how == "each":
             return action, logp
@@ -259,7 +265,7 @@ class Experts(Actor):
 
 
 class Greedy(Actor):
-    """The action of the largest Q, which is the value network called `q`. Source: DQN, Mnih et al. 2015."""
+    """The action of the largest Q, the value network `q`. Source: DQN, Mnih et al. 2015."""
 
     box = False
     distributed = frozenset()
@@ -269,7 +275,7 @@ class Greedy(Actor):
 
     def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
         if "q" not in self.networks:
-            raise UsageError("the policy greedy follows a value network `q`, and the method learns none")
+            raise UsageError("the policy greedy acts by a value network `q`, and the method learns none")
         q = self.critics["q"](features).mean(1)
         return Choice(q if mask is None else torch.where(mask, q, -torch.inf))
 

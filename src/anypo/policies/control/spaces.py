@@ -16,7 +16,7 @@ from anypo.errors import UsageError
 class Flat:
     """An observation space as a float32 vector: numbers as they are, choices one-hot, nested parts one after the other.
 
-    Dict entries stand in alphabetical order of their names and are looked up by name; tuples keep their order.
+    Dict entries are in alphabetical order of their names and are looked up by name; tuples keep their order.
     `boxed` marks the entries that are numbers rather than one-hot choices.
     """
 
@@ -35,7 +35,7 @@ class Flat:
         return np.asarray(flatten(self.space, observation), np.float32)
 
     def rows(self, observations: Sequence[Any]) -> Float32[np.ndarray, "observation dim"]:
-        """Several of them, one a row."""
+        """Flatten several observations, one a row."""
         if self.plain:
             return np.array(observations, np.float32).reshape(len(observations), -1)
         return np.stack([self(observation) for observation in observations])
@@ -67,17 +67,21 @@ def _leaves(space: Any) -> list[Any]:
 
 
 def to_space(space: Any, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
-    """Choices counted from the space's first; numbers with [-1, 1] mapped onto the bounds of a box and clipped to them."""
+    """Convert actions to a space's: choices count from its first, [-1, 1] is mapped onto the bounds of a Box and clipped to them."""
+    from gymnasium.spaces import Box
+
     taken = action.numpy().reshape(-1, *space.shape)
-    if not hasattr(space, "low"):
+    if not isinstance(space, Box):
         return taken + space.start
     low, high = _bounds(space)
     return np.clip(low + (taken + 1) / 2 * (high - low), space.low, space.high).astype(space.dtype)
 
 
 def from_space(space: Any, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped[Tensor, "batch *action"]:
-    """The inverse of `to_space`: actions of a dataset as policies store them."""
-    if not hasattr(space, "low"):
+    """Convert a dataset's actions to those that policies store: the inverse of `to_space`."""
+    from gymnasium.spaces import Box
+
+    if not isinstance(space, Box):
         taken = torch.as_tensor(np.asarray(action) - space.start, dtype=torch.long)
         return taken if space.shape == () else taken.reshape(len(taken), -1)
     low, high = _bounds(space)
@@ -86,6 +90,6 @@ def from_space(space: Any, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped
 
 
 def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What -1 and 1 stand for: the bounds of a Box, and themselves where one is missing."""
+    """Return what -1 and 1 are mapped to: the bounds of a Box, or themselves where a bound is missing."""
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     return np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
