@@ -1,4 +1,6 @@
-# make train: set everything up and train the default task. make test: lint, types, layering, tests.
+# make train: set everything up and train the default task.
+# make test: lint, types, layering, and the tests; of the methods' tests those of a tenth of them, by the date, and of the changed ones.
+# make test-all [SHARD=I/N]: every test, or part I of N.
 # make bench: every benchmark beside its peers, which get environments of their own; hours on two cores.
 # make bench-quick BASE=COMMIT: speed of the working tree beside the commit's; a quarter of an hour.
 # make digests BASE=COMMIT: whether the working tree computes the same numbers as the commit; three minutes on one core.
@@ -8,18 +10,29 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 FLAGS ?=
 BASE ?= HEAD
 
-.PHONY: train test bench bench-quick digests clean
+.PHONY: train ci test test-all lint bench bench-quick digests clean
 
 train: .venv/anypo
 	$(BIN)/anypo train grpo $(FLAGS)
 
-test: .venv/dev
+ci: test
+
+test: export ANYPO_TEST_DATE ?= $(shell date +%F)
+test: lint
+	$(BIN)/pytest -n 2 --sample
+	$(call verify,--sample)
+
+test-all: lint
+	$(BIN)/pytest -n 2 $(if $(SHARD),--shard $(SHARD))
+	$(call verify,$(if $(SHARD),--shard $(SHARD)))
+
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2
-	$(BIN)/anypo verify --all --quick --jobs 2
+
+verify = names=$$($(BIN)/python tests/selection.py $(1)) && { test -z "$$names" || $(BIN)/anypo verify $$names --quick --jobs 2; }
 
 bench: .venv/dev .venv-peers/done .venv-d3rlpy/done
 	$(BIN)/python benchmarks/ppo_cartpole.py --peer .venv-peers/bin/python --save
