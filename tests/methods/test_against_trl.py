@@ -66,7 +66,7 @@ def batch(models: tuple[LanguageModel, LanguageModel], ids: Any, attended: Any, 
     for row, real, said in zip(ids.tolist(), attended.tolist(), answered.tolist(), strict=True):
         prompts.append([x for x, a, s in zip(row, real, said, strict=True) if a and not s])
         answers.append([x for x, a, s in zip(row, real, said, strict=True) if a and s])
-    b = policy.given(prompts, answers)
+    b = policy.pack(prompts, answers)
     with torch.no_grad():
         return b.but(logp_ref=ref.evaluate(b, {"logp"})["logp"])
 

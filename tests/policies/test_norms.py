@@ -25,7 +25,7 @@ def test_norms_are_recognized_and_change_neither_loss_nor_gradients(tmp_path, ki
     tiny.language_model(tmp_path, kind)
     policy = LanguageModel.load(tmp_path)
     assert len(policy._norms) == count
-    b = policy.given([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
+    b = policy.pack([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
     losses, gradients = [], []
     for modules in (policy._norms, []):
         policy._norms = modules
@@ -62,7 +62,7 @@ def test_what_is_computed_again_for_the_backward_pass_is_the_same_in_bfloat16(tm
     gradients = []
     for checkpointing in (False, True):
         policy = LanguageModel.load(tmp_path, checkpointing=checkpointing)
-        b = policy.given([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
+        b = policy.pack([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
         with torch.autocast("cpu", torch.bfloat16):
             loss = policy.evaluate(b, {"logp"})["logp"].sum()
         loss.backward()

@@ -22,7 +22,7 @@ from anypo.kernels.unique_rows import dedupe, unique_rows
 from anypo.parts.ops.log_ratio import last_value
 from anypo.policies.curvature import Moments, step_products
 from anypo.policies.decisions import names_of
-from anypo.policies.language.batching import padded
+from anypo.policies.language.batching import pad
 from anypo.policies.language.checkpoint import SETTINGS, VALUE_HEAD, _adapt, _eos, _load, _saved, _value_heads
 from anypo.policies.language.filter import Filter
 from anypo.policies.language.generate import Sample, generate
@@ -229,10 +229,10 @@ class LanguageModel(nn.Module):
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def given(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Trajectories:
-        """Rows of answers that somebody else wrote: token ids of a prompt and an answer each."""
-        prompt, start = padded(prompts, self.device)
-        ids, lengths = padded(answers, self.device)
+    def pack(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Trajectories:
+        """Put token ids of prompts and answers from data into rows."""
+        prompt, start = pad(prompts, self.device)
+        ids, lengths = pad(answers, self.device)
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         return Trajectories(mask=mask, trace={"prompt": prompt, "prompt_length": start, "completion": ids})
 
@@ -448,7 +448,7 @@ class LanguageModel(nn.Module):
         found: list[float] = []
         for i in range(0, len(prompts), at_once):
             asked = [self.encode(p) for p in prompts[i : i + at_once]]
-            b = self.given(asked, [[*self.encode_hint(a), self.end] for a in answers[i : i + at_once]])
+            b = self.pack(asked, [[*self.encode_hint(a), self.end] for a in answers[i : i + at_once]])
             found += last_value(b, self.evaluate(b, {self.heads[0]})[self.heads[0]]).tolist()
         return found
 

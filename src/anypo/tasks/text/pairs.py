@@ -96,7 +96,7 @@ class Pairs(TextTask):
 
     def _batch(self, policy: Any, given: Sequence[Sequence[Given]]) -> Trajectories:
         rows = [row for some in given for row in some]
-        b = policy.given([p for p, _, _ in rows], [a for _, a, _ in rows])
+        b = policy.pack([p for p, _, _ in rows], [a for _, a, _ in rows])
         group = torch.arange(len(given)).repeat_interleave(torch.tensor([len(some) for some in given]))
         preferred = torch.tensor([mark for _, _, mark in rows], device=b.valid.device)
         return b.but(group=group.to(b.valid.device)).put({"preferred": preferred})

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.errors import UsageError
-from anypo.policies.language.batching import padded
+from anypo.policies.language.batching import pad
 from anypo.policies.language.generate import Sample
 from anypo.tasks.text.rewards import Reward, make_reward
 from anypo.types import Request, Trajectories
@@ -132,7 +132,7 @@ class TextTask:
         score = combine(scores, self.weights)
 
         device = done.ids.device
-        prompt, lengths = padded(prompts, device)
+        prompt, lengths = pad(prompts, device)
         group = group.to(device)
         b = Trajectories(
             logp_old=done.logp,
@@ -147,7 +147,7 @@ class TextTask:
         )
         if all(isinstance(s.get("answer"), str) and s["answer"] for s in starts):
             cue = [] if self.cue is None else policy.encode_hint(self.cue)
-            answer, size = padded([cue + policy.encode_hint(s["answer"]) for s in starts], device)
+            answer, size = pad([cue + policy.encode_hint(s["answer"]) for s in starts], device)
             asked = torch.full_like(size, -1 if self.cue is None else len(cue))
             b.trace |= {"answer": answer[group], "answer_length": size[group], "cue_length": asked[group]}
         return b, self._metrics(texts, done, scores, score)
@@ -156,7 +156,7 @@ class TextTask:
         """The reference solutions of the requested records as rows, each ended by the end-of-text token."""
         starts = [self.records[self._start(r)] for r in requests]
         solutions = [[*policy.encode_hint(self.solution(s)), policy.end] for s in starts]
-        b = policy.given([policy.encode(s["prompt"]) for s in starts], solutions)
+        b = policy.pack([policy.encode(s["prompt"]) for s in starts], solutions)
         rows, device = len(starts), b.valid.device
         return b.but(
             logp_old=torch.zeros(b.shape, device=device),
