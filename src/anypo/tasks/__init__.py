@@ -3,98 +3,123 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import pkgutil
+from dataclasses import dataclass
 from typing import Any
 
 from anypo.errors import UsageError, unknown
 from anypo.protocols import Configures
 
-TASKS = {
-    "sums": "add two numbers (text, exact verifier, the default)",
-    "jsonl:FILE": "your own prompts, one JSON object a line, with --reward",
-    "pairs:FILE": "preference data: `prompt`, `chosen`, `rejected` a line, or `prompt`, `completion`, `label`",
-    "reasoning-gym:NAME": "any data set of reasoning-gym, its own verifier",
-    "gym:ENV_ID": "any Gymnasium environment with Box, Discrete or MultiDiscrete actions",
-    "tensor:NAME": "many copies at once: CartPole-v1, Pendulum-v1, Acrobot-v1, MountainCarContinuous-v0, PointMass, GridWorld",
-    "minari:ID": "a Minari data set, with the environment it comes from",
-    "data:FILE": "transitions in an .npz or Parquet file, with --task.env ENV_ID",
-    "bandit": "a contextual bandit whose best arms are known",
-    "multimodal": "actions in the plane, several of which are equally good; with demonstrations",
-}
+
+@dataclass(frozen=True)
+class Entry:
+    """A kind of task.
+
+    form: as typed; what follows a colon is the factory's first argument. about: one line for lists. factory: `module:name`,
+    imported when a task is made. seeded: the run's seed is the factory's, unless the task's own is given. forwards: what takes
+    the options that the factory hands on.
+    """
+
+    form: str
+    about: str
+    factory: str
+    seeded: bool = False
+    forwards: str | None = None
+
+    def options(self) -> list[str]:
+        """The names of all options."""
+        names = [self.factory] if self.forwards is None else [self.factory, self.forwards]
+        parameters = [p for name in names for p in inspect.signature(pkgutil.resolve_name(name)).parameters.values()]
+        return [p.name for p in parameters if p.default is not p.empty]
+
+    def make(self, rest: str, seed: int, options: dict[str, Any]) -> Any:
+        """Make the task.
+
+        Args:
+            rest: what follows the colon.
+            seed: the run's.
+            options: of the factory.
+
+        Raises:
+            UsageError: nothing follows the colon, or an option does not exist.
+        """
+        kind, colon, _ = self.form.partition(":")
+        if colon and not rest:
+            raise UsageError(f"this task is written {self.form}")
+        known = self.options()
+        for option in options:
+            if option not in known:
+                raise unknown(f"option of the task {kind}:", option, known)
+        make = pkgutil.resolve_name(self.factory)
+        return make(*([rest] if colon else []), **({"seed": seed} if self.seeded else {}) | options)
+
+
+ENTRIES = (
+    Entry("sums", "add two numbers (text, exact verifier, the default)", "anypo.tasks.text.sums:Sums"),
+    Entry(
+        "jsonl:FILE",
+        "your own prompts, one JSON object a line, with --reward",
+        "anypo.tasks.text.jsonl:make_jsonl_task",
+    ),
+    Entry(
+        "pairs:FILE",
+        "preference data: `prompt`, `chosen`, `rejected` a line, or `prompt`, `completion`, `label`",
+        "anypo.tasks.text.pairs:make_pairs_task",
+    ),
+    Entry(
+        "reasoning-gym:NAME",
+        "any data set of reasoning-gym, its own verifier",
+        "anypo.tasks.text.reasoning:make_reasoning_task",
+    ),
+    Entry(
+        "gym:ENV_ID",
+        "any Gymnasium environment with Box, Discrete or MultiDiscrete actions",
+        "anypo.tasks.control.gym:Gym",
+        seeded=True,
+    ),
+    Entry(
+        "tensor:NAME",
+        "many copies at once: CartPole-v1, Pendulum-v1, Acrobot-v1, MountainCarContinuous-v0, PointMass, GridWorld",
+        "anypo.tasks.control.tensor:Tensors",
+        seeded=True,
+    ),
+    Entry(
+        "minari:ID",
+        "a Minari data set, with the environment it comes from",
+        "anypo.tasks.control.offline:make_minari",
+        seeded=True,
+        forwards="anypo.tasks.control.gym:Gym",
+    ),
+    Entry(
+        "data:FILE",
+        "transitions in an .npz or Parquet file, with --task.env ENV_ID",
+        "anypo.tasks.control.offline:make_file",
+        seeded=True,
+        forwards="anypo.tasks.control.gym:Gym",
+    ),
+    Entry("bandit", "a contextual bandit whose best arms are known", "anypo.tasks.bandit:Bandit"),
+    Entry(
+        "multimodal",
+        "actions in the plane, several of which are equally good; with demonstrations",
+        "anypo.tasks.plane:Multimodal",
+    ),
+)
+
+TASKS = {entry.form: entry.about for entry in ENTRIES}
 
 
 def make_task(spec: dict[str, Any], seed: int) -> Any:
     """The task of `{name: ..., options}`; unknown names and options are errors that name the nearest."""
     options = dict(spec)
-    kind, _, rest = str(options.pop("name")).partition(":")
-    if kind == "sums":
-        from anypo.tasks.text.sums import Sums
-
-        return _call(Sums, "sums", options)
-    if kind == "jsonl":
-        from anypo.tasks.text import jsonl
-
-        _needs(rest, "jsonl:FILE")
-        reward = options.pop("reward", None)
-        if reward is None:
-            raise UsageError("a jsonl task needs a reward: --reward FILE.py:FUNCTION, or exact, numeric, math, regex")
-        return _call(jsonl.make_jsonl_task, "jsonl", options, rest, reward if isinstance(reward, list) else [reward])
-    if kind == "pairs":
-        from anypo.tasks.text import pairs
-
-        _needs(rest, "pairs:FILE")
-        reward = options.pop("reward", [])
-        return _call(pairs.make_pairs_task, "pairs", options, rest, reward if isinstance(reward, list) else [reward])
-    if kind == "reasoning-gym":
-        from anypo.tasks.text import reasoning
-
-        _needs(rest, "reasoning-gym:NAME")
-        return _call(reasoning.make_reasoning_task, "reasoning-gym", options, rest)
-    if kind == "gym":
-        from anypo.tasks.control.gym import Gym
-
-        _needs(rest, "gym:ENV_ID")
-        return _call(Gym, "gym", {"seed": seed, **options}, rest)
-    if kind == "tensor":
-        from anypo.tasks.control.tensor import Tensors
-
-        _needs(rest, "tensor:NAME")
-        return _call(Tensors, "tensor", {"seed": seed, **options}, rest)
-    if kind in ("minari", "data"):
-        from anypo.tasks.control import offline as data
-
-        _needs(rest, "minari:ID" if kind == "minari" else "data:FILE.npz or data:FILE.parquet")
-        from anypo.tasks.control.gym import Gym
-
-        make = data.make_minari if kind == "minari" else data.make_file
-        return _call(make, kind, {"seed": seed, **options}, rest, more=Gym)
-    if kind == "bandit":
-        from anypo.tasks.bandit import Bandit
-
-        return _call(Bandit, "bandit", options)
-    if kind == "multimodal":
-        from anypo.tasks.plane import Multimodal
-
-        return _call(Multimodal, "multimodal", options)
-    raise unknown("task", str(spec["name"]), TASKS)
+    name = str(options.pop("name"))
+    kind, _, rest = name.partition(":")
+    for entry in ENTRIES:
+        if entry.form.partition(":")[0] == kind:
+            return entry.make(rest, seed, options)
+    raise unknown("task", name, TASKS)
 
 
 def configure(task: Any, recipe: dict[str, Any]) -> None:
     """Apply to a task the settings of its recipe that concern its environments, where there are any."""
     if isinstance(task, Configures):
         task.configure(recipe)
-
-
-def _needs(rest: str, form: str) -> None:
-    if not rest:
-        raise UsageError(f"this task is written {form}")
-
-
-def _call(make: Callable[..., Any], name: str, options: dict[str, Any], *arguments: Any, more: Any = None) -> Any:
-    """make(*arguments, **options); what it hands on, `more` knows."""
-    parameters = [p for f in (make, more) if f is not None for p in inspect.signature(f).parameters.values()]
-    known = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of the task {name}:", option, known)
-    return make(*arguments, **options)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anypo.errors import UsageError
-from anypo.tasks.text.rewards import make_reward
+from anypo.tasks.text.rewards import make_rewards
 from anypo.tasks.text.task import Record, TextTask, is_prompt
 
 
@@ -73,7 +73,7 @@ def divide(
 
 def make_jsonl_task(
     path: str | Path,
-    rewards: Sequence[Any],
+    reward: Any = None,
     *,
     heldout: float | str | Path = 0.1,
     weights: Sequence[float] | None = None,
@@ -82,10 +82,21 @@ def make_jsonl_task(
     on_error: str | float = "raise",
     concurrency: int = 8,
 ) -> TextTask:
-    """The task of a JSONL file. heldout: share of the prompts kept for evaluation, or a file that holds them.
+    """Make the task of a JSONL file.
 
-    timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
+    Args:
+        path: the file.
+        reward: anything `make_reward` takes, or a list of such; required.
+        heldout: share of the prompts kept for evaluation, or a file that holds them.
+        weights: of the rewards in the score (default 1 each).
+        max_new: tokens per completion.
+        timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
+
+    Raises:
+        UsageError: there is no reward, or the file is no such data set.
     """
-    judges = [make_reward(r, timeout=timeout, on_error=on_error, concurrency=concurrency) for r in rewards]
+    rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
+    if not rewards:
+        raise UsageError("a jsonl task needs a reward: --reward FILE.py:FUNCTION, or exact, numeric, math, regex")
     records, held = divide(path, load_records(path), heldout, load_records)
-    return TextTask(f"jsonl:{path}", records, held, judges, weights=weights, max_new=max_new, source=str(path))
+    return TextTask(f"jsonl:{path}", records, held, rewards, weights=weights, max_new=max_new, source=str(path))

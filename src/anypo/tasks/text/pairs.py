@@ -13,7 +13,7 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.parts.ops.log_ratio import last_value
 from anypo.tasks.text import jsonl
-from anypo.tasks.text.rewards import make_reward
+from anypo.tasks.text.rewards import make_rewards
 from anypo.tasks.text.task import Record, TextTask, is_prompt
 from anypo.types import Request, Trajectories
 
@@ -217,7 +217,7 @@ def _answer(record: Record, name: str, where: str) -> str:
 
 def make_pairs_task(
     path: str | Path,
-    rewards: Sequence[Any],
+    reward: Any = None,
     *,
     heldout: float | str | Path = 0.1,
     max_new: int | None = None,
@@ -225,10 +225,15 @@ def make_pairs_task(
     on_error: str | float = "raise",
     concurrency: int = 8,
 ) -> Pairs:
-    """The task of a file or folder of preferences. heldout: share of the prompts kept for evaluation, or a file that holds them.
+    """Make the task of a file or folder of preferences.
 
-    rewards: judge greedy answers to held-out prompts. timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
+    Args:
+        path: the file or folder, see `load_pairs`.
+        reward: of greedy answers to held-out prompts; anything `make_reward` takes, or a list of such.
+        heldout: share of the prompts kept for evaluation, or a file that holds them.
+        max_new: tokens of an answer that are read (None: all).
+        timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
     """
-    judges = [make_reward(r, timeout=timeout, on_error=on_error, concurrency=concurrency) for r in rewards]
+    rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
     records, held = jsonl.divide(path, load_pairs(path), heldout, load_pairs)
-    return Pairs(f"pairs:{path}", records, held, judges, max_new=max_new, source=str(path))
+    return Pairs(f"pairs:{path}", records, held, rewards, max_new=max_new, source=str(path))

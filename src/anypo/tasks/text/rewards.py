@@ -265,6 +265,13 @@ def make_reward(spec: Any, **options: Any) -> Reward:
     return load_reward(spec, **options)
 
 
+def make_rewards(specs: Any, **options: Any) -> list[Reward]:
+    """Rewards from one specification, a list of them, or None; see `make_reward`."""
+    return [
+        make_reward(spec, **options) for spec in (specs if isinstance(specs, list) else [specs]) if spec is not None
+    ]
+
+
 def _pattern(pattern: str) -> Callable[..., list[float]]:
     try:
         compiled = re.compile(pattern)
