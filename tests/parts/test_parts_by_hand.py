@@ -15,8 +15,8 @@ from anypo.parts.collect import DynamicSampling
 from anypo.parts.credit import Baseline, Combine, DropTruncated, Gae, KeepInformative, NStep, Returns, Whiten
 from anypo.parts.critic import Value
 from anypo.parts.ops.groups import group_stats
-from anypo.parts.ops.log_ratio import divergence
-from anypo.parts.ops.masked import last_valid, next_valid, ratio, whiten
+from anypo.parts.ops.log_ratio import divergence, importance_ratio
+from anypo.parts.ops.masked import last_valid, next_valid, whiten
 from anypo.parts.ratio import LogRatio, MinPrefix
 from anypo.parts.reduce import Mean
 from anypo.parts.score import KlPenalty, OverlongPenalty
@@ -75,7 +75,7 @@ def test_whitening_counts_valid_decisions_only() -> None:
 
 def test_the_ratio_is_exp_where_that_can_be_held_and_keeps_its_slope_beyond() -> None:
     x = torch.tensor([0.0, 10.0, -10.0, 100.0, -100.0], requires_grad=True)
-    r = ratio(x)
+    r = importance_ratio(x)
     torch.testing.assert_close(r[:3], x[:3].exp())
     r.sum().backward()
     assert r.isfinite().all()

@@ -15,7 +15,8 @@ from anypo.errors import MissingField, UsageError, unknown
 from anypo.method.card import Card
 from anypo.method.filling import fill_slot
 from anypo.numbers import Knob
-from anypo.parts.ops.masked import masked_mean, ratio
+from anypo.parts.ops.log_ratio import importance_ratio
+from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import as_list, build_stage, describe
 from anypo.stages import CHAINS, LEVELS, SLOTS, Level
 from anypo.types import Comparisons, Trajectories
@@ -408,7 +409,7 @@ def mask_expert_scores(b: Trajectories) -> Trajectories:
 def ratio_metrics(x: Tensor, b: Trajectories) -> dict[str, Tensor]:
     """Mean and largest importance ratio, and the divergence from the sampling policy estimated by k3."""
     mask = b.mask if x.ndim == 2 else None
-    r = ratio(x)
+    r = importance_ratio(x)
     kept = r if mask is None else torch.where(mask, r, 0.0)
     return {
         "ratio": masked_mean(r, mask),

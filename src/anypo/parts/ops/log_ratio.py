@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anypo.errors import MissingField
-from anypo.parts.ops.masked import last_valid, ratio
+from anypo.parts.ops.masked import last_valid
 from anypo.types import Trajectories
 
 
-def sampled_kl(b: Trajectories) -> Tensor:
+def log_ratio(b: Trajectories, anchor: str = "old", of: str = "now") -> Float[Tensor, "row step"]:
+    """log pi_of - log pi_anchor on valid decisions, 0 elsewhere; `now` is the policy itself."""
+    x = b.need(logp_field(of)) - b.need(logp_field(anchor))
+    return x if b.mask is None else torch.where(b.valid, x, 0.0)
+
+
+def logp_field(of: str) -> str:
+    """The field with the log-probabilities under the policy (`now`) or an anchor."""
+    return "logp" if of == "now" else f"logp_{of}"
+
+
+def sampled_kl(b: Trajectories) -> Float[Tensor, "row step"]:
     """log pi_old - log pi_ref on valid decisions (k1, nats), 0 elsewhere."""
-    if b.logp_old is None or b.logp_ref is None:
-        raise MissingField("logp_old" if b.logp_old is None else "logp_ref")
-    return torch.where(b.valid, b.logp_old - b.logp_ref, 0.0).detach()
+    return log_ratio(b, "ref", of="old").detach()
+
+
+def importance_ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """exp(x), with x limited only where its square would overflow: +-40 in float32, +-322 in float64.
+
+    The slope beyond the limit is that at the limit, not 0: a penalty that has become huge still pulls the right way.
+    """
+    limit = math.log(torch.finfo(x.dtype).max) / 2.2
+    if not x.requires_grad:
+        return x.clamp(-limit, limit).exp()
+    return (x + (x.clamp(-limit, limit) - x).detach()).exp()
+
+
+def divergence(d: Float[Tensor, "*any"], kind: str) -> Float[Tensor, "*any"]:
+    """The estimators as functions of d = log anchor - log pi."""
+    if kind == "forward":
+        return d
+    if kind == "proximal":
+        r = importance_ratio(-d)
+        return -r * d - r + 1
+    if kind == "k1":
+        return -d
+    return d.square() / 2 if kind == "k2" else importance_ratio(d) - d - 1
 
 
 def row_mean(b: Trajectories, x: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
-    """Mean of x over each row's decisions; where a row stands as one sum, over the `length` it says it has."""
+    """Mean of x over each row's decisions; over its `length` where x has one sum for the row."""
     length = b.get("length")
     return b.row_mean(x) if length is None else torch.where(b.valid, x, 0.0).sum(1) / length.clamp(min=1)
 
 
 def last_value(b: Trajectories, value: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
-    """What stands at each row's last valid decision; 0 for a row without any."""
+    """The value at each row's last valid decision; 0 for a row without any."""
     return torch.where(last_valid(b.valid), value, 0.0).sum(1)
-
-
-def log_ratio(b: Trajectories, anchor: str = "old") -> Float[Tensor, "row step"]:
-    """log pi - log pi_anchor on valid decisions, 0 elsewhere."""
-    x = b.need("logp") - b.need(f"logp_{anchor}")
-    return x if b.mask is None else torch.where(b.mask, x, 0.0)
-
-
-def divergence(d: Tensor, kind: str) -> Tensor:
-    """The estimators as functions of d = log anchor - log pi."""
-    if kind == "forward":
-        return d
-    if kind == "proximal":
-        r = ratio(-d)
-        return -r * d - r + 1
-    if kind == "k1":
-        return -d
-    return d.square() / 2 if kind == "k2" else ratio(d) - d - 1

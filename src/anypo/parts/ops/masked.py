@@ -1,24 +1,11 @@
-"""Masked statistics and the importance ratio. Rules that hold library-wide: the standard deviation is the sample one (ddof=1),
+"""Masked statistics. Rules that hold library-wide: the standard deviation is the sample one (ddof=1),
 computed in two passes; NaN marks a missing value and enters nothing; along a row masked decisions are skipped."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-
-def ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """exp(x), with x limited only where its square would overflow: +-40 in float32, +-322 in float64.
-
-    The slope beyond the limit is that at the limit, not 0: a penalty that has become huge still pulls the right way.
-    """
-    limit = math.log(torch.finfo(x.dtype).max) / 2.2
-    if not x.requires_grad:
-        return x.clamp(-limit, limit).exp()
-    return (x + (x.clamp(-limit, limit) - x).detach()).exp()
 
 
 def masked_mean(x: Float[Tensor, "*any"], mask: Bool[Tensor, "*any"] | None) -> Float[Tensor, ""]:

@@ -20,7 +20,7 @@ def share(flag: Tensor, b: Trajectories) -> Tensor:
     return masked_mean(flag.detach().to(torch.float32), b.mask if flag.ndim == 2 else None)
 
 
-def clipped(r: Tensor, a: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """min(r A, clip(r, 1 - low, 1 + high) A), and where the clip acted."""
-    bound = r.clamp(1 - low, 1 + high) * a
-    return torch.minimum(r * a, bound), bound < r * a
+def clipped(r: Tensor, a: Tensor, low: float | Tensor, high: float | Tensor) -> tuple[Tensor, Tensor]:
+    """min(r A, clip(r, low, high) A), and where the clip acted."""
+    free, bound = r * a, r.clamp(low, high) * a  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return torch.minimum(free, bound), bound < free

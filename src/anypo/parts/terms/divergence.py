@@ -31,7 +31,7 @@ class HingeDivergence:
     reads = ("logp", "logp_old")
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        kl = token_mean(b.need("logp_old") - b.need("logp"), b)
+        kl = token_mean(log_ratio(b, "now", of="old"), b)
         return float(self.beta) / 2 * (kl - float(self.delta)).relu().square(), {"kl_hinge": kl.detach()}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anypo.numbers import Number
-from anypo.parts.ops.masked import ratio
+from anypo.parts.ops.log_ratio import importance_ratio, log_ratio
 from anypo.parts.ops.surrogate import advantage_at, clipped, share
 from anypo.parts.registry import register_part
 from anypo.stages import Level
@@ -34,9 +34,9 @@ class StepClip:
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         first, last = float(self.first), float(self.last)
         bend = torch.expm1(self.c * b.get("denoised").detach()) / math.expm1(self.c)
-        eps, r, a = first + (last - first) * bend, ratio(x), b.need("advantage").detach()
-        clipped = torch.maximum(torch.minimum(r, 1 + eps), 1 - eps) * a
-        return torch.minimum(r * a, clipped), {"clip_fraction": share(clipped < r * a, b)}
+        eps, r, a = first + (last - first) * bend, importance_ratio(x), b.need("advantage").detach()
+        s, cut = clipped(r, a, 1 - eps, 1 + eps)
+        return s, {"clip_fraction": share(cut, b)}
 
 
 @register_part("trust")
@@ -55,10 +55,8 @@ class Clip:
     reads = ("advantage",)
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        r, a = ratio(x), advantage_at(x, b)
-        free, clipped = r * a, r.clamp(1 - float(self.low), 1 + float(self.high)) * a
-        s = torch.minimum(free, clipped)
-        cut = clipped < free
+        r, a = importance_ratio(x), advantage_at(x, b)
+        s, cut = clipped(r, a, 1 - float(self.low), 1 + float(self.high))
         if self.dual is not None:
             floor = float(self.dual) * a
             cut = cut | ((a < 0) & (s < floor))
@@ -80,7 +78,7 @@ class TruncatedWeight:
     reads = ("logp", "advantage")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        r = ratio(x.detach())
+        r = importance_ratio(x.detach())
         weight = r.clamp(float(self.low), float(self.high))
         capped = share(weight != r, b)
         weight = weight if weight.ndim == 2 else weight.unsqueeze(1)
@@ -102,11 +100,10 @@ class RecentredClip:
     views: ClassVar[dict[str, View]] = {"logp_start": View("logp")}
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        start = b.get("logp_start")
-        centre = torch.ones_like(x) if start is None else ratio(start - b.need("logp_old")).detach()
-        r, a = ratio(x), advantage_at(x, b)
-        clipped = r.clamp(centre - float(self.eps), centre + float(self.eps)) * a
-        return torch.minimum(r * a, clipped), {"clip_fraction": share(clipped < r * a, b)}
+        known, eps = b.get("logp_start") is not None, float(self.eps)
+        centre = importance_ratio(log_ratio(b, of="start")).detach() if known else torch.ones_like(x)
+        s, cut = clipped(importance_ratio(x), advantage_at(x, b), centre - eps, centre + eps)
+        return s, {"clip_fraction": share(cut, b)}
 
 
 @register_part("trust")
@@ -130,9 +127,9 @@ class TwoBranchClip:
         return ("advantage", "entropy") if self.weight == "entropy" else ("advantage",)
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        r, q = ratio(x), ratio(b.row_mean(x))
-        token, cut = clipped(r, advantage_at(x, b), float(self.low), float(self.high))
-        row, row_cut = clipped(q, advantage_at(q, b), float(self.row_low), float(self.row_high))
+        r, q = importance_ratio(x), importance_ratio(b.row_mean(x))
+        token, cut = clipped(r, advantage_at(x, b), 1 - float(self.low), 1 + float(self.high))
+        row, row_cut = clipped(q, advantage_at(q, b), 1 - float(self.row_low), 1 + float(self.row_high))
         w = self.mix(b, x)
         return w * token + (1 - w) * row.unsqueeze(1), {"clip_fraction": share(cut, b), "clip_rows": share(row_cut, b)}
 

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypo.numbers import Number
-from anypo.parts.ops.masked import masked_mean, ratio
+from anypo.parts.ops.log_ratio import importance_ratio
+from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.surrogate import advantage_at, share
 from anypo.parts.registry import register_part
 from anypo.stages import Level
@@ -41,7 +42,7 @@ class FiberGate:
         mine = torch.where(sign > 0, rise.unsqueeze(1), fall.unsqueeze(1))
         other = torch.where(sign > 0, fall.unsqueeze(1), rise.unsqueeze(1))
         residual = (x - sign * mine).clamp(-eps, eps) - (-sign * other).clamp(-eps, eps)
-        gated = ratio(base.unsqueeze(1) + residual)
+        gated = importance_ratio(base.unsqueeze(1) + residual)
         shut = (rise > float(self.up)) | (fall > float(self.down))
         return gated * advantage_at(x, b), {"gated_rows": share(shut, b)}
 
@@ -99,7 +100,7 @@ class VariancePenalty:
     reads = ("advantage",)
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        r = ratio(x)
+        r = importance_ratio(x)
         square = (r - 1).square()
         mask = b.mask if x.ndim == 2 else b.lengths > 0
         variance = masked_mean(square.detach(), mask)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anypo.numbers import Number
-from anypo.parts.ops.masked import ratio
+from anypo.parts.ops.log_ratio import importance_ratio
 from anypo.parts.ops.surrogate import advantage_at, share
 from anypo.parts.registry import register_part
 from anypo.stages import Level
@@ -38,7 +38,7 @@ class Unclipped:
     reads = ("advantage",)
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        return ratio(x) * advantage_at(x, b), {}
+        return importance_ratio(x) * advantage_at(x, b), {}
 
 
 @register_part("trust")
@@ -62,9 +62,9 @@ class MaskedLikelihood:
     reads = ("logp", "advantage")
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        r, a = ratio(x.detach()), b.need("advantage").detach()
+        r, a = importance_ratio(x.detach()), b.need("advantage").detach()
         allowed = self.allowed(r, a)
-        w = {"none": torch.ones_like(r), "ratio": r, "exp": ratio(a / float(self.temp))}[self.weight]
+        w = {"none": torch.ones_like(r), "ratio": r, "exp": importance_ratio(a / float(self.temp))}[self.weight]
         return torch.where(allowed, w, 0.0) * a * b.need("logp"), {"clip_fraction": share(~allowed & (a != 0), b)}
 
     def allowed(self, r: Tensor, a: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from anypo.numbers import Number
 from anypo.parts.ops.groups import group_sum, index_groups
-from anypo.parts.ops.masked import ratio
+from anypo.parts.ops.log_ratio import importance_ratio
 from anypo.parts.ops.pairs import agreement, all_pairs, ranked_pairs, ranks, row_weight
+from anypo.parts.ops.surrogate import clipped
 from anypo.parts.registry import register_part
 from anypo.stages import Level
 from anypo.types import Trajectories
@@ -137,13 +138,12 @@ class PairwiseClip:
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         score = b.need("score")
         one, other = all_pairs(b)
-        eps, r, weight = float(self.eps), ratio(x), row_weight(b, x)
+        eps, r, weight = float(self.eps), importance_ratio(x), row_weight(b, x)
         gap = score[one] - score[other]
         if self.joint:
             d, w = x[one] - x[other], (gap * r[one] * r[other]).detach()
-            s = torch.minimum(w * d, w * d.clamp(-eps, eps)) / 2
+            s = clipped(d, w, -eps, eps)[0] / 2
         else:
             w, v = (gap * r[other]).detach(), (-gap * r[one]).detach()
-            near = r.clamp(1 - eps, 1 + eps)
-            s = (torch.minimum(w * r[one], w * near[one]) + torch.minimum(v * r[other], v * near[other])) / 2
+            s = (clipped(r[one], w, 1 - eps, 1 + eps)[0] + clipped(r[other], v, 1 - eps, 1 + eps)[0]) / 2
         return s * weight[one] * weight[other], agreement((x[one] - x[other]) * gap.sign())
