@@ -108,3 +108,15 @@ class Configures(Protocol):
     """A task that a recipe configures before the first rollout: how many environments, whether rewards are scaled."""
 
     def configure(self, recipe: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class HasActFn(Protocol):
+    """A policy whose decisions are a function of tensors: action, log-prob = act_fn(obs, action_noise, *act_params). scalar: an
+    action is one number."""
+
+    scalar: bool
+
+    def act_fn(self, obs: Tensor, numbers: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...
+    def action_noise(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def act_params(self) -> list[Tensor]: ...
