@@ -220,3 +220,15 @@ class Multiplies(Protocol):
     """A policy that says whether its products are large enough for bfloat16 to be faster."""
 
     large: bool
+
+
+@runtime_checkable
+class HasActFn(Protocol):
+    """A policy whose decisions are a function of tensors: action, log-prob = act_fn(obs, action_noise, *act_params). scalar: an
+    action is one number."""
+
+    scalar: bool
+
+    def act_fn(self, obs: Tensor, numbers: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...
+    def action_noise(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def act_params(self) -> list[Tensor]: ...
