@@ -1,7 +1,11 @@
-"""Every python example of the documents runs, every metric a run writes is explained."""
+"""Every python example of the documents runs, every metric is explained, the picture and the map of the library are current."""
 
+import importlib
+import importlib.util
+import inspect
 import json
 import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -48,3 +52,45 @@ def test_every_metric_a_run_writes_is_documented(method, task, tmp_path):
     for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines():
         for name in json.loads(line):
             assert f"`{name}`" in text, name
+
+
+PLACES = re.findall(
+    r"^\| (.+)\? \| \[.+\]\(\.\./(\S+)\) \| `([\w.]+):([\w.]+)` \|$",
+    (ROOT / "docs" / "architecture.md").read_text(),
+    re.M,
+)
+
+
+def test_the_map_answers_every_question_of_its_table():
+    assert len(PLACES) >= 12
+    assert len(PLACES) == (ROOT / "docs" / "architecture.md").read_text().count("? |")
+
+
+@pytest.mark.parametrize(("question", "path", "module", "name"), PLACES, ids=[place[0] for place in PLACES])
+def test_what_the_map_names_is_defined_in_the_file_it_names(question, path, module, name):
+    answer = reduce(getattr, name.split("."), importlib.import_module(module))
+    assert inspect.unwrap(answer).__module__ == module
+    assert path == f"src/{module.replace('.', '/')}.py"
+
+
+@pytest.fixture(scope="module")
+def rooms():
+    """docs/rooms.py as a module."""
+    spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_import_graph(rooms):
+    imports = rooms.room_imports()
+    assert set(rooms.CONTENT) == set(imports)
+    assert rooms.PICTURE.read_text() == rooms.draw(imports), "run `python docs/rooms.py`"
+
+
+def test_an_import_that_others_imply_is_not_drawn_and_every_other_one_is(rooms):
+    imports = {"a": {"b", "c", "d"}, "b": {"c"}, "c": set(), "d": set()}
+    assert rooms.reduce_edges(imports) == {"a": {"b", "d"}, "b": {"c"}, "c": set(), "d": set()}
+    levels, paths = rooms.layered(rooms.reduce_edges(imports))
+    assert [[name for name in level if ">" not in name] for level in levels] == [["a"], ["b"], ["c", "d"]]
+    assert sorted((path[0], path[-1]) for path in paths) == [("a", "b"), ("a", "d"), ("b", "c")]

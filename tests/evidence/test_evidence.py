@@ -291,17 +291,6 @@ def test_the_picture_is_written(tmp_path):
     assert (tmp_path / "w.png").stat().st_size > 5000
 
 
-def test_the_laboratory_knows_no_method():
-    import inspect
-
-    from anypo.evidence import microscope, toys
-    from anypo.evidence.experiments import codes, control, generative, gradients, language, preferences, registry
-
-    for module in (codes, control, generative, gradients, language, preferences, registry, microscope, toys, verify):
-        source = inspect.getsource(module)
-        assert not [n for n in NAMES if f'"{n}"' in source]
-
-
 def test_the_experiments_use_the_methods_own_settings_where_it_has_any():
     run = assemble_in_memory(
         anypo.method("n-pg-igt"), Sequences(), 0, batches=1, lr=0.7, requests=1, samples=4, epochs=1, minibatch=0

@@ -1,12 +1,10 @@
-"""Method files hold their difference, card and claim; nothing else in the library knows them by name."""
+"""Method files hold their difference, card and claim."""
 
 from __future__ import annotations
 
 import ast
 import statistics
 from pathlib import Path
-
-import pytest
 
 import anypo
 
@@ -32,17 +30,3 @@ def test_the_median_method_file_is_short_and_none_is_long() -> None:
     sizes = {path.stem: lines_of_code(path) for path in FILES}
     assert statistics.median(sizes.values()) <= 40, sizes
     assert max(sizes.values()) <= 120, sizes
-
-
-@pytest.mark.parametrize("package", ["parts", "loops", "policies", "tasks", "evidence", "report"])
-def test_nothing_asks_for_a_method_by_name(package: str) -> None:
-    known = set(anypo.methods())
-    for path in (SOURCE / package).glob("*.py"):
-        compared = [
-            constant.value
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Compare | ast.Match | ast.Dict | ast.Set)
-            for constant in ast.walk(node)
-            if isinstance(constant, ast.Constant) and constant.value in known
-        ]
-        assert compared == [], path

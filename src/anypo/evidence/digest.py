@@ -43,7 +43,7 @@ def digest(method: Method) -> str:
 
 
 def digests() -> dict[str, str]:
-    """The digest of every registered method."""
+    """Return the digest of every registered method."""
     return {name: digest(find(name)) for name in methods()}
 
 
@@ -62,7 +62,7 @@ def stamp(path: Path, overwrite: bool = False) -> list[str]:
 
 
 def settings(value: Any) -> Any:
-    """A value as JSON: dataclasses by class name and fields, functions by name."""
+    """Write a value as JSON: dataclasses by class name and fields, functions by name."""
     if is_dataclass(value) and not isinstance(value, type):
         return [type(value).__qualname__, {f.name: settings(getattr(value, f.name)) for f in fields(value)}]
     if isinstance(value, dict):
@@ -73,7 +73,7 @@ def settings(value: Any) -> Any:
 
 
 def instance_types(value: Any) -> Iterator[type]:
-    """The classes of all dataclass instances in a value."""
+    """Return the classes of all dataclass instances in a value."""
     if is_dataclass(value) and not isinstance(value, type):
         yield type(value)
         value = [getattr(value, f.name) for f in fields(value)]
@@ -86,7 +86,7 @@ def instance_types(value: Any) -> Iterator[type]:
 
 
 def shape(node: Any) -> Any:
-    """A syntax tree as JSON, without positions, docstrings and imports."""
+    """Write a syntax tree as JSON, without positions, docstrings and imports."""
     if isinstance(node, ast.AST):
         present = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, []) and name != "ctx"]
         return [type(node).__name__, *([name, shape(value)] for name, value in present)]
@@ -102,7 +102,7 @@ def is_text(node: Any) -> bool:
 
 @cache
 def top_level(module: str) -> dict[str, ast.stmt]:
-    """What a module defines and assigns, by name."""
+    """Return what a module defines and assigns, by name."""
     path = getattr(sys.modules.get(module), "__file__", None)
     names: dict[str, ast.stmt] = {}
     for node in ast.parse(Path(path).read_text()).body if path else ():
@@ -116,7 +116,7 @@ def top_level(module: str) -> dict[str, ast.stmt]:
 
 @cache
 def method_files() -> dict[str, tuple[str, list[Callable[..., Any]]]]:
-    """Method id -> text of its file and the functions from elsewhere that it names, by the cards that stand in the files."""
+    """Return method id -> text of its file and the functions from elsewhere that it names, by the cards that stand in the files."""
     methods()  # imports them
     files: dict[str, tuple[str, list[Callable[..., Any]]]] = {}
     for name in sorted(n for n in sys.modules if n.startswith("anypo.methods.")):
@@ -144,14 +144,14 @@ def counts(value: Any) -> bool:
 
 
 def lineage(value: Any) -> Iterator[tuple[str, str]]:
-    """(module, name) of a function, or of a class and those of its bases that count."""
+    """Return (module, name) of a function, or of a class and those of its bases that count."""
     bases = value.__mro__[1:] if isinstance(value, type) else ()
     return ((x.__module__, x.__qualname__) for x in (value, *filter(counts, bases)))
 
 
 @cache
 def definition(module: str, name: str) -> tuple[str, list[tuple[str, str]]] | None:
-    """A definition's text and the definitions that it names; None where the module has none of that name."""
+    """Return a definition's text and the definitions that it names; None where the module has none of that name."""
     node = top_level(module).get(name)
     if node is None:
         return None
@@ -165,7 +165,7 @@ def definition(module: str, name: str) -> tuple[str, list[tuple[str, str]]] | No
 
 
 def definitions(roots: Iterable[Any]) -> list[str]:
-    """The texts of classes and functions, of their base classes, and of all that these name, sorted."""
+    """Return the texts of classes and functions, of their base classes, and of all that these name, sorted."""
     waiting = [place for root in roots for place in lineage(root)]
     texts: dict[tuple[str, str], str] = {}
     while waiting:
