@@ -14,6 +14,7 @@ from anypo.errors import UsageError, unknown
 from anypo.kernels.compiler import CompiledFn
 from anypo.policies.control.normalize import RunningNorm
 from anypo.policies.decisions import Decisions
+from anypo.protocols import ActsByTensors
 from anypo.tasks.control.starts import configured_scale, reward_factor, scales_reward, start_seed
 from anypo.tasks.control.tensor.classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
 from anypo.tasks.control.tensor.environment import Environment, State
@@ -262,7 +263,7 @@ class Tensors:
         """`horizon` steps of every environment, chunk by chunk, cut into one row per piece of an episode."""
         window, before = _Window(self.envs, horizon), self.state[-1].long()
         seen: list[tuple[Tensor, Tensor]] = []
-        several = self.compiles and hasattr(policy, "act_fn") and not explore
+        several = self.compiles and isinstance(policy, ActsByTensors) and not explore
         walk = self._march if several else partial(self._walk, explore=explore)
         with nullcontext() if several else policy.frozen_for_rollout():
             for first in range(0, self.envs, self.chunk):
