@@ -114,4 +114,4 @@ def denoiser(name):
     method = anypo.method(name)
     read = {view.functional for view in (method.live | method.views).values()} - {"logp", "entropy", "score_norm"}
     kinds = {"flow": FlowPolicy, "diffusion": DiffusionPolicy}
-    return next((kind for kind, cls in kinds.items() if read & (cls.told | {cls.imitation})), None)
+    return next((kind for kind, cls in kinds.items() if read & (cls.base_functionals | {cls.imitation})), None)

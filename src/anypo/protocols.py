@@ -232,3 +232,27 @@ class HasActFn(Protocol):
     def act_fn(self, obs: Tensor, numbers: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...
     def action_noise(self, n: int, generator: torch.Generator) -> Tensor: ...
     def act_params(self) -> list[Tensor]: ...
+
+
+@runtime_checkable
+class HasArms(Protocol):
+    """A bandit: `starts` contexts with `arms` arms each."""
+
+    starts: int
+    arms: int
+
+
+@runtime_checkable
+class HasExperts(Protocol):
+    """A task with an expert whose actions a policy can be pretrained on."""
+
+    def experts(self, policy: Any, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class HasBaseTexts(Protocol):
+    """A task with texts, (prompt, answer) to train on and held out, that warm-start a small base model."""
+
+    name: str
+
+    def demonstrations(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]: ...

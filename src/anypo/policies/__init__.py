@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from anypo.errors import UsageError, unknown
+from anypo.protocols import HasArms, HasBaseTexts, HasExperts, HasRecords
 from anypo.views import Network
 
 POLICIES = {
@@ -26,13 +28,119 @@ POLICIES = {
 }
 
 
-ACTORS = {
-    "squashed": "SquashedGaussian",
-    "deterministic": "Deterministic",
-    "gaussian": "GaussianActor",
-    "experts": "Experts",
-    "greedy": "Greedy",
-}
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy to build: KIND or KIND:SOURCE with options, for a task.
+
+    value: a value head, or the names of several. networks: value networks by name.
+    """
+
+    name: str
+    options: dict[str, Any]
+    task: Any
+    value: bool | tuple[str, ...]
+    networks: Mapping[str, Network]
+    seed: int
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def source(self) -> str:
+        return self.name.partition(":")[2]
+
+    def build(self, factory: Callable[..., Any], *arguments: Any, accepts: tuple[str, ...] = (), **more: Any) -> Any:
+        """Call a factory with value, seed and the options, which have to be keywords of it or among `accepts`."""
+        known = [k for k in dict.fromkeys((*accepts, *keywords(factory))) if k not in ("value", "seed", "networks")]
+        for option in self.options:
+            if option not in known:
+                raise unknown(f"option of the policy {self.name}:", option, known)
+        return factory(*arguments, value=self.value, seed=self.seed, **more, **self.options)
+
+
+def keywords(function: Callable[..., Any]) -> list[str]:
+    """Return the names of a function's keyword-only parameters."""
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
+
+
+def _mlp(spec: PolicySpec) -> Any:
+    from anypo.policies.control.mlp import MLPPolicy
+
+    return _pretrained(spec, MLPPolicy)
+
+
+def _flow(spec: PolicySpec) -> Any:
+    from anypo.policies.generative.flow import FlowPolicy
+
+    return _pretrained(spec, FlowPolicy)
+
+
+def _diffusion(spec: PolicySpec) -> Any:
+    from anypo.policies.generative.diffusion import DiffusionPolicy
+
+    return _pretrained(spec, DiffusionPolicy)
+
+
+def _pretrained(spec: PolicySpec, cls: Callable[..., Any]) -> Any:
+    from anypo.policies.generative.pretrain import pretrain
+
+    steps, task = int(spec.options.pop("pretrain", 0)), spec.task
+    policy = spec.build(cls, task.observation_space, task.action_space)
+    if steps:
+        if not isinstance(task, HasExperts):
+            raise UsageError(f"the task {task.name} has no demonstrations to pretrain a policy on")
+        data = task.experts(policy, 2000, torch.Generator().manual_seed(spec.seed))
+        pretrain(policy, data, steps, seed=spec.seed)
+    return policy
+
+
+def _table(spec: PolicySpec) -> Any:
+    from anypo.policies.tabular import SoftmaxTable
+
+    if not isinstance(spec.task, HasArms):
+        raise UsageError(f"the policy table needs a task with contexts and arms, {spec.task.name} has none")
+    return spec.build(SoftmaxTable, spec.task.starts, spec.task.arms)
+
+
+def _actor(spec: PolicySpec) -> Any:
+    from anypo.policies.control import off_policy
+
+    actors = {
+        "squashed": off_policy.SquashedGaussian,
+        "deterministic": off_policy.Deterministic,
+        "gaussian": off_policy.GaussianActor,
+        "experts": off_policy.Experts,
+        "greedy": off_policy.Greedy,
+    }
+    spaces = spec.task.observation_space, spec.task.action_space
+    return spec.build(actors[spec.kind], *spaces, accepts=tuple(keywords(off_policy.Actor)), networks=spec.networks)
+
+
+def _tiny(spec: PolicySpec) -> Any:
+    from anypo.policies.language import tiny
+
+    if not isinstance(spec.task, HasBaseTexts):
+        raise UsageError(f"the task {spec.task.name} has no base model of its own: --policy hf:NAME_OR_DIR")
+    return _language_model(spec, str(tiny.base(spec.task.name, *spec.task.demonstrations())))
+
+
+def _hf(spec: PolicySpec) -> Any:
+    if not spec.source:
+        raise UsageError("this policy is written hf:NAME_OR_DIR")
+    return _language_model(spec, spec.source)
+
+
+def _language_model(spec: PolicySpec, source: str) -> Any:
+    from anypo.policies.language.model import LanguageModel
+
+    return spec.build(LanguageModel.load, source)
+
+
+LANGUAGE = {"tiny": _tiny, "hf": _hf}
+WITH_NETWORKS = dict.fromkeys(("squashed", "deterministic", "gaussian", "experts", "greedy"), _actor)
+BUILDERS = {"mlp": _mlp, "flow": _flow, "diffusion": _diffusion, "table": _table, **WITH_NETWORKS, **LANGUAGE}
+"""Functions that build a policy of a kind; they import what they need, so that naming policies stays quick."""
 
 
 def make_policy(
@@ -43,71 +151,29 @@ def make_policy(
     seed: int,
     networks: Mapping[str, Network] | None = None,
 ) -> Any:
-    """The policy of `{name: ..., options}` for a task; without a name, the task's own default."""
+    """Build a policy for a task.
+
+    Args:
+        spec: `{name: ..., options}`; without a name, the task's default policy.
+        task: the task it acts in.
+        value: a value head, or the names of several.
+        seed: of its weights.
+        networks: value networks by name.
+
+    Raises:
+        UsageError: for an unknown policy or option, or one that the task or the method cannot use.
+    """
     options = dict(spec)
-    name = options.pop("name", None) or getattr(task, "default_policy", None)
+    name = options.pop("name", None) or task.default_policy
     if name is None:
         raise UsageError(f"the task {task.name} needs a policy: --policy hf:NAME_OR_DIR")
-    kind, _, source = str(name).partition(":")
-    known = [k.partition(":")[0] for k in POLICIES]
-    if kind not in known:
-        raise unknown("policy", str(name), POLICIES)
-    if (kind in ("tiny", "hf")) != hasattr(task, "records"):
+    policy = PolicySpec(str(name), options, task, value, networks or {}, seed)
+    if policy.kind not in BUILDERS:
+        raise unknown("policy", policy.name, POLICIES)
+    if (policy.kind in LANGUAGE) != isinstance(task, HasRecords):
         raise UsageError(f"the policy {name} cannot act in the task {task.name}")
-    if networks and kind not in ACTORS:
+    if networks and policy.kind not in WITH_NETWORKS:
         raise UsageError(
-            f"the policy {name} has no value networks, which the method learns; use one of {', '.join(ACTORS)}"
+            f"the policy {name} has no value networks, which the method learns; use one of {', '.join(WITH_NETWORKS)}"
         )
-    if kind in ACTORS:
-        from anypo.policies.control import off_policy as actors
-
-        cls = getattr(actors, ACTORS[kind])
-        _check(kind, options, actors.Actor, *(["experts"] if kind == "experts" else []))
-        return cls(task.observation_space, task.action_space, value=value, networks=networks, seed=seed, **options)
-    if kind in ("mlp", "table", "flow", "diffusion"):
-        return _control(kind, options, task, value, seed)
-    from anypo.policies.language.model import LanguageModel
-
-    if kind == "tiny":
-        from anypo.policies.language import tiny
-
-        if not hasattr(task, "demonstrations"):
-            raise UsageError(f"the task {task.name} has no base model of its own: --policy hf:NAME_OR_DIR")
-        source = str(tiny.base(task.name, *task.demonstrations()))
-    elif not source:
-        raise UsageError("this policy is written hf:NAME_OR_DIR")
-    _check(name, options, LanguageModel.load)
-    return LanguageModel.load(source, value=value, seed=seed, **options)
-
-
-def _control(kind: str, options: dict[str, Any], task: Any, value: bool | tuple[str, ...], seed: int) -> Any:
-    if kind == "table":
-        from anypo.policies.tabular import SoftmaxTable
-
-        if not hasattr(task, "arms"):
-            raise UsageError(f"the policy table needs a task with contexts and arms, {task.name} has none")
-        _check(kind, options, SoftmaxTable)
-        return SoftmaxTable(task.starts, task.arms, value=value, seed=seed, **options)
-    from anypo.policies.control.mlp import MLPPolicy
-    from anypo.policies.generative.diffusion import DiffusionPolicy
-    from anypo.policies.generative.flow import FlowPolicy
-    from anypo.policies.generative.pretrain import pretrain
-
-    steps = int(options.pop("pretrain", 0))
-    classes: dict[str, Any] = {"mlp": MLPPolicy, "flow": FlowPolicy, "diffusion": DiffusionPolicy}
-    _check(kind, options, classes[kind])
-    policy = classes[kind](task.observation_space, task.action_space, value=value, seed=seed, **options)
-    if steps:
-        if not hasattr(task, "experts"):
-            raise UsageError(f"the task {task.name} has no demonstrations to pretrain a policy on")
-        pretrain(policy, task.experts(policy, 2000, torch.Generator().manual_seed(seed)), steps, seed=seed)
-    return policy
-
-
-def _check(name: str, options: dict[str, Any], make: Any, *more: str) -> None:
-    own = ("value", "seed", "networks")
-    keywords = [p.name for p in inspect.signature(make).parameters.values() if p.kind == p.KEYWORD_ONLY]
-    known = [*more, *(keyword for keyword in keywords if keyword not in own)]
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of the policy {name}:", option, known)
+    return BUILDERS[policy.kind](policy)

@@ -1,4 +1,4 @@
-"""What one decision's own gradient step would do to its distribution, read off the last layer z = W h."""
+"""The change of a decision's distribution by its own gradient step, from the last layer z = W h."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def step_products(
     advantage: Float[Tensor, " decision"],
     moments: Moments | None,
 ) -> dict[str, Float[Tensor, " decision"]]:
-    """With v = onehot(a) - pi, g = A v h^T and u = G h, where G is the step that g alone would cause (g itself, or what
-    Adam makes of it): `step_along` = v.u and `step_spread` = u^T (diag(pi) - pi pi^T) u.
+    """With v = onehot(a) - pi, g = A v h^T and u = G h, where G is the step that g alone would cause (g itself, or Adam's
+    step): `step_along` = v.u and `step_spread` = u^T (diag(pi) - pi pi^T) u.
 
     Source: CAPO, arXiv 2510.00819, sec. 4: from these follow the predicted change of the objective and of the policy.
     """
@@ -45,15 +45,15 @@ def step_products(
         size = max(1, ROWS_AT_ONCE // (v.shape[1] * hidden.shape[1]))
         u = torch.cat(
             [
-                _adam(*some, moments)
-                for some in zip(v.split(size), hidden.split(size), advantage.split(size), strict=True)
+                _adam(*rows, moments)
+                for rows in zip(v.split(size), hidden.split(size), advantage.split(size), strict=True)
             ]
         )
     return {"step_along": (v * u).sum(1), "step_spread": (p * u.square()).sum(1) - (p * u).sum(1).square()}
 
 
 def _adam(v: Tensor, h: Tensor, a: Tensor, m: Moments) -> Float[Tensor, "decision choice"]:
-    """G h, with the moments advanced by each decision's gradient alone."""
+    """Return G h, with the moments updated by each decision's gradient alone."""
     g = (a[:, None] * v)[:, :, None] * h[:, None]
     (b1, b2), t = m.betas, m.updates + 1
     first = (b1 * m.first + (1 - b1) * g) / (1 - b1**t)

@@ -1,4 +1,4 @@
-"""Decisions: what sampling returns, and how valid ones are gathered and scattered."""
+"""Decisions: the output of sampling, and how valid ones are gathered and scattered."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MASK = "action_mask"
 
 @dataclass(slots=True)
 class Decisions:
-    """What `act` decided for B observations: action [B] or [B, A], its log-probability (nats), the state's value.
+    """Output of `act` for B observations: action [B] or [B, A], its log-probability (nats), the state's value.
 
-    An action that K decisions in turn have led to has logp [B, K], and `trace` holds [B, K, ...] to evaluate each again.
+    An action that results from K successive decisions has logp [B, K], and `trace` holds [B, K, ...] to evaluate each again.
     """
 
     action: Shaped[Tensor, "batch *action"]
@@ -30,7 +30,7 @@ class Decisions:
     def rows(
         self, obs: Shaped[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch draw"], Float[Tensor, "batch draw"] | None, dict[str, Tensor]]:
-        """logp, value and trace of the decisions in turn, K = 1 of them where the action was one decision."""
+        """Return logp, value and trace of the successive decisions, K = 1 where the action was one decision."""
         logp = self.logp if self.logp.ndim == 2 else self.logp[:, None]
         value = None if self.value is None else self.value[:, None].expand_as(logp)
         if self.trace is None:
@@ -39,22 +39,22 @@ class Decisions:
 
 
 def names_of(value: bool | Sequence[str]) -> tuple[str, ...]:
-    """Names of the value heads: one called `value` for True."""
+    """Return the names of the value heads: one called `value` for True."""
     return (("value",) if value else ()) if isinstance(value, bool) else tuple(value)
 
 
 def flat(x: Shaped[Tensor, "row step ..."], valid: Bool[Tensor, "row step"] | None) -> Shaped[Tensor, "decision ..."]:
-    """The decisions that count (None: all), one after the other."""
+    """Gather the valid decisions (None: all), one after the other."""
     return x.flatten(0, 1) if valid is None else x[valid]
 
 
 def scatter_valid(x: Float[Tensor, "decision ..."], valid: Bool[Tensor, "row step"]) -> Float[Tensor, "row step ..."]:
-    """Values of the valid decisions, in order, at their places; 0 elsewhere."""
+    """Scatter values of the valid decisions, in order, to their places; 0 elsewhere."""
     if len(x) == valid.numel():
         return x.reshape(*valid.shape, *x.shape[1:])
     return x.new_zeros(*valid.shape, *x.shape[1:]).index_put((valid,), x)
 
 
 def valid_mask(b: Trajectories) -> Bool[Tensor, "row step"]:
-    """Which decisions of the batch's trace count."""
+    """Return which decisions of the batch's trace are valid."""
     return b.valid if b.mask is not None else torch.ones(b.trace["obs"].shape[:2], dtype=torch.bool)

@@ -17,7 +17,7 @@ from anypo.types import Trajectories
 
 
 class SoftmaxTable(ActorCritic):
-    """pi(a | c) = softmax(logits[c])_a, with a table of values V(c) beside it.
+    """pi(a | c) = softmax(logits[c])_a, and a table of values V(c).
 
     The logits are drawn from N(0, 0.01^2) with `seed`; the first value head starts at 0, further ones differ.
     Trace: obs [N, T] (index of the context), action [N, T].
@@ -33,7 +33,7 @@ class SoftmaxTable(ActorCritic):
         self.table = nn.Parameter(heads) if self.heads else None
 
     def encode(self, observation: Any) -> np.ndarray:
-        """An index stays an index."""
+        """Store the index of the context."""
         return np.array(observation, np.int64)
 
     def distribution(
@@ -51,12 +51,12 @@ class SoftmaxTable(ActorCritic):
         return self.logits, True
 
     def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
-        """b with every context replaced by a drawn one with probability `share`."""
+        """Return b with every context replaced by a random one with probability `share`."""
         obs = b.trace["obs"]
-        drawn = torch.randint(len(self.logits), obs.shape, generator=generator)
-        kept = torch.rand(obs.shape, generator=generator) >= share
-        return b.but(trace={**b.trace, "obs": torch.where(kept, obs, drawn)})
+        replacement = torch.randint(len(self.logits), obs.shape, generator=generator)
+        unchanged = torch.rand(obs.shape, generator=generator) >= share
+        return b.but(trace={**b.trace, "obs": torch.where(unchanged, obs, replacement)})
 
     def env_action(self, action: Int[Tensor, " batch"]) -> Int[np.ndarray, " batch"]:
-        """Arms as the environment numbers them."""
+        """Convert arms to the environment's numbers."""
         return action.numpy()

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 PLACES: WeakKeyDictionary[nn.Module, list[tuple[str, dict[str, Any], str]]] = WeakKeyDictionary()
-"""Where the moving tensors of a policy hang: walking its modules costs more than a small network's update."""
+"""Modules and keys of a policy's trainable tensors: walking its modules costs more than a small network's update."""
 
 
 def trainable_state(policy: nn.Module) -> dict[str, Tensor]:
-    """Everything training can change: trainable parameters and buffers, by name."""
+    """Return all that training can change: trainable parameters and buffers, by name."""
     if policy not in PLACES:
-        kept = {name for name, p in policy.named_parameters() if p.requires_grad} | {
+        names = {name for name, p in policy.named_parameters() if p.requires_grad} | {
             n for n, _ in policy.named_buffers()
         }
         PLACES[policy] = [
@@ -25,18 +25,18 @@ def trainable_state(policy: nn.Module) -> dict[str, Tensor]:
             for prefix, module in policy.named_modules()
             for held in (module._parameters, module._buffers)
             for key in held
-            if (full := f"{prefix}.{key}" if prefix else key) in kept
+            if (full := f"{prefix}.{key}" if prefix else key) in names
         ]
     return {name: held[key] for name, held, key in PLACES[policy]}
 
 
 def snapshot(policy: nn.Module) -> dict[str, Tensor]:
-    """A frozen copy of the policy as it is now."""
+    """Copy the policy's trainable state."""
     return {name: tensor.detach().clone() for name, tensor in trainable_state(policy).items()}
 
 
 def ema(anchor: dict[str, Tensor], policy: nn.Module, decay: float) -> dict[str, Tensor]:
-    """decay * anchor + (1 - decay) * policy, on everything that is a number with a fraction; the rest is copied."""
+    """anchor' = decay * anchor + (1 - decay) * policy for floating-point tensors; others are copied."""
     live = snapshot(policy)
     if not decay:
         return live
@@ -44,7 +44,7 @@ def ema(anchor: dict[str, Tensor], policy: nn.Module, decay: float) -> dict[str,
 
 
 def ema_(anchor: dict[str, Tensor], policy: nn.Module, decay: float) -> None:
-    """The same in place, for anchors that follow every update."""
+    """anchor = decay * anchor + (1 - decay) * policy in place, for anchors refreshed after every update."""
     live = trainable_state(policy)
     numbers = [name for name, tensor in live.items() if tensor.is_floating_point()]
     with torch.no_grad():
@@ -55,7 +55,7 @@ def ema_(anchor: dict[str, Tensor], policy: nn.Module, decay: float) -> None:
 
 @contextmanager
 def swap_params(policy: nn.Module, anchor: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, the policy computes with the anchor's weights: they hang where its own did, nothing is copied."""
+    """Exchange the policy's tensors for the anchor's within the context; nothing is copied."""
     live = trainable_state(policy)
     places = PLACES[policy]
     for name, held, key in places:

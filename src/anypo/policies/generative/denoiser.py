@@ -1,4 +1,4 @@
-"""What flow and diffusion policies share: a network that denoises an action in steps."""
+"""The base class of flow and diffusion policies: a network that denoises an action in steps."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from anypo.policies.weights import snapshot, swap_params
 from anypo.types import Trajectories
 
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Of the time features cos(pi f t), sin(pi f t)."""
+"""The frequencies f of the time features cos(pi f t), sin(pi f t)."""
 
 
 BOX = 1.0
-"""The environment's bounds, as the policy stores actions."""
+"""The environment's bounds in the scale in which the policy stores actions."""
 
 
 class Denoiser(MLPPolicy):
@@ -32,13 +32,13 @@ class Denoiser(MLPPolicy):
     Every step is one decision: its logp is log N(x_{k+1}; mean, std) and its entropy that of the Gaussian, both the mean (or
     the `sum`, the density itself) over the components of the action, in nats. The start x_0 follows no parameter and is no
     decision. With `tuned`, only so many last steps are; the others are taken by a frozen copy of the network.
-    Greedy actions start from noise too, and then follow the subclass's deterministic sampler.
-    All decisions of one action share the value V(o), a tanh network on the observation as in `MLPPolicy`; actions, their
-    scale and the normalization of observations are its as well.
+    Greedy actions start from noise too, and then use the subclass's deterministic sampler.
+    All decisions of one action share the value V(o), a tanh network on the observation as in `MLPPolicy`; so are actions, their
+    scale and the normalization of observations.
 
     Beside logp and entropy `evaluate` gives, per decision: score_norm, |d logp / d mean|^2 of the density; step_mean [N, T, A],
     step_std (root mean square over components) and step_width (1/K) of the transition; logp_noise, log N(x_0; 0, 1) at the
-    first step and 0 at the others; guess [N, T, A], what the network says at the decision's draw (time, noise) about the final
+    first step and 0 at the others; guess [N, T, A], the network's output at the decision's draw (time, noise) for the final
     action; noise_share, 1 - that time; and under the name in `imitation` minus the mean squared error of the guess.
     `trace` gives the trace of an expert's action: the forward process through one noise, so demonstrations have logps too.
 
@@ -47,7 +47,7 @@ class Denoiser(MLPPolicy):
     """
 
     implicit = True
-    told = frozenset(
+    base_functionals = frozenset(
         ("logp", "entropy", "score_norm", "step_mean", "step_std", "step_width", "logp_noise", "guess", "noise_share")
     )
 
@@ -72,57 +72,57 @@ class Denoiser(MLPPolicy):
         if tuned is not None and not 1 <= tuned <= steps:
             raise UsageError(f"of {steps} steps at least one and at most all can be tuned, not {tuned}")
         self.steps, self.over = steps, over
-        self.held = 0 if tuned is None else steps - tuned
+        self.frozen_steps = 0 if tuned is None else steps - tuned
         self.size = len(self.log_std)
         self.log_std = None
         width = len(self.encode.boxed) + self.size + 2 * len(FREQUENCIES)
         # without saturation: near the action the velocity and the noise are steep functions of x
         self.actor = build_mlp([width, *hidden, self.size], 0.01, torch.Generator().manual_seed(seed), nn.ReLU)
 
-        self.hold()
+        self.freeze_base()
 
-    def hold(self) -> None:
-        """Freeze the network as it is for the steps that are not tuned; behaviour cloning does this when it ends."""
+    def freeze_base(self) -> None:
+        """Copy the network for the steps that are not tuned; behaviour cloning does this at its end."""
         self.base = snapshot(self.actor)
 
     @property
     def functionals(self) -> frozenset[str]:
-        return frozenset({*self.told, self.imitation, *self.heads})
+        return frozenset({*self.base_functionals, self.imitation, *self.heads})
 
-    # ---------------------------------------------------------------- what a subclass says
+    # ---------------------------------------------------------------- to be defined by a subclass
 
     def transition(
         self, features: Float[Tensor, "draw dim"], x: Float[Tensor, "draw component"], step: Int[Tensor, " draw"]
     ) -> tuple[Float[Tensor, "draw component"], Float[Tensor, "draw component"]]:
-        """Mean and standard deviation of x_{k+1}."""
+        """Return mean and standard deviation of x_{k+1}."""
         raise NotImplementedError
 
     def greedy(
         self, features: Float[Tensor, "draw dim"], x: Float[Tensor, "draw component"], step: Int[Tensor, " draw"]
     ) -> Float[Tensor, "draw component"]:
-        """x_{k+1} without noise."""
+        """Return x_{k+1} without noise."""
         raise NotImplementedError
 
     def blend(
         self, action: Float[Tensor, "*draw component"], noise: Float[Tensor, "*draw component"], time: Tensor
     ) -> Float[Tensor, "*draw component"]:
-        """The forward process: action and noise mixed, noise alone at time 0 and the action alone at time 1."""
+        """Mix action and noise by the forward process: noise alone at time 0, the action alone at time 1."""
         raise NotImplementedError
 
-    def lesson(
+    def regression_target(
         self, action: Float[Tensor, "draw component"], noise: Float[Tensor, "draw component"]
     ) -> Float[Tensor, "draw component"]:
-        """What the network should say on the blend."""
+        """Return the target of the network's output on the blend."""
         raise NotImplementedError
 
-    def clock(self, time: Float[Tensor, "*draw"]) -> Float[Tensor, "*draw"]:
-        """The times at which the network is trained, out of uniform ones in (0, 1)."""
+    def training_time(self, time: Float[Tensor, "*draw"]) -> Float[Tensor, "*draw"]:
+        """Map uniform times in (0, 1) to those at which the network is trained."""
         return time
 
     # ---------------------------------------------------------------- sampling and evaluation
 
     def distribution(self, features: Tensor, mask: Tensor | None) -> Any:
-        raise UsageError("the actions of a generative policy have no distribution that could be written down")
+        raise UsageError("the actions of a generative policy have no closed-form distribution")
 
     def network(
         self,
@@ -149,38 +149,42 @@ class Denoiser(MLPPolicy):
             raise UsageError(f"the policy {type(self).__name__} explores by its own noise, not by random actions")
         features, n, shape = self.features(obs), len(obs), (len(obs), self.steps, self.size)
         x = torch.randn(n, self.size, generator=generator)
-        kicks = torch.zeros(shape) if greedy else self.jitter(shape, generator)
+        noises = torch.zeros(shape) if greedy else self.chain_noise(shape, generator)
         chain, logps = [x], []
         for k in range(self.steps):
             step = torch.full((n,), k)
-            with swap_params(self.actor, self.base) if k < self.held else nullcontext():
+            with swap_params(self.actor, self.base) if k < self.frozen_steps else nullcontext():
                 mean, std = self.transition(features, x, step)
-                x = self.greedy(features, x, step) if greedy else mean + std * kicks[:, k]
+                x = self.greedy(features, x, step) if greedy else mean + std * noises[:, k]
             chain.append(x)
             logps.append(self.density(x, mean, std))
         values = self.values(features) if valued else None
-        trace = self.draws(obs, x, generator) | {
+        trace = self.draw_times(obs, x, generator) | {
             "latent": torch.stack(chain[:-1], 1),
             "next": torch.stack(chain[1:], 1),
         }
-        logp, trace = torch.stack(logps, 1)[:, self.held :], {k: t[:, self.held :] for k, t in trace.items()}
+        logp, trace = (
+            torch.stack(logps, 1)[:, self.frozen_steps :],
+            {k: t[:, self.frozen_steps :] for k, t in trace.items()},
+        )
         return Decisions(x, logp, None if values is None else values[:, 0], trace)
 
-    def jitter(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """The standard normal numbers of a chain."""
+    def chain_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw the standard normal numbers of a chain."""
         return torch.randn(shape, generator=generator)
 
     def density(self, x: Float[Tensor, "draw component"], mean: Tensor, std: Tensor) -> Float[Tensor, " draw"]:
-        """log N(x; mean, std^2), over components as `over` says."""
-        return self.together(-0.5 * ((x - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi))
+        """Return log N(x; mean, std^2), its mean or sum over components by `over`."""
+        return self.reduce(-0.5 * ((x - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi))
 
-    def together(self, x: Float[Tensor, "draw component"]) -> Float[Tensor, " draw"]:
+    def reduce(self, x: Float[Tensor, "draw component"]) -> Float[Tensor, " draw"]:
+        """Average or sum over the components of the action."""
         return x.mean(-1) if self.over == "mean" else x.sum(-1)
 
-    def draws(
+    def draw_times(
         self, obs: Float[Tensor, "batch dim"], action: Float[Tensor, "batch component"], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """One draw (time, noise) per step for the matching loss of an action, stratified over the steps."""
+        """Draw one (time, noise) per step for the matching loss of an action, stratified over the steps."""
         shape = len(obs), self.steps
         step = torch.arange(self.steps).expand(shape)
         return {
@@ -194,11 +198,11 @@ class Denoiser(MLPPolicy):
     def trace(
         self, obs: Float[Tensor, "batch dim"], action: Float[Tensor, "batch component"], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        found = self.draws(obs, action, generator)
+        draws = self.draw_times(obs, action, generator)
         noise = torch.randn(len(obs), 1, self.size, generator=generator)
         times = torch.linspace(0, 1, self.steps + 1)[:, None].expand(len(obs), -1, 1)
         chain = self.blend(action[:, None].expand(-1, self.steps + 1, -1), noise.expand(-1, self.steps + 1, -1), times)
-        return found | {"latent": chain[:, :-1], "next": chain[:, 1:]}
+        return draws | {"latent": chain[:, :-1], "next": chain[:, 1:]}
 
     def evaluate(
         self, b: Trajectories, want: Collection[str], *, layer: int | None = None, frozen: bool = False
@@ -209,42 +213,38 @@ class Denoiser(MLPPolicy):
             raise UsageError(f"the policy {type(self).__name__} cannot give {min(missing)!r}")
         valid = valid_mask(b)
         at = {name: x[valid] for name, x in b.trace.items()}
-        features, found = self.features(at["obs"]), {}
+        features, out = self.features(at["obs"]), {}
         if {"logp", "entropy", "score_norm", "step_mean", "step_std"} & set(want):
             mean, std = self.transition(features, at["latent"], at["step"])
-            found |= {
+            out |= {
                 "logp": self.density(at["next"], mean, std),
-                "entropy": self.together(std.log() + 0.5 * math.log(2 * math.pi * math.e)),
+                "entropy": self.reduce(std.log() + 0.5 * math.log(2 * math.pi * math.e)),
                 "score_norm": ((at["next"] - mean) / std.square()).square().sum(-1),
                 "step_mean": mean,
                 "step_std": std.square().mean(-1).sqrt(),
             }
         if {"guess", self.imitation} & set(want):
-            time = self.clock(at["time"])
+            time = self.training_time(at["time"])
             blend = self.blend(at["action"], at["noise"], time[:, None])
             guess = self.network(features, blend, time)
-            wrong = guess - self.lesson(at["action"], at["noise"])
-            found |= {"guess": guess, self.imitation: -wrong.square().mean(-1)}
+            error = guess - self.regression_target(at["action"], at["noise"])
+            out |= {"guess": guess, self.imitation: -error.square().mean(-1)}
         if "logp_noise" in want:
             start = self.density(at["latent"], torch.zeros(()), torch.ones(()))
-            found["logp_noise"] = torch.where(at["step"] == 0, start, 0.0)
+            out["logp_noise"] = torch.where(at["step"] == 0, start, 0.0)
         if "noise_share" in want:
-            found["noise_share"] = 1 - self.clock(at["time"])
+            out["noise_share"] = 1 - self.training_time(at["time"])
         if "step_width" in want:
-            found["step_width"] = torch.full((len(features),), 1 / self.steps, dtype=features.dtype)
-        if set(self.heads) & set(want):
-            values = self.values(features)
-            assert values is not None
-            found |= {name: values[:, k] for k, name in enumerate(self.heads)}
+            out["step_width"] = torch.full((len(features),), 1 / self.steps, dtype=features.dtype)
+        if set(self.heads) & set(want) and (values := self.values(features)) is not None:
+            out |= {name: values[:, k] for k, name in enumerate(self.heads)}
         where = valid.nonzero(as_tuple=True)
         return {
-            name: x.new_zeros(*valid.shape, *x.shape[1:]).index_put(where, x)
-            for name, x in found.items()
-            if name in want
+            name: x.new_zeros(*valid.shape, *x.shape[1:]).index_put(where, x) for name, x in out.items() if name in want
         }
 
 
 def time_embedding(time: Float[Tensor, " draw"]) -> Float[Tensor, "draw feature"]:
-    """cos(pi f t) and sin(pi f t) for every frequency."""
+    """[cos(pi f t), sin(pi f t)] for every frequency f."""
     angle = math.pi * time[:, None] * torch.tensor(FREQUENCIES, dtype=time.dtype)
     return torch.cat([angle.cos(), angle.sin()], -1)

@@ -52,7 +52,7 @@ class DiffusionPolicy(Denoiser):
             raise UsageError(f"a diffusion policy cannot take {steps} steps down {levels} levels")
         if floor <= 0:
             raise UsageError(
-                "a diffusion policy's last step is certain without a floor above 0, which has no log-probability"
+                "a diffusion policy's last step is deterministic without a floor above 0, and has no log-probability"
             )
         self.levels, self.eta, self.floor = levels, eta, floor
         curve = np.cos((np.arange(levels + 1) / levels + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -85,7 +85,7 @@ class DiffusionPolicy(Denoiser):
         mean = following.sqrt() * x0 + (1 - following - variance).clamp(min=0).sqrt() * e
         return mean, variance.sqrt().clamp(min=self.floor).expand_as(x)
 
-    def clock(self, time: Float[Tensor, "*draw"]) -> Float[Tensor, "*draw"]:
+    def training_time(self, time: Float[Tensor, "*draw"]) -> Float[Tensor, "*draw"]:
         return (time * self.levels).floor() / self.levels
 
     def blend(
@@ -94,7 +94,7 @@ class DiffusionPolicy(Denoiser):
         abar = self.kept[((1 - time) * self.levels).round().long()]
         return abar.sqrt() * action + (1 - abar).sqrt() * noise
 
-    def lesson(
+    def regression_target(
         self, action: Float[Tensor, "draw component"], noise: Float[Tensor, "draw component"]
     ) -> Float[Tensor, "draw component"]:
         return noise

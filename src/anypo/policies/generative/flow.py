@@ -21,7 +21,7 @@ class FlowPolicy(Denoiser):
     Greedy: Euler steps x + v(x, k/K) / K. Otherwise, with h = 1/K and t = k h, by `noise`:
     sde: mean = x (1 - s^2 h / (2 (1 - t))) + v h (1 + s^2 t / (2 (1 - t))), std = s sqrt(h), s = level sqrt((1 - t) / t), at t = 0
     with t = h in the denominator: the marginals are those of the flow, whatever `level`.
-    learned: mean = clip(x + h v, -1, 1), std of each component between `low` and `high`, by a network of its own, noise cut at 3 std.
+    learned: mean = clip(x + h v, -1, 1), std of each component between `low` and `high`, by a second network, noise clipped at 3 std.
     `imitation`: cfm, minus the squared error of v, the mean over components.
     Source: Flow matching, arXiv 2210.02747; sde: Flow-GRPO, arXiv 2505.05470 (there with the noise at time 1); learned: ReinFlow,
     arXiv 2505.22094.
@@ -79,16 +79,16 @@ class FlowPolicy(Denoiser):
         x = x + self.network(features, x, step.to(x.dtype) / self.steps) / self.steps
         return x if self.spread is None else x.clamp(-BOX, BOX)
 
-    def jitter(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        drawn = super().jitter(shape, generator)
-        return drawn if self.spread is None else drawn.clamp(-3, 3)
+    def chain_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        noise = super().chain_noise(shape, generator)
+        return noise if self.spread is None else noise.clamp(-3, 3)
 
     def blend(
         self, action: Float[Tensor, "*draw component"], noise: Float[Tensor, "*draw component"], time: Tensor
     ) -> Float[Tensor, "*draw component"]:
         return (1 - time) * noise + time * action
 
-    def lesson(
+    def regression_target(
         self, action: Float[Tensor, "draw component"], noise: Float[Tensor, "draw component"]
     ) -> Float[Tensor, "draw component"]:
         return action - noise

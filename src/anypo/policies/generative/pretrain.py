@@ -20,22 +20,33 @@ def pretrain(
     batch: int = 128,
     seed: int = 0,
 ) -> list[float]:
-    """Behaviour cloning of (encoded observations, actions as the policy stores them): `steps` Adam steps, the rate falling to 0,
-    on the mean of what the policy calls `imitation`: the matching loss of a generative policy, the likelihood of a Gaussian one.
-    Returns the losses."""
+    """Clone an expert's behaviour: Adam steps, the learning rate falling to 0, on the mean of the policy's functional `imitation`:
+    the matching loss of a generative policy, the likelihood of a Gaussian one.
+
+    Args:
+        policy: the policy to train in place.
+        data: encoded observations, and actions as the policy stores them.
+        steps: optimizer steps.
+        lr: learning rate at the start.
+        batch: samples per step.
+        seed: of the minibatches and the policy's draws.
+
+    Returns:
+        The loss of every step.
+    """
     obs, action = data
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(policy.parameters(), lr)
     losses = []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-        some = torch.randint(len(obs), (batch,), generator=generator)
-        trace = policy.trace(obs[some], action[some], generator)
+        index = torch.randint(len(obs), (batch,), generator=generator)
+        trace = policy.trace(obs[index], action[index], generator)
         error = -policy.evaluate(Trajectories(trace=trace), {policy.imitation})[policy.imitation].mean()
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
         losses.append(error.item())
     if isinstance(policy, Denoiser):
-        policy.hold()
+        policy.freeze_base()
     return losses
