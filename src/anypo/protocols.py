@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -220,3 +221,13 @@ class Multiplies(Protocol):
     """A policy that says whether its products are large enough for bfloat16 to be faster."""
 
     large: bool
+
+
+@runtime_checkable
+class ActsByTensors(Protocol):
+    """A policy whose decisions are a function of tensors, which can be compiled together with an environment's steps."""
+
+    def frozen_for_rollout(self) -> AbstractContextManager[None]: ...
+    def action_noise(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def act_params(self) -> list[Tensor]: ...
+    def act_fn(self, obs: Tensor, noise: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...

@@ -37,7 +37,9 @@ def tree(tmp_path: Path) -> Path:
 def digests_of(tree: Path) -> Digests:
     environment = os.environ | {"PYTHONPATH": str(tree.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "anypo.evidence.digest"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=tree.parent).stdout
+    printed = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment, cwd=tree.parent
+    ).stdout
     return {name: value for value, name in map(str.split, printed.splitlines())}
 
 

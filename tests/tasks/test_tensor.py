@@ -17,6 +17,7 @@ from anypo.policies.control.distributions import Categoricals
 from anypo.policies.control.mlp import MLPPolicy
 from anypo.policies.generative.flow import FlowPolicy
 from anypo.tasks.control.tensor import ENVIRONMENTS, Tensors
+from anypo.tasks.control.tensor.play import stride_fn
 from anypo.types import Request, Trajectories
 
 
@@ -247,7 +248,7 @@ def test_several_steps_as_one_function_are_the_same_steps(name, steps):
         policy = mlp(task)
         if several:
             task.compile_rollouts()
-            task.native[policy] = partial(task._steps, policy)
+            task.compiled[policy] = partial(stride_fn, task, policy)
         g = generator()
         for _ in range(2):
             batch, metrics = task.rollout(policy, going_on(steps), g)

@@ -1,4 +1,4 @@
-"""Tasks by the name typed on the command line; some, such as `jsonl:FILE` and `gym:ENV_ID`, take what follows the colon."""
+"""Tasks by the name typed on the command line; some, such as `jsonl:FILE` and `gym:ENV_ID`, take the text after the colon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anypo.protocols import Configures
 class Entry:
     """A kind of task.
 
-    form: as typed; what follows a colon is the factory's first argument. about: one line for lists. factory: `module:name`,
+    form: as typed; the text after a colon is the factory's first argument. about: one line for lists. factory: `module:name`,
     imported when a task is made. seeded: the run's seed is the factory's, unless the task's own is given. forwards: what takes
     the options that the factory hands on.
     """
@@ -32,11 +32,11 @@ class Entry:
         parameters = [p for name in names for p in inspect.signature(pkgutil.resolve_name(name)).parameters.values()]
         return [p.name for p in parameters if p.default is not p.empty]
 
-    def make(self, rest: str, seed: int, options: dict[str, Any]) -> Any:
+    def make(self, argument: str, seed: int, options: dict[str, Any]) -> Any:
         """Make the task.
 
         Args:
-            rest: what follows the colon.
+            argument: the text after the colon.
             seed: the run's.
             options: of the factory.
 
@@ -44,14 +44,14 @@ class Entry:
             UsageError: nothing follows the colon, or an option does not exist.
         """
         kind, colon, _ = self.form.partition(":")
-        if colon and not rest:
+        if colon and not argument:
             raise UsageError(f"this task is written {self.form}")
         known = self.options()
         for option in options:
             if option not in known:
                 raise unknown(f"option of the task {kind}:", option, known)
         make = pkgutil.resolve_name(self.factory)
-        return make(*([rest] if colon else []), **({"seed": seed} if self.seeded else {}) | options)
+        return make(*([argument] if colon else []), **({"seed": seed} if self.seeded else {}) | options)
 
 
 ENTRIES = (

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.errors import RunError, UsageError, unknown
 from anypo.policies.control.normalize import RunningNorm
-from anypo.policies.decisions import MASK, Decisions
+from anypo.tasks.control.env_copy import EnvCopy
+from anypo.tasks.control.rollout_log import RolloutLog
 from anypo.tasks.control.starts import configured_scale, reward_factor, scales_reward, start_seed
 from anypo.types import Request, Trajectories
 
@@ -36,140 +35,15 @@ REPLAYED = {"Pendulum-v1": 10_000, "CartPole-v1": 50_000, "Hopper-v5": 200_000}
 """Environment steps for methods that replay transitions."""
 
 
-class _Seat:
-    """One environment and the episode it is in."""
-
-    def __init__(self, env: Any):
-        self.env = env
-        self.maskable = hasattr(env.action_space, "n")
-        self.over, self.done = True, False
-        self.row = -1
-        self.mask: Any = None
-
-    def reset(self, seed: int, limit: int | None = None) -> None:
-        """Begin the episode of `seed`, to be cut after `limit` decisions."""
-        observation, info = self.env.reset(seed=seed)
-        self.seed, self.limit = seed, limit
-        self.over = self.done = False
-        self.actions: list[Any] = []
-        self.total = 0.0
-        self._see(observation, info)
-
-    def step(self, action: Any) -> float:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        reward = float(reward)
-        self.actions.append(action)
-        self.total += reward
-        self.done = bool(terminated)
-        self.over = self.done or bool(truncated) or len(self.actions) == self.limit
-        self._see(observation, info)
-        return reward
-
-    def _see(self, observation: Any, info: dict[str, Any]) -> None:
-        self.observation = observation
-        if not self.maskable:
-            return
-        mask = info.get(MASK)
-        if isinstance(observation, dict):
-            mask = observation.get(MASK, mask)
-        if mask is not None:
-            self.mask = np.array(mask, bool)
-        elif self.mask is not None:  # an environment that once gave a mask and now gives none allows everything
-            self.mask = np.ones_like(self.mask)
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """None between episodes."""
-        if self.over:
-            return None
-        actions = torch.from_numpy(np.array(self.actions))
-        return {"seed": self.seed, "limit": self.limit, "actions": actions, "observation": self._fingerprint()}
-
-    def replay(self, state: dict[str, Any] | None) -> bool:
-        """Play the episode again; did it arrive at the saved observation?"""
-        self.over = True
-        if state is None:
-            return True
-        self.reset(state["seed"], state["limit"])
-        for action in state["actions"].numpy():
-            self.step(action)
-        return torch.equal(self._fingerprint(), state["observation"])
-
-    def _fingerprint(self) -> Tensor:
-        from gymnasium.spaces import flatten
-
-        return torch.from_numpy(np.array(flatten(self.env.observation_space, self.observation)))
-
-
-@dataclass(slots=True)
-class _Log:
-    """What happened, in order of time: tensors [B, ...] per joint step of B environments, lists per action, and lists per row or
-    episode."""
-
-    obs: list[Tensor] = field(default_factory=list)
-    masks: list[Tensor] = field(default_factory=list)
-    decided: list[Decisions] = field(default_factory=list)
-    reward: list[float] = field(default_factory=list)
-    row: list[int] = field(default_factory=list)
-    done: list[bool] = field(default_factory=list)
-    last: list[Any] = field(default_factory=list)
-    finished: list[tuple[float, int]] = field(default_factory=list)
-
-    def open(self, seat: _Seat) -> None:
-        """Begin a row with the seat's episode."""
-        seat.row = len(self.done)
-        self.done.append(False)
-        self.last.append(None)
-
-    def decide(self, obs: Tensor, mask: Tensor | None, decided: Decisions) -> None:
-        """Note one joint step's decisions."""
-        self.obs.append(obs)
-        self.decided.append(decided)
-        if mask is not None:
-            self.masks.append(mask)
-
-    def decisions(self) -> tuple[Tensor, Float[Tensor, "action draw"], dict[str, Tensor]]:
-        """Observation, log-probabilities and trace of all actions, each of them K decisions in turn."""
-        obs, made = torch.cat(self.obs), self.decided
-        traces = [d.trace for d in made if d.trace is not None]
-        every = Decisions(
-            torch.cat([d.action for d in made]),
-            torch.cat([d.logp for d in made]),
-            None,
-            {name: torch.cat([trace[name] for trace in traces]) for name in traces[0]} if traces else None,
-        )
-        logp, _, trace = every.rows(obs)
-        return obs, logp, trace | {MASK: torch.cat(self.masks)[:, None]} if self.masks else trace
-
-    def close(self, seat: _Seat, features: np.ndarray) -> None:
-        """End the seat's row where it stands, with its episode or before."""
-        self.done[seat.row], self.last[seat.row] = seat.done, features
-        if seat.over:
-            self.finished.append((seat.total, len(seat.actions)))
-
-    def steps(self) -> tuple[Int[Tensor, " action"], Int[Tensor, " action"]]:
-        """Row and position in the row of every action."""
-        row = torch.tensor(self.row)
-        lengths = row.bincount(minlength=len(self.done))
-        first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        return row, torch.empty_like(row).index_copy_(0, row.argsort(stable=True), torch.arange(len(row)) - first)
-
-    def metrics(self) -> dict[str, float]:
-        found = {"env_steps": float(len(self.reward))}
-        if self.finished:
-            returns, lengths = np.array(self.finished).T
-            found |= {"train/return": float(returns.mean()), "train/length": float(lengths.mean())}
-        return found
-
-
 class Gym:
     """`envs` copies of a Gymnasium environment, stepped together under one call of the policy per step.
 
     Every episode starts from an explicit seed, so an episode is its seed and its actions: groups share a start state
     by sharing the seed, and a checkpoint restores an episode by playing it again. The copies are stepped one by one
-    rather than through a Gymnasium vector environment: only those in play are stepped, and no autoreset is involved.
+    rather than through a Gymnasium vector environment: only those whose episode runs are stepped, without autoreset.
 
-    envs: 8, and 1 for methods that replay transitions, unless given. scale_reward (on, but for those methods) divides
-    the rewards given to the learner by rms(r) / (1 - gamma), the root mean square estimated up to and including this
+    envs: by default 8, and 1 for methods that replay transitions. scale_reward (by default on, off for those methods)
+    divides the learner's rewards by rms(r) / (1 - gamma), the root mean square estimated up to and including this
     rollout, so that discounted returns lie about within +-1 from the first batch on, which is what
     absolute settings such as PPO's value clip of 0.2 presume; metrics and evaluation are in raw rewards.
     """
@@ -195,23 +69,23 @@ class Gym:
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self.seed, self.eval_episodes = seed, eval_episodes
         self.requested_envs, self.scale_reward = envs, scale_reward
-        self.seats = [_Seat(self._make()) for _ in range(envs or ENVS)]
-        self.eval_seats: list[_Seat] = []
-        env = self.seats[0].env
+        self.copies = [EnvCopy(self._make()) for _ in range(envs or ENVS)]
+        self.eval_copies: list[EnvCopy] = []
+        env = self.copies[0].env
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.limit = (env.spec.max_episode_steps if env.spec else None) or NO_LIMIT
         self.scale = None if scale_reward is False else RunningNorm(1)
         self.episodes = 0
-        """Episodes begun by requests that go on where the environments stand: the position in the stream of seeds."""
+        """Episodes begun by requests that continue current episodes: the position in the stream of seeds."""
 
     @property
     def envs(self) -> int:
-        return len(self.seats)
+        return len(self.copies)
 
     def configure(self, recipe: dict[str, Any]) -> None:
         """Use as many environments as the recipe says, and scale their rewards or not."""
         envs = recipe["envs"]
-        self.seats = [*self.seats[:envs], *(_Seat(self._make()) for _ in range(envs - self.envs))]
+        self.copies = [*self.copies[:envs], *(EnvCopy(self._make()) for _ in range(envs - self.envs))]
         self.scale = configured_scale(self.scale, recipe)
 
     def _make(self) -> Any:
@@ -241,39 +115,39 @@ class Gym:
         """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.
 
         A given start is a reset seed derived from it: the rows of its request share the start state, and `horizon` cuts
-        them. Going on, the steps of an environment are cut into one row per episode touched and every row is a group.
-        Each row has `done` (terminal; a time limit is not) and `bootstrap`, the value of the state it stopped in.
+        them. Otherwise the current episodes continue: the steps of an environment are cut into one row per episode, and
+        every row is a group. Each row has `done` (terminal; a time limit is not) and `bootstrap`, the value of its last state.
         """
-        given = [
+        episodes = [
             (r.start, r.samples, min(r.horizon or self.limit, self.limit)) for r in requests if r.start is not None
         ]
         explore = {"random": requests[0].random, "noise": requests[0].noise}
         explore = explore if any(explore.values()) else {}
-        if not given:
+        if not episodes:
             horizon = requests[0].horizon
             if horizon is None:
-                raise UsageError(f"{self.name}: requests that go on where the environments stand need a horizon")
+                raise UsageError(f"{self.name}: requests that continue current episodes need a horizon")
             with policy.frozen_for_rollout():
-                log = self._play(policy, self.seats, self._fresh(), generator, steps=horizon, explore=explore)
+                log = self._play(policy, self.copies, self._fresh(), generator, steps=horizon, explore=explore)
             group = torch.arange(len(log.done))
-        elif len(given) < len(requests):
+        elif len(episodes) < len(requests):
             raise UsageError(f"{self.name}: one rollout cannot mix given starts with starts that are None")
         else:
-            for seat in self.seats:
-                seat.over = True
-            starts = ((start_seed(self.seed, 0, start), limit) for start, n, limit in given for _ in range(n))
+            for copy in self.copies:
+                copy.over = True
+            starts = ((start_seed(self.seed, 0, start), limit) for start, n, limit in episodes for _ in range(n))
             with policy.frozen_for_rollout():
-                log = self._play(policy, self.seats, starts, generator, explore=explore)
+                log = self._play(policy, self.copies, starts, generator, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         return self._batch(policy, log, group), log.metrics()
 
     def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
         """Mean, standard deviation and mean length of greedy episodes from held-out seeds, the same ones every time."""
         episodes = self.eval_episodes if episodes is None else episodes
-        while len(self.eval_seats) < min(episodes, self.eval_episodes):
-            self.eval_seats.append(_Seat(self._make()))
+        while len(self.eval_copies) < min(episodes, self.eval_episodes):
+            self.eval_copies.append(EnvCopy(self._make()))
         starts = ((start_seed(i, held_out=True), self.limit) for i in range(episodes))
-        log = self._play(policy, self.eval_seats, starts, generator, greedy=True)
+        log = self._play(policy, self.eval_copies, starts, generator, greedy=True)
         returns, lengths = np.array(log.finished).T
         return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
 
@@ -303,25 +177,25 @@ class Gym:
         return rows | steps | {"steps": TUNED.get(self.env_id, {}).get("steps", 100_000)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Simulators cannot be stored: what is kept is how to reach their states again."""
+        """How to reach the states of the simulators again, as they cannot be stored."""
         return {
             "episodes": self.episodes,
             "scale": self.scale.state_dict() if self.scale else None,
-            "seats": [seat.state_dict() for seat in self.seats],
+            "seats": [copy.state_dict() for copy in self.copies],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Play the unfinished episodes again; RunError where an environment does not arrive where it was."""
-        if len(state["seats"]) != len(self.seats):
+        """Play the unfinished episodes again; RunError where an environment does not reach its state."""
+        if len(state["seats"]) != len(self.copies):
             raise UsageError(
-                f"{self.name}: the checkpoint has {len(state['seats'])} environments, the task {len(self.seats)}; "
+                f"{self.name}: the checkpoint has {len(state['seats'])} environments, the task {len(self.copies)}; "
                 "use the same number"
             )
         self.episodes = state["episodes"]
         if self.scale:
             self.scale.load_state_dict(state["scale"])
-        for i, (seat, saved) in enumerate(zip(self.seats, state["seats"], strict=True)):
-            if not seat.replay(saved):
+        for i, (copy, saved) in enumerate(zip(self.copies, state["seats"], strict=True)):
+            if not copy.replay(saved):
                 raise RunError(
                     f"{self.name}: playing the unfinished episode of environment {i} again did not reach the saved "
                     "observation; the simulator is not deterministic or has another version, so start a new run"
@@ -335,50 +209,50 @@ class Gym:
     def _play(
         self,
         policy: Any,
-        seats: list[_Seat],
+        copies: list[EnvCopy],
         starts: Iterator[tuple[int, int | None]],
         generator: torch.Generator,
         *,
         steps: int | None = None,
         greedy: bool = False,
         explore: dict[str, float] | None = None,
-    ) -> _Log:
-        """Step the seats together, each taking the next (seed, limit) when its episode is over, until there is none.
+    ) -> RolloutLog:
+        """Step the copies together; one whose episode is over takes the next (seed, limit), until there is none.
 
         Rows are numbered in the order of `starts`, after those of the episodes already under way.
         """
-        log = _Log()
-        for seat in seats:
-            if not seat.over:
-                log.open(seat)
+        log = RolloutLog()
+        for copy in copies:
+            if not copy.over:
+                log.open(copy)
         while steps is None or len(log.obs) < steps:
-            for seat in seats:
-                if seat.over and (start := next(starts, None)) is not None:
-                    seat.reset(*start)
-                    log.open(seat)
-            live = [seat for seat in seats if not seat.over]
+            for copy in copies:
+                if copy.over and (start := next(starts, None)) is not None:
+                    copy.reset(*start)
+                    log.open(copy)
+            live = [copy for copy in copies if not copy.over]
             if not live:
                 break
-            obs = torch.from_numpy(policy.encode_batch([seat.observation for seat in live]))
-            mask = None if live[0].mask is None else torch.from_numpy(np.stack([seat.mask for seat in live]))
+            obs = torch.from_numpy(policy.encode_batch([copy.observation for copy in live]))
+            mask = None if live[0].mask is None else torch.from_numpy(np.stack([copy.mask for copy in live]))
             decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only
-                log.decide(obs, mask, decided)
-            log.row += [seat.row for seat in live]
-            for seat, action in zip(live, policy.env_action(decided.action), strict=True):
-                log.reward.append(seat.step(action))
-                if seat.over:
-                    log.close(seat, policy.encode(seat.observation))
-        for seat in seats:
-            if not seat.over:
-                log.close(seat, policy.encode(seat.observation))
+                log.add_decisions(obs, mask, decided)
+            log.row += [copy.row for copy in live]
+            for copy, action in zip(live, policy.env_action(decided.action), strict=True):
+                log.reward.append(copy.step(action))
+                if copy.over:
+                    log.close(copy, policy.encode(copy.observation))
+        for copy in copies:
+            if not copy.over:
+                log.close(copy, policy.encode(copy.observation))
         if not np.isfinite(log.reward).all():
             bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
             raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
         return log
 
-    def _batch(self, policy: Any, log: _Log, group: Tensor) -> Trajectories:
-        """The log as padded rows. Where an action is several decisions, they stand one after the other, the reward on the last
+    def _batch(self, policy: Any, log: RolloutLog, group: Tensor) -> Trajectories:
+        """The log as padded rows. Where an action is several decisions, they follow each other, with the reward on the last
         and `segment` numbering the environment's steps."""
         (obs, logp, trace), (row, step) = log.decisions(), log.steps()
         draws = logp.shape[1]

@@ -15,13 +15,13 @@ from anypo.policies.control.spaces import Flat, from_space
 from anypo.tasks.control.gym import Gym
 
 COLUMNS = ("observations", "actions", "rewards", "terminals")
-"""Columns of a data file; `next_observations` and `timeouts` may stand beside them, and `expert` (1 on transitions of an expert)."""
+"""Columns of a data file; `next_observations` and `timeouts` are optional, and `expert` (1 on transitions of an expert)."""
 
 
 class Dataset(Gym):
-    """Transitions somebody recorded. Policies learn from them, and may go on collecting in the environment they come from.
+    """Recorded transitions. Policies learn from them, and may collect more in the environment they come from.
 
-    data: what was read, see `read`. expert: a second data set, of an expert, added and marked. The length of a run counts
+    data: columns, see `read_table`. expert: a second data set, of an expert, added and marked. The length of a run counts
     updates. Options of the environment are those of `gym:`.
     """
 
@@ -62,16 +62,16 @@ class Dataset(Gym):
         if n == 0:
             raise UsageError(f"{self.name} is empty")
 
-        def encoded(rows: Any) -> Tensor:
+        def encode_rows(rows: Any) -> Tensor:
             if encode.plain:
-                found = torch.as_tensor(np.asarray(rows, np.float32).reshape(n, -1))
+                obs = torch.as_tensor(np.asarray(rows, np.float32).reshape(n, -1))
             else:
-                found = torch.as_tensor(np.stack([encode(row) for row in rows]))
-            if found.shape[1] != len(encode.boxed):
+                obs = torch.as_tensor(np.stack([encode(row) for row in rows]))
+            if obs.shape[1] != len(encode.boxed):
                 raise UsageError(
-                    f"{self.name}: observations have {found.shape[1]} numbers, {self.env_id} gives {len(encode.boxed)}"
+                    f"{self.name}: observations have {obs.shape[1]} numbers, {self.env_id} gives {len(encode.boxed)}"
                 )
-            return found
+            return obs
 
         rewards = np.asarray(data["rewards"], np.float32)
         if not np.isfinite(rewards).all():
@@ -81,43 +81,65 @@ class Dataset(Gym):
         terminal = np.asarray(data["terminals"], bool)
         ends = terminal | np.asarray(data["timeouts"], bool)
         episode = np.concatenate([[0], np.cumsum(ends)[:-1]])
-        found = {
-            "obs": encoded(data["observations"]),
+        table = {
+            "obs": encode_rows(data["observations"]),
             "action": from_space(self.action_space, np.asarray(data["actions"])),
-            "next": encoded(data["next_observations"]),
+            "next": encode_rows(data["next_observations"]),
             "reward": torch.as_tensor(rewards),
             "terminal": torch.as_tensor(terminal.astype(np.float32)),
             "episode": torch.as_tensor(episode),
         }
         if "expert" in data:
-            found["expert"] = torch.as_tensor(np.asarray(data["expert"], np.float32))
-        return found
+            table["expert"] = torch.as_tensor(np.asarray(data["expert"], np.float32))
+        return table
 
 
 def make_minari(
-    rest: str, *, expert: str | None = None, seed: int = 0, env: str | None = None, **options: Any
+    dataset_id: str, *, expert: str | None = None, seed: int = 0, env: str | None = None, **options: Any
 ) -> Dataset:
-    """`minari:ID`: a data set in Minari's format (below MINARI_DATASETS_PATH), downloaded if it is not there yet."""
-    data = read_minari(rest)
+    """Make the task `minari:ID` of a local data set in Minari's format (below MINARI_DATASETS_PATH).
+
+    Args:
+        dataset_id: its id.
+        expert: a data set of an expert, see `read_table`.
+        seed: of the environment.
+        env: the environment's id, where the data do not name it.
+        options: of the environment.
+
+    Raises:
+        UsageError: there is no such data set, or it names no environment.
+    """
+    data = read_minari(dataset_id)
     env_id = env or data["env"]
     if env_id is None:
-        raise UsageError(f"minari:{rest} does not name its environment; give --task.env ENV_ID")
+        raise UsageError(f"minari:{dataset_id} does not name its environment; give --task.env ENV_ID")
     other = None if expert is None else read_table(expert)
-    return Dataset(f"minari:{rest}", data, env_id, expert=other, seed=seed, **options)
+    return Dataset(f"minari:{dataset_id}", data, env_id, expert=other, seed=seed, **options)
 
 
 def make_file(
-    rest: str, *, env: str | None = None, expert: str | None = None, seed: int = 0, **options: Any
+    file: str, *, env: str | None = None, expert: str | None = None, seed: int = 0, **options: Any
 ) -> Dataset:
-    """`data:FILE.npz` or `data:FILE.parquet` with the environment it comes from."""
+    """Make the task `data:FILE.npz` or `data:FILE.parquet`.
+
+    Args:
+        file: the file.
+        env: id of the environment the data come from.
+        expert: a data set of an expert, see `read_table`.
+        seed: of the environment.
+        options: of the environment.
+
+    Raises:
+        UsageError: there is no such file, or no environment is named.
+    """
     if env is None:
-        raise UsageError(f"data:{rest} needs the environment to be measured in: --task.env ENV_ID")
+        raise UsageError(f"data:{file} needs the environment to be measured in: --task.env ENV_ID")
     other = None if expert is None else read_table(expert)
-    return Dataset(f"data:{rest}", read_file(Path(rest)), env, expert=other, seed=seed, **options)
+    return Dataset(f"data:{file}", read_file(Path(file)), env, expert=other, seed=seed, **options)
 
 
 def read_table(source: str) -> dict[str, Any]:
-    """A data set by what is typed: a file's path, or a Minari id."""
+    """Read a data set by its name: a file's path, or a Minari id."""
     kind, _, rest = source.partition(":")
     if kind in ("minari", "data"):
         source = rest
@@ -125,7 +147,8 @@ def read_table(source: str) -> dict[str, Any]:
 
 
 def read_minari(dataset_id: str) -> dict[str, Any]:
-    """Columns of a Minari data set, with `env`, `low` and `high` (returns of a random and an expert policy) where it says so."""
+    """Read the columns of a Minari data set, and from its metadata `env`, `low` and `high` (returns of a random and an expert
+    policy), None where missing."""
     try:
         import minari
     except ImportError as error:
@@ -141,33 +164,33 @@ def read_minari(dataset_id: str) -> dict[str, Any]:
     if not episodes:
         raise UsageError(f"the Minari data set {dataset_id} is empty")
 
-    def stacked(parts: list[Any]) -> Any:
+    def concatenate(parts: list[Any]) -> Any:
         return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
     spec = dataset.env_spec
     metadata = dataset.storage.metadata
     return {
-        "observations": stacked([e.observations[:-1] for e in episodes]),
-        "next_observations": stacked([e.observations[1:] for e in episodes]),
-        "actions": stacked([e.actions for e in episodes]),
-        "rewards": stacked([e.rewards for e in episodes]),
-        "terminals": stacked([e.terminations for e in episodes]),
-        "timeouts": np.concatenate([ended(e.truncations) for e in episodes]),
+        "observations": concatenate([e.observations[:-1] for e in episodes]),
+        "next_observations": concatenate([e.observations[1:] for e in episodes]),
+        "actions": concatenate([e.actions for e in episodes]),
+        "rewards": concatenate([e.rewards for e in episodes]),
+        "terminals": concatenate([e.terminations for e in episodes]),
+        "timeouts": np.concatenate([mark_end(e.truncations) for e in episodes]),
         "env": None if spec is None else spec.id,
         "low": metadata.get("ref_min_score"),
         "high": metadata.get("ref_max_score"),
     }
 
 
-def ended(truncations: Any) -> np.ndarray:
-    """An episode's flags with its end marked, however it ended."""
+def mark_end(truncations: Any) -> np.ndarray:
+    """The truncation flags of an episode with the last one set, however it ended."""
     flags = np.array(truncations, bool)
     flags[-1] = True
     return flags
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Columns of an .npz or Parquet file."""
+    """Read the columns of an .npz or Parquet file."""
     if not path.exists():
         raise UsageError(f"there is no data file {path}")
     try:
@@ -200,7 +223,18 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def write_minari(dataset_id: str, task: Gym, rows: Any, low: float, high: float, method: str) -> None:
-    """Whole episodes as a Minari data set; one of that id is replaced."""
+    """Write whole episodes as a Minari data set; one of that id is replaced.
+
+    Args:
+        dataset_id: its id.
+        task: the environment the episodes were played in.
+        rows: the episodes.
+        low, high: returns of a random and of an expert policy.
+        method: name of the method that made the policy.
+
+    Raises:
+        UsageError: observations are no Box.
+    """
     import minari
     from minari.data_collector import EpisodeBuffer
 

@@ -13,17 +13,17 @@ from anypo.tasks.control.tensor.environment import Actions, Flags, Observations,
 
 
 def uniform_state(generator: torch.Generator, quantities: int, n: int, low: float, high: float) -> Tensor:
-    """[quantity, env] drawn from U(low, high)."""
+    """Draw x[quantity, env] = low + (high - low) u, u from U(0, 1)."""
     return low + (high - low) * torch.rand(quantities, n, generator=generator)
 
 
 def start_state(quantities: Tensor) -> State:
-    """The states of episodes of which nothing has been played yet."""
+    """The states of episodes that begin: the clock is 0."""
     return torch.cat([quantities, quantities.new_zeros(1, quantities.shape[1])])
 
 
-def never_terminated(quantities: list[Tensor], clock: Tensor, limit: int) -> tuple[State, Flags]:
-    """The states one step later, and which of them the time limit cuts."""
+def advance_clock(quantities: list[Tensor], clock: Tensor, limit: int) -> tuple[State, Flags]:
+    """The states with clock = clock + 1, and which of them the time limit truncates."""
     clock = clock + 1
     return torch.stack([*quantities, clock]), clock >= limit
 
@@ -62,7 +62,7 @@ class CartPole:
         moving = pushed.addcmul(turning, cos, value=-0.05 / 1.1)
         x, theta = x.add(dx, alpha=0.02), theta.add(dtheta, alpha=0.02)
         speeds = dx.add(moving, alpha=0.02), dtheta.add(turning, alpha=0.02)
-        after, truncated = never_terminated([x, speeds[0], theta, speeds[1]], clock, self.limit)
+        after, truncated = advance_clock([x, speeds[0], theta, speeds[1]], clock, self.limit)
         fallen = (x.abs() > 2.4) | (theta.abs() > 12 * 2 * math.pi / 360)
         return after, torch.ones_like(x), fallen, truncated
 
@@ -100,7 +100,7 @@ class Pendulum:
         error = (theta + math.pi) % (2 * math.pi) - math.pi
         reward = -(error**2 + 0.1 * dtheta**2 + 0.001 * torque**2)
         dtheta = (dtheta + (15 * theta.sin() + 3 * torque) * 0.05).clamp(-8, 8)
-        after, truncated = never_terminated([theta + dtheta * 0.05, dtheta], clock, self.limit)
+        after, truncated = advance_clock([theta + dtheta * 0.05, dtheta], clock, self.limit)
         return after, reward, torch.zeros_like(truncated), truncated
 
     def observe(self, state: State) -> Observations:
@@ -152,7 +152,7 @@ class Acrobot:
         turns = ((s[:2].abs() - math.pi) / (2 * math.pi)).ceil().clamp(min=0)
         one, two = (s[:2] - 2 * math.pi * turns * s[:2].sign()).unbind(0)
         done, dtwo = s[2].clamp(-4 * math.pi, 4 * math.pi), s[3].clamp(-9 * math.pi, 9 * math.pi)
-        after, truncated = never_terminated([one, two, done, dtwo], state[4], self.limit)
+        after, truncated = advance_clock([one, two, done, dtwo], state[4], self.limit)
         high = -one.cos() - (two + one).cos() > 1
         return after, high.to(state.dtype) - 1, high, truncated
 
@@ -192,7 +192,7 @@ class MountainCarContinuous:
         position = (position + velocity).clamp(-1.2, 0.6)
         velocity = torch.where((position == -1.2) & (velocity < 0), 0.0, velocity)
         there = (position >= 0.45) & (velocity >= 0)
-        after, truncated = never_terminated([position, velocity], clock, self.limit)
+        after, truncated = advance_clock([position, velocity], clock, self.limit)
         return after, 100 * there - 0.1 * action**2, there, truncated
 
     def observe(self, state: State) -> Observations:

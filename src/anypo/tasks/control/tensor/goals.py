@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anypo.tasks.control.tensor.classic import never_terminated, start_state, uniform_state
+from anypo.tasks.control.tensor.classic import advance_clock, start_state, uniform_state
 from anypo.tasks.control.tensor.environment import Actions, Flags, Observations, Rewards, State
 
 GOALS = torch.tensor([[0.8, 0.8], [-0.8, 0.8], [-0.8, -0.8], [0.8, -0.8]])
@@ -45,7 +45,7 @@ class PointMass:
         x = (x + 0.1 * v).clamp(-1, 1)
         distance = (x - goal).norm(dim=0)
         there = distance < 0.1
-        after, truncated = never_terminated([*x, *v, *goal], state[6], self.limit)
+        after, truncated = advance_clock([*x, *v, *goal], state[6], self.limit)
         return after, there.to(state.dtype) - 0.1 * distance, there, truncated
 
     def observe(self, state: State) -> Observations:
@@ -93,7 +93,7 @@ class GridWorld:
         free = self.free(new_x, new_y)
         x, y = torch.where(free, new_x, x), torch.where(free, new_y, y)
         there = (x == goal_x) & (y == goal_y)
-        after, truncated = never_terminated([x, y, goal_x, goal_y], clock, self.limit)
+        after, truncated = advance_clock([x, y, goal_x, goal_y], clock, self.limit)
         return after, there.to(state.dtype) - 0.02, there, truncated
 
     def observe(self, state: State) -> Observations:

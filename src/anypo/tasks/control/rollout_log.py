@@ -1,0 +1,76 @@
+"""The log of a rollout of several Gymnasium environments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anypo.policies.decisions import MASK, Decisions
+from anypo.tasks.control.env_copy import EnvCopy
+
+
+@dataclass(slots=True)
+class RolloutLog:
+    """A rollout in order of time: tensors [B, ...] per joint step of B environments, lists per action, and lists per row or
+    episode."""
+
+    obs: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    decided: list[Decisions] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+    done: list[bool] = field(default_factory=list)
+    last: list[Any] = field(default_factory=list)
+    finished: list[tuple[float, int]] = field(default_factory=list)
+
+    def open(self, copy: EnvCopy) -> None:
+        """Begin a row with the copy's episode."""
+        copy.row = len(self.done)
+        self.done.append(False)
+        self.last.append(None)
+
+    def add_decisions(self, obs: Tensor, mask: Tensor | None, decided: Decisions) -> None:
+        """Add the decisions of one joint step."""
+        self.obs.append(obs)
+        self.decided.append(decided)
+        if mask is not None:
+            self.masks.append(mask)
+
+    def decisions(self) -> tuple[Tensor, Float[Tensor, "action draw"], dict[str, Tensor]]:
+        """Observation, log-probabilities and trace of all actions, each of them K decisions in turn."""
+        obs = torch.cat(self.obs)
+        traces = [d.trace for d in self.decided if d.trace is not None]
+        joint = Decisions(
+            torch.cat([d.action for d in self.decided]),
+            torch.cat([d.logp for d in self.decided]),
+            None,
+            {name: torch.cat([trace[name] for trace in traces]) for name in traces[0]} if traces else None,
+        )
+        logp, _, trace = joint.rows(obs)
+        return obs, logp, trace | {MASK: torch.cat(self.masks)[:, None]} if self.masks else trace
+
+    def close(self, copy: EnvCopy, features: np.ndarray) -> None:
+        """End the copy's row, at the end of its episode or before."""
+        self.done[copy.row], self.last[copy.row] = copy.done, features
+        if copy.over:
+            self.finished.append((copy.total, len(copy.actions)))
+
+    def steps(self) -> tuple[Int[Tensor, " action"], Int[Tensor, " action"]]:
+        """Row and position in the row of every action."""
+        row = torch.tensor(self.row)
+        lengths = row.bincount(minlength=len(self.done))
+        first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        return row, torch.empty_like(row).index_copy_(0, row.argsort(stable=True), torch.arange(len(row)) - first)
+
+    def metrics(self) -> dict[str, float]:
+        """Environment steps, and mean return and length of the episodes that ended."""
+        metrics = {"env_steps": float(len(self.reward))}
+        if self.finished:
+            returns, lengths = np.array(self.finished).T
+            metrics |= {"train/return": float(returns.mean()), "train/length": float(lengths.mean())}
+        return metrics
