@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -223,18 +224,6 @@ class Multiplies(Protocol):
 
 
 @runtime_checkable
-class HasActFn(Protocol):
-    """A policy whose decisions are a function of tensors: action, log-prob = act_fn(obs, action_noise, *act_params). scalar: an
-    action is one number."""
-
-    scalar: bool
-
-    def act_fn(self, obs: Tensor, numbers: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...
-    def action_noise(self, n: int, generator: torch.Generator) -> Tensor: ...
-    def act_params(self) -> list[Tensor]: ...
-
-
-@runtime_checkable
 class HasArms(Protocol):
     """A bandit: `starts` contexts with `arms` arms each."""
 
@@ -256,3 +245,13 @@ class HasBaseTexts(Protocol):
     name: str
 
     def demonstrations(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]: ...
+
+
+@runtime_checkable
+class ActsByTensors(Protocol):
+    """A policy whose decisions are a function of tensors, which can be compiled together with an environment's steps."""
+
+    def frozen_for_rollout(self) -> AbstractContextManager[None]: ...
+    def action_noise(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def act_params(self) -> list[Tensor]: ...
+    def act_fn(self, obs: Tensor, noise: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...
