@@ -38,7 +38,7 @@ class TextTask:
     """
 
     unit = "batches"
-    standing = False
+    continuing = False
     default_policy: str | None = None
     sampled = True
     """Rows are written by the policy, so somebody has to judge them."""
