@@ -27,10 +27,10 @@ class BatchSpec:
 @runtime_checkable
 class Pool(Protocol):
     """Start states in a reproducible order; the position survives checkpoints, and so do rows left unfinished.
-    standing: its requests go on where the environments stand. decisions: how many were collected so far.
+    continuing: its requests continue the current episodes. decisions: how many were collected so far.
     batches: number of the present batch, from 1."""
 
-    standing: bool
+    continuing: bool
     unfinished: list[Trajectories]
     decisions: int
     batches: int
@@ -75,7 +75,7 @@ class Task(Protocol):
 
     name: as typed on the command line. metric: name of the held-out measure. channels: names of the reward channels.
     starts: number of training starts (None: unlimited). unit: what the length of a run counts ("batches",
-    "environment steps"). standing: environments can go on where they stand, so rows need not be whole episodes.
+    "environment steps"). continuing: requests may continue current episodes, so rows need not be whole episodes.
     default_policy: what it is trained with unless another policy is chosen (None: one has to be).
     """
 
@@ -84,14 +84,14 @@ class Task(Protocol):
     channels: tuple[str, ...]
     starts: int | None
     unit: str
-    standing: bool
+    continuing: bool
     default_policy: str | None
 
     def rollout(
         self, policy: Any, requests: list[Request], generator: torch.Generator
     ) -> tuple[Trajectories, dict[str, float]]:
         """Finished, scored rows, requests in order and their samples together, with `group` = index of the request;
-        and metrics of the rollout. Requests whose start is None go on where the environments stand.
+        and metrics of the rollout. Requests whose start is None continue current episodes.
         A task with demonstrations has a method `demonstrate` beside it, which answers requests for them (`expert`)."""
         ...
 

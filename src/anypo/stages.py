@@ -128,16 +128,16 @@ class Step(Protocol):
 
 @runtime_checkable
 class Stepper(Protocol):
-    """`update` computes gradients with the closures (one per piece of the minibatch), then moves the parameters, unless
-    the gradient is not finite. progress: share of the run that is done, set by the loop. pieces: how many it wants.
-    updates: how many were made.
-    Inside `ahead`, the policy stands where the recipe wants its samples and gradients taken."""
+    """`update` computes gradients with the closures (one per part of the minibatch), then moves the parameters, unless
+    the gradient is not finite. progress: share of the run that is done, set by the loop. splits: parts a minibatch is cut into.
+    updates: updates made so far.
+    `lookahead`: context in which the policy has the weights at which samples and gradients are taken."""
 
     progress: float
-    pieces: int
+    splits: int
     updates: int
 
-    def ahead(self) -> AbstractContextManager[Any]: ...
+    def lookahead(self) -> AbstractContextManager[Any]: ...
     def lr(self) -> float: ...
     def update(self, *closures: Callable[[], dict[str, Any]]) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...

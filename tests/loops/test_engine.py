@@ -116,8 +116,8 @@ def test_equal_views_run_once():
 
 
 def test_the_explanation_names_the_passes():
-    assert any("60% of the input hidden" in p for p in anypo.method("papo").passes())
-    assert any("read after block 5" in p for p in anypo.method("bupo").passes())
+    assert any("60% of the input hidden" in p for p in anypo.method("papo").forward_passes())
+    assert any("read after block 5" in p for p in anypo.method("bupo").forward_passes())
 
 
 @pytest.mark.entry("papo")
@@ -367,7 +367,7 @@ def quadratic(step, batches=30):
     x = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
     stepper = step.bind([{"params": [x]}])
     for _ in range(batches):
-        with stepper.ahead():
+        with stepper.lookahead():
 
             def closure():
                 loss = 0.5 * x @ h @ x
@@ -391,7 +391,7 @@ def test_the_evaluated_policy_is_not_the_one_that_samples():
     run = codes_run("n-pg-igt", batches=6, length=1)
     learn(run)
     here = run.policy.logits.detach().clone()
-    with run.stepper.ahead():
+    with run.stepper.lookahead():
         assert not torch.equal(run.policy.logits.detach(), here)
     assert torch.equal(run.policy.logits.detach(), here)
 

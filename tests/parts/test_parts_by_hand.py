@@ -266,7 +266,7 @@ def test_groups_that_agree_lose_their_mask_and_so_do_cut_rows() -> None:
 class Starts:
     """Starts in order, each request answered with the outcomes prescribed for it."""
 
-    standing = False
+    continuing = False
     decisions = batches = 0
 
     def __init__(self) -> None:

@@ -123,7 +123,7 @@ def all_reads(method: Method) -> set[str]:
 def needs(method: Method) -> dict[str, Any]:
     """Return the arguments of `random_batch` that give what the method reads: further inputs, rewards per decision."""
     reads = all_reads(method)
-    needed: dict[str, Any] = {"extra": {name: method.tail(name) for name in sorted(reads - set(FIELDS))}}
+    needed: dict[str, Any] = {"extra": {name: method.extra_shape(name) for name in sorted(reads - set(FIELDS))}}
     return needed | ({"outcome": "reward"} if "reward" in reads else {})
 
 

@@ -26,7 +26,7 @@ class Reach:
     name = "reach"
     metric = "return"
     unit = "batches"
-    standing = False
+    continuing = False
     channels = ("return",)
     default_policy = "mlp"
     starts = None

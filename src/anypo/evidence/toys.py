@@ -20,7 +20,7 @@ class Toy:
 
     metric = "success"
     unit = "batches"
-    standing = False
+    continuing = False
     channels: tuple[str, ...] = ("score",)
     default_policy = "table"
     starts: int

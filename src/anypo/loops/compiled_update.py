@@ -143,7 +143,7 @@ def cannot_trace(run: Run, method: Method, batch: Trajectories) -> str | None:
         return "a part of the input is hidden at random"
     if batch.mask is not None:
         return "some decisions are masked"
-    if run.stepper.pieces != 1:
+    if run.stepper.splits != 1:
         return "the step takes several gradients"
     return None if fits(batch, run.config.micro) else "a minibatch takes several forward passes (--micro)"
 

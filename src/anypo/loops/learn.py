@@ -29,7 +29,7 @@ def learn(run: Run, watch: Watch = lambda record: None) -> Record:
     while not run.finished:
         clock = [time.perf_counter()]
         run.begin_phase()
-        with run.stepper.ahead():
+        with run.stepper.lookahead():
             rollout = collect(run)
             clock.append(time.perf_counter())
             metrics = absorb(run, rollout)

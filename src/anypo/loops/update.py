@@ -51,7 +51,7 @@ def update(run: Run, method: Method, batch: Trajectories, replay: Backward | Non
     for _ in range(recipe.epochs or 1):
         for rows in minibatches(batch, method, recipe.minibatch, run.generator):
             rows = minibatch_views(run, method, rows)
-            size = math.ceil(rows.shape[0] / run.stepper.pieces) if run.stepper.pieces > 1 else None
+            size = math.ceil(rows.shape[0] / run.stepper.splits) if run.stepper.splits > 1 else None
             pieces = minibatches(rows, method, size, run.generator)
             grad = replay or traces.of_minibatch(run, method, rows) or partial(backward, run, method, on_policy)
             metrics = run.stepper.update(*(partial(grad, piece) for piece in pieces))

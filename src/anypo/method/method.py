@@ -265,7 +265,7 @@ class Method:
             "reuse": self.stages["step"].epochs != 1,
         }
 
-    def tail(self, name: str) -> tuple[int, ...]:
+    def extra_shape(self, name: str) -> tuple[int, ...]:
         """Sizes of a field beyond [row, step] in a made-up batch: members of an ensemble, proposed actions (3 experts), action
         dimensions (2), discrete choices (3)."""
         view = (self.live | self.views).get(name)
@@ -282,7 +282,7 @@ class Method:
             return proposed
         return (*proposed, *((3,) if functional.endswith("_all") else ()), spec.ensemble)
 
-    def passes(self) -> list[str]:
+    def forward_passes(self) -> list[str]:
         """The forward passes a batch costs, each with what it computes."""
 
         def told(views: dict[str, View], how: str) -> list[str]:
@@ -384,7 +384,7 @@ class Method:
         for slot, texts in self.texts().items():
             lines.append(f"  {'*' if slot in changed and card.base else ' '} {slot:8} {' -> '.join(texts) or 'none'}")
         lines += ["", f"Equation   {card.equation}", f"Source     {card.source} [{card.confidence}]"]
-        lines += [f"Passes     {text}" for text in self.passes()]
+        lines += [f"Passes     {text}" for text in self.forward_passes()]
         return "\n".join([*lines, f"Claim      {card.claim}"])
 
 

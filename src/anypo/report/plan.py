@@ -16,7 +16,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
     adjusted = f" with {', '.join(changed)} replaced" if changed else ""
     epochs = f"{step.epochs or 1} epoch{'s' * ((step.epochs or 1) > 1)}"
     per = "the whole batch" if not step.minibatch else f"minibatches of {step.minibatch}"
-    if run.pool.standing:
+    if run.pool.continuing:
         envs = run.task.envs
         rows = f"{envs} environments x {want.horizon} steps = {envs * (want.horizon or 0):,} decisions"
     else:

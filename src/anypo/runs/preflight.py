@@ -87,7 +87,7 @@ def probe(method: Method, channels: int) -> dict[str, Tensor]:
     leaves = {"logp": logp, "entropy": normal(rows, steps).abs(), "value": normal(rows, steps)}
     scores = (torch.rand(rows, channels, generator=g) < 0.5).double() + 0.1 * normal(rows, channels)
     others = {
-        name: normal(rows, steps, *tail) if (tail := method.tail(name)) else logp - 0.5 * normal(rows, steps)
+        name: normal(rows, steps, *tail) if (tail := method.extra_shape(name)) else logp - 0.5 * normal(rows, steps)
         for name in sorted(method.reads(*method.stages) - set(FIELDS))
     }
     reward = normal(rows, steps) if "reward" in method.reads(*PROBED) else None

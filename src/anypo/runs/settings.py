@@ -50,7 +50,7 @@ def resolve(config: Config, task: Task, method: Method) -> Settings:
     config.policy.setdefault("name", kind or task.default_policy)
     steps = config.steps or 0
     return Settings(
-        config, method, batch_spec(method, recipe), steps, task.standing and not method.traits["whole"], recipe
+        config, method, batch_spec(method, recipe), steps, task.continuing and not method.traits["whole"], recipe
     )
 
 

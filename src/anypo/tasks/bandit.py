@@ -19,7 +19,7 @@ class Bandit:
     name = "bandit"
     metric = "reward"
     unit = "batches"
-    standing = False
+    continuing = False
     channels = ("reward",)
     default_policy = "table"
 

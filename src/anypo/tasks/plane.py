@@ -45,7 +45,7 @@ class Multimodal:
     name = "multimodal"
     metric = "reward"
     unit = "batches"
-    standing = False
+    continuing = False
     channels = ("reward",)
     default_policy = "mlp"
     starts = 1

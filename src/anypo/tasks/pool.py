@@ -15,14 +15,14 @@ from anypo.types import Request, Trajectories
 class StartPool:
     """Draws starts 0..size-1 shuffled per epoch; counts upwards without end where `size` is None.
 
-    standing: requests go on where the environments stand instead of naming a start. rank, world: this process draws
+    continuing: requests continue current episodes instead of naming a start. rank, world: this process draws
     every world-th start, so that several processes share one order. unfinished: rows (one each) to go on with.
     decisions: how many were collected so far. batches: number of the present batch, from 1.
     """
 
     size: int | None
     seed: int
-    standing: bool = False
+    continuing: bool = False
     rank: int = 0
     world: int = 1
     position: int = 0
@@ -36,7 +36,7 @@ class StartPool:
             raise UsageError("the task has no training starts")
 
     def draw(self, requests: int, samples: int, horizon: int | None = None) -> list[Request]:
-        if self.standing:
+        if self.continuing:
             return [Request(None, 1, horizon)]
         return [Request(self._next(), samples, horizon) for _ in range(requests)]
 

@@ -58,7 +58,7 @@ class KnapsackBudget:
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         requests = pool.draw(want.requests, want.samples, want.horizon)
         known = [i for i, r in enumerate(requests) if r.start in self.history.rates]
-        if known and not pool.standing:
+        if known and not pool.continuing:
             rates = [self.history.rates[requests[i].start] for i in known]  # pyright: ignore[reportArgumentType]
             counts = allocate(rates, want.samples * len(known), min(self.low, want.samples), self.high)
             for i, samples in zip(known, counts, strict=True):

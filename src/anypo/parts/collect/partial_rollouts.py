@@ -26,7 +26,7 @@ class Window:
     window: int | None = None
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
-        if pool.standing or want.horizon is None:
+        if pool.continuing or want.horizon is None:
             return (yield pool.draw(want.requests, want.samples, want.horizon))
         size = self.window or max(1, want.horizon // 2)
         waiting, pool.unfinished = pool.unfinished, []

@@ -60,9 +60,9 @@ class Descent(Generic[Recipe]):
     optimizer: torch.optim.Optimizer
     updates: int = 0
     progress: float = 0.0
-    pieces: ClassVar[int] = 1
+    splits: ClassVar[int] = 1
 
-    def ahead(self) -> AbstractContextManager[Any]:
+    def lookahead(self) -> AbstractContextManager[Any]:
         """Samples and gradients are taken where the policy stands."""
         return nullcontext()
 

@@ -35,7 +35,7 @@ class SnrDescent(Descent[SnrAdam]):
 
     signal: float = 0.0
     noise: float = 0.0
-    pieces: ClassVar[int] = 2
+    splits: ClassVar[int] = 2
 
     def lr(self) -> float:
         whole = self.signal + self.noise

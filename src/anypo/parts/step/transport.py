@@ -38,7 +38,7 @@ class TransportDescent(Descent[Transport]):
     direction: list[torch.Tensor] = field(default_factory=list)
 
     @contextmanager
-    def ahead(self) -> Iterator[None]:
+    def lookahead(self) -> Iterator[None]:
         self.here = [p.detach().clone() for p in self.parameters]
         self._look()
         try:

@@ -51,7 +51,7 @@ class Gym:
     metric = "return"
     channels = ("return",)
     unit = "environment steps"
-    standing = True
+    continuing = True
     starts = None
     default_policy = "mlp"
 

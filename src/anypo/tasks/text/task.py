@@ -38,7 +38,7 @@ class TextTask:
     """
 
     unit = "batches"
-    standing = False
+    continuing = False
     default_policy: str | None = None
     sampled = True
     """Rows are sampled from the policy, so at least one reward has to score them."""

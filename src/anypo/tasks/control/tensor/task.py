@@ -42,7 +42,7 @@ class Tensors:
     metric = "return"
     channels = ("return",)
     unit = "environment steps"
-    standing = True
+    continuing = True
     starts = None
     default_policy = "mlp"
 
