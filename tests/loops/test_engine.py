@@ -190,9 +190,9 @@ def test_a_language_models_progress_adds_up_to_its_final_belief(text):
 
 
 def policy_segments(policy, rows):
-    from anypo.policies.language.model import _segments
+    from anypo.policies.language.probes import entropy_segments
 
-    part = _segments(policy.evaluate(rows, {"entropy"})["entropy"], rows.valid, 4)
+    part = entropy_segments(policy.evaluate(rows, {"entropy"})["entropy"], rows.valid, 4)
     return part.masked_fill(~rows.valid, 9)
 
 

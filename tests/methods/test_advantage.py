@@ -875,14 +875,14 @@ def test_progress_reaches_groups_whose_outcomes_agree_and_a_batch_without_it_is_
 @pytest.mark.entry("grpo-vps")
 def test_segments_hold_as_many_uncertain_tokens_as_each_other() -> None:
     pytest.importorskip("transformers")
-    from anypo.policies.language.model import _segments
+    from anypo.policies.language.probes import entropy_segments
 
     rng = torch.Generator().manual_seed(0)
     for _ in range(100):
         length = int(torch.randint(1, 40, (), generator=rng))
         entropy = torch.rand(1, 45, generator=rng)
         valid = torch.arange(45).unsqueeze(0) < length
-        part = _segments(entropy, valid, 4)[0, :length]
+        part = entropy_segments(entropy, valid, 4)[0, :length]
         assert (part.diff() >= 0).all()
         assert part.min() >= 0
         assert part.max() <= 3

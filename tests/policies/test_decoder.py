@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from anypo.kernels.kv_cache import opened
-from anypo.kernels.llama_decode import DecodeStep, written
+from anypo.kernels.kv_cache import open_cache
+from anypo.kernels.llama_decode import DecodeStep, write_out
 
 FAMILY = {
     "llama": {},
@@ -33,7 +33,7 @@ def loaded(folder: Path):
 def test_it_gives_the_hidden_states_of_the_modules(architecture: str, rounding: bool, tiny_model: Callable[..., Path]):
     """For rows that began at different columns, with room left in the cache."""
     base = loaded(tiny_model(architecture, **FAMILY[architecture])).base_model
-    step = written(base)
+    step = write_out(base)
     assert step is not None
     ids = torch.randint(3, 90, (3, 9), generator=torch.Generator().manual_seed(0))
     start = torch.tensor([0, 2, 4])
@@ -41,7 +41,7 @@ def test_it_gives_the_hidden_states_of_the_modules(architecture: str, rounding: 
     place = (torch.arange(9) - start[:, None]).clamp(min=0)
     with torch.autocast("cpu", torch.bfloat16, enabled=rounding):
         want = base(input_ids=ids, attention_mask=mask, position_ids=place).last_hidden_state
-        cache = opened(base.config)
+        cache = open_cache(base.config)
         base(input_ids=ids[:, :5], attention_mask=mask[:, :5], position_ids=place[:, :5], past_key_values=cache)
         for t in range(5, 9):
             found = step(ids[:, t : t + 1], mask[:, : t + 1], place[:, t : t + 1], cache)
@@ -73,7 +73,7 @@ def test_samples_of_a_compiled_step_are_those_of_the_plain_one(tiny_model: Calla
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gpt2", "qwen3"])
 def test_other_families_are_left_to_their_modules(architecture: str, tiny_model: Callable[..., Path]):
-    assert written(loaded(tiny_model(architecture)).base_model) is None
+    assert write_out(loaded(tiny_model(architecture)).base_model) is None
 
 
 @pytest.mark.parametrize("part", ["mlp", "input_layernorm", "self_attn"])
@@ -81,7 +81,7 @@ def test_a_model_that_computes_something_else_with_the_same_parts_is_noticed(
     part: str, tiny_model: Callable[..., Path]
 ):
     base = loaded(tiny_model("llama")).base_model
-    assert isinstance(written(base), DecodeStep)
+    assert isinstance(write_out(base), DecodeStep)
     changed = getattr(base.layers[1], part)
     plain = changed.forward
 
@@ -90,4 +90,4 @@ def test_a_model_that_computes_something_else_with_the_same_parts_is_noticed(
         return (1.01 * out[0], *out[1:]) if isinstance(out, tuple) else 1.01 * out
 
     changed.forward = MethodType(other, changed)
-    assert (written(base) is None) == (part != "mlp"), "which is called as it is"
+    assert (write_out(base) is None) == (part != "mlp"), "which is called as it is"

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anypo.errors import UsageError
 from anypo.kernels import kv_cache as cache
-from anypo.kernels import unique_rows as alike
-from anypo.policies.language import generate, model
+from anypo.kernels import unique_rows as equal_rows
+from anypo.policies.language import forward, model, slots
 from anypo.policies.language.filter import Filter
 from anypo.policies.language.generate import draw_tokens, uniform
 from anypo.policies.language.model import LanguageModel
@@ -84,11 +84,11 @@ def reading(policy: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tupl
     """(rows, tokens) of every pass that sampling makes from now on."""
     reads: list[tuple[int, int]] = []
 
-    def read(ids: torch.Tensor, *given, following=policy._next):
+    def read(ids: torch.Tensor, *given, following=policy.backbone.next_logits):
         reads.append(tuple(ids.shape))
         return following(ids, *given)
 
-    monkeypatch.setattr(policy, "_next", read)
+    monkeypatch.setattr(policy.backbone, "next_logits", read)
     return reads
 
 
@@ -118,8 +118,8 @@ def test_log_probs_are_those_of_plain_transformers(llama: Path):
 
 def test_models_that_change_their_logits_are_noticed(llama: Path, gemma2: Path):
     policy = LanguageModel.load(gemma2, max_new=6)
-    assert LanguageModel.load(llama)._split
-    assert not policy._split
+    assert LanguageModel.load(llama).backbone.splits
+    assert not policy.backbone.splits
     b = rows(policy, [policy.encode("the cat")])
     entropy = policy.evaluate(b, ["entropy"])["entropy"]
     assert (entropy > math.log(policy.vocabulary) - 1).all(), "capped at +-1, so nearly uniform"
@@ -203,7 +203,7 @@ def test_samples_that_agree_are_written_as_one_row(
     prompts = [policy.encode(p) for p in PROMPTS]
     reads = reading(policy, monkeypatch)
     with monkeypatch.context() as m:
-        m.setattr(generate, "SHARED", 0.0)
+        m.setattr(slots, "SHARED", 0.0)
         alone = rows(likely_to_end(policy, 10), prompts, samples=8)
     apart = reads.copy()
     reads.clear()
@@ -403,15 +403,15 @@ def test_tiles_shared_prompts_and_checkpointing_change_neither_value_nor_gradien
     policy.inner.base_model.register_forward_hook(
         lambda m, args, kwargs, out: reads.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    monkeypatch.setattr(cache, "opened", lambda config: None)
+    monkeypatch.setattr(forward, "open_cache", lambda config: None)
     plain = evaluated(policy, b)
     monkeypatch.undo()
     assert [n for n, _ in reads] == [23], "one pass, and nothing for a row without decisions"
     for tile in (2048, 30):
-        monkeypatch.setattr(model, "TILE", {True: tile})
+        monkeypatch.setattr(forward, "TILE", {True: tile})
         for checkpointing in (False, True):
             reads.clear()
-            policy.checkpointing = checkpointing
+            policy.backbone.checkpointing = checkpointing
             now = evaluated(policy, b)
             assert (reads[0] == (4, max(map(len, prompts)))) == (not checkpointing), "every prompt once"
             assert all(n * width <= tile or n == 1 for n, width in reads[1:])
@@ -436,12 +436,12 @@ def test_equal_rows_change_neither_value_nor_gradient(
         lambda m, args, kwargs, out: reads.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     with monkeypatch.context() as m:
-        m.setattr(cache, "opened", lambda config: None)
+        m.setattr(forward, "open_cache", lambda config: None)
         m.setattr(model, "dedupe", lambda trace, valid: None)
         plain = evaluated(policy, b)
     tokens = sum(n * width for n, width in reads)
     for tile in (2048, 30):
-        monkeypatch.setattr(model, "TILE", {True: tile})
+        monkeypatch.setattr(forward, "TILE", {True: tile})
         reads.clear()
         now = evaluated(policy, b)
         assert sum(n * width for n, width in reads) < 0.75 * tokens
@@ -450,11 +450,11 @@ def test_equal_rows_change_neither_value_nor_gradient(
             assert (now[key] - want).norm() <= 1e-5 * want.norm(), key
 
 
-def test_rows_are_alike_only_where_all_their_tokens_are(monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_equal_only_where_all_their_tokens_are(monkeypatch: pytest.MonkeyPatch):
     x = torch.randint(3, (500, 4), generator=seeded())
-    for factor in (alike.FACTOR, 0):  # with 0 the hash is that of the first column
-        monkeypatch.setattr(alike, "FACTOR", factor)
-        first, line = alike.unique_rows(x)
+    for factor in (equal_rows.FACTOR, 0):  # with 0 the hash is that of the first column
+        monkeypatch.setattr(equal_rows, "FACTOR", factor)
+        first, line = equal_rows.unique_rows(x)
         assert len(first) == len({tuple(row) for row in x.tolist()})
         assert torch.equal(x[first[line]], x)
         assert all(first[k] == (line == k).nonzero()[0, 0] for k in range(len(first)))
@@ -463,11 +463,11 @@ def test_rows_are_alike_only_where_all_their_tokens_are(monkeypatch: pytest.Monk
 def test_rows_that_differ_are_evaluated_as_they_are(llama: Path):
     policy = forget_eos(LanguageModel.load(llama, max_new=12))
     b = rows(policy, [policy.encode("a")], samples=8)
-    assert alike.dedupe(b.trace, b.valid) is None
+    assert equal_rows.dedupe(b.trace, b.valid) is None
     twice = {key: x.repeat(2, *[1] * (x.ndim - 1)) for key, x in b.trace.items()}
-    first, line = alike.dedupe(twice, b.valid.repeat(2, 1))
+    first, line = equal_rows.dedupe(twice, b.valid.repeat(2, 1))
     assert torch.equal(first[line], torch.arange(8).repeat(2))
-    assert alike.dedupe(twice, torch.cat([b.valid, b.valid.tril(-1)])) is None, "other decisions"
+    assert equal_rows.dedupe(twice, torch.cat([b.valid, b.valid.tril(-1)])) is None, "other decisions"
 
 
 def test_prompts_that_are_short_or_differ_are_not_shared(llama: Path):
@@ -491,7 +491,7 @@ def test_plain_products_on_a_cpu_are_the_fused_attention(name: str, request: pyt
     mask = torch.arange(11) >= torch.tensor([0, 4, 10])[:, None]
     for given in (None, mask):
         want = policy.inner(input_ids=ids, attention_mask=given).logits
-        with cache.attending(policy.inner.config):
+        with cache.fast_attention(policy.inner.config):
             found = policy.inner(input_ids=ids, attention_mask=given).logits
         kept = slice(None) if given is None else mask
         assert not torch.equal(found[kept], want[kept]), "another order of the same sums"

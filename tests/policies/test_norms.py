@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anypo.kernels.rms_norm import RootMeanSquare, normalizing, norms
+from anypo.kernels.rms_norm import RootMeanSquare, fast_norms, find_norms
 from anypo.policies.language.model import LanguageModel
 
 
@@ -22,11 +22,11 @@ def test_value_and_gradient_are_those_of_the_definition():
 @pytest.mark.parametrize(("kind", "count"), [("qwen2", 5), ("gpt2", 0)])
 def test_norms_are_recognized_and_change_neither_loss_nor_gradients(tiny_model, kind, count):
     policy = LanguageModel.load(tiny_model(kind))
-    assert len(policy._norms) == count
+    assert len(policy.backbone.norms) == count
     b = policy.pack([[3, 4, 5], [6, 7]], [[8, 9, 3, 4], [5, 6, 7]])
     losses, gradients = [], []
-    for modules in (policy._norms, []):
-        policy._norms = modules
+    for modules in (policy.backbone.norms, []):
+        policy.backbone.norms = modules
         loss = policy.evaluate(b, {"logp"})["logp"].sum()
         losses.append(loss.detach())
         gradients.append(torch.autograd.grad(loss, [p for p in policy.parameters() if p.requires_grad]))
@@ -49,8 +49,8 @@ class Centered(torch.nn.Module):
 def test_what_computes_something_else_is_left_alone():
     others = torch.nn.ModuleList([Centered(), torch.nn.LayerNorm(8, bias=False), torch.nn.LayerNorm(8)])
     plain = torch.nn.RMSNorm(8, eps=1e-6)
-    assert norms(torch.nn.ModuleList([*others, plain])) == [plain]
-    with normalizing([plain]), normalizing([plain]):
+    assert find_norms(torch.nn.ModuleList([*others, plain])) == [plain]
+    with fast_norms([plain]), fast_norms([plain]):
         assert "forward" in vars(plain)
     assert "forward" not in vars(plain)
 

@@ -1,4 +1,4 @@
-"""The next token of a decoder of the Llama family, written out: a quarter of the operations that the modules make of it."""
+"""The next token of a decoder of the Llama family, written out: a quarter of the operations that its modules take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from anypo.kernels.kv_cache import Blocks, plain_cache, rounded_cache
+from anypo.kernels import kernel
+from anypo.kernels.kv_cache import BlockLayer, Blocks, attends_to_all, cast_for_autocast
 
 DECODER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
@@ -25,7 +26,7 @@ class DecodeStep:
 
         x <- x + O softmax(R q (R k)^T / sqrt(d)) v,  x <- x + mlp(norm(x)),  R the rotation by the position
 
-    A row's keys and values stand in the columns of its line of the cache that the mask shows.
+    The keys and values of a row are in the columns of its row of the cache that the mask shows.
     """
 
     def __init__(self, model: Any):
@@ -46,50 +47,94 @@ class DecodeStep:
         x = self.model.embed_tokens(ids[:, 0])
         cos, sin = (self.scale.to(x.device) * turn for turn in self.model.rotary_emb(x, positions))
         sin[..., : self.width // 2].neg_()
-        for layer, kept in zip(self.model.layers, cache.layers, strict=True):
-            x = x + self.attended(layer.self_attn, rms_normalized(layer.input_layernorm, x), cos, sin, mask, kept)
-            x = x + layer.mlp(rms_normalized(layer.post_attention_layernorm, x))
-        return rms_normalized(self.model.norm, x)
+        for layer, past in zip(self.model.layers, cache.layers, strict=True):
+            x = x + self.attend(layer.self_attn, normalize_hidden(layer.input_layernorm, x), cos, sin, mask, past)
+            x = x + layer.mlp(normalize_hidden(layer.post_attention_layernorm, x))
+        return normalize_hidden(self.model.norm, x)
 
-    def attended(self, part: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, kept: Any) -> Tensor:
+    def attend(self, module: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: BlockLayer) -> Tensor:
+        """O softmax(R q (R k)^T / sqrt(d)) v; writes the key and value of this token into the cache."""
         rows, lines = len(x), len(x) * self.groups
-        both = torch.cat([part.q_proj(x), part.k_proj(x)], 1).view(rows, -1, self.width)
+        both = torch.cat([module.q_proj(x), module.k_proj(x)], 1).view(rows, -1, self.width)
         both = torch.addcmul(both * cos, both.roll(self.width // 2, 2), sin)
-        key, value = both[:, self.heads :, None], part.v_proj(x).view(rows, self.groups, 1, self.width)
-        key, value = (buffer.flatten(0, 1) for buffer in kept.update(key, value))
+        key, value = both[:, self.heads :, None], module.v_proj(x).view(rows, self.groups, 1, self.width)
+        key, value = (buffer.flatten(0, 1) for buffer in past.update(key, value))
         query = both[:, : self.heads].to(key.dtype).reshape(lines, -1, self.width)
         hidden = torch.nn.functional.pad(~mask, (0, key.shape[1] - mask.shape[1]), value=True)
         scores = (query @ key.mT).view(rows, self.heads, -1)
         weights = scores.masked_fill_(hidden[:, None], -torch.inf).softmax(-1).view(lines, -1, key.shape[1])
-        return part.o_proj((weights @ value).view(rows, -1))
+        return module.o_proj((weights @ value).view(rows, -1))
 
 
-def rms_normalized(module: Any, x: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
-    """Rounded at once to what all products that follow would round it to."""
-    return rounded_cache(nn.functional.rms_norm(x, x.shape[1:], module.weight, module.variance_epsilon))[0]
+def decode_by_modules(
+    step: DecodeStep,
+    ids: Int[Tensor, "row 1"],
+    mask: Bool[Tensor, "row column"],
+    positions: Int[Tensor, "row 1"],
+    cache: Any,
+) -> Float[Tensor, "row width"]:
+    """Return the hidden states of one further token per row as the modules of the model compute them.
+
+    Args:
+        step, ids, mask, positions, cache: as in `decode`.
+    """
+    out = step.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    return out.last_hidden_state[:, -1]
+
+
+@kernel(decode_by_modules)
+def decode(
+    step: DecodeStep,
+    ids: Int[Tensor, "row 1"],
+    mask: Bool[Tensor, "row column"],
+    positions: Int[Tensor, "row 1"],
+    cache: Any,
+) -> Float[Tensor, "row width"]:
+    """Return the hidden states of one further token per row by the written-out step.
+
+    Args:
+        step: the model's, by `write_out`.
+        ids: the tokens.
+        mask: columns of the cache that each row attends to, its new one included.
+        positions: of the tokens in their sequences.
+        cache: keys and values so far; the token's are added.
+
+    Returns:
+        What the output layer reads.
+    """
+    return step(ids, mask, positions, cache)
+
+
+def normalize_hidden(module: Any, x: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
+    """Normalize, and round at once to what all products that follow would round to."""
+    return cast_for_autocast(nn.functional.rms_norm(x, x.shape[1:], module.weight, module.variance_epsilon))[0]
+
+
+def looks_like_llama(model: Any) -> bool:
+    """Return whether the modules of the model have the names that `DecodeStep` reads."""
+    layers = getattr(model, "layers", ())
+    if not layers or not attends_to_all(model.config):
+        return False
+    for layer in layers:
+        attention = getattr(layer, "self_attn", layer)
+        if {name for name, _ in layer.named_children()} != DECODER_PARTS:
+            return False
+        if {name for name, _ in attention.named_children()} != PRODUCTS:
+            return False
+    needed = (model, "rotary_emb"), (layers[0].self_attn, "scaling"), (layers[0].input_layernorm, "variance_epsilon")
+    return all(hasattr(module, name) for module, name in needed)
 
 
 @torch.no_grad()
-def written(model: Any) -> DecodeStep | None:
-    """The step of the model; None where it is made of other parts, or disagrees with them on a few tokens."""
-    layers = getattr(model, "layers", ())
-    made = [{name for name, _ in layer.named_children()} for layer in layers]
-    attends = [{name for name, _ in getattr(layer, "self_attn", layer).named_children()} for layer in layers]
-    if (
-        not layers
-        or any(m != DECODER_PARTS for m in made)
-        or any(a != PRODUCTS for a in attends)
-        or not plain_cache(model.config)
-    ):
-        return None
-    needed = (model, "rotary_emb"), (layers[0].self_attn, "scaling"), (layers[0].input_layernorm, "variance_epsilon")
-    if not all(hasattr(part, name) for part, name in needed):
+def write_out(model: Any) -> DecodeStep | None:
+    """Write out the step of the model; None where it is made of other parts, or disagrees with them on a few tokens."""
+    if not looks_like_llama(model):
         return None
     with torch.autocast(model.device.type, enabled=False):
         ids = torch.arange(6, device=model.device).view(2, 3) % model.config.vocab_size
-        place, cache = torch.arange(3, device=model.device).expand(2, 3), Blocks(len(layers))
+        place, cache = torch.arange(3, device=model.device).expand(2, 3), Blocks(len(model.layers))
         want = model(input_ids=ids, position_ids=place).last_hidden_state[:, 2]
         model(input_ids=ids[:, :2], position_ids=place[:, :2], past_key_values=cache, use_cache=True)
         step = DecodeStep(model)
-        found = step(ids[:, 2:], torch.ones_like(ids, dtype=torch.bool), place[:, 2:], cache)
-    return step if (found - want).norm() <= AGREE * torch.finfo(want.dtype).eps * want.norm() else None
+        hidden = step(ids[:, 2:], torch.ones_like(ids, dtype=torch.bool), place[:, 2:], cache)
+    return step if (hidden - want).norm() <= AGREE * torch.finfo(want.dtype).eps * want.norm() else None

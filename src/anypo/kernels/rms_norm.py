@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -33,48 +33,52 @@ class RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (slope,) = slopes
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grads
         x, weight, r = ctx.saved_tensors
-        wanted = [*ctx.needs_input_grad[:2], False]
+        needed = [*ctx.needs_input_grad[:2], False]
         shape = x.shape[-1:]
-        to_x, to_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            slope, x, shape, torch.zeros_like(r), r, weight, None, wanted
+        x_grad, weight_grad, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, x, shape, torch.zeros_like(r), r, weight, None, needed
         )
-        if to_x is not None:
-            to_x += (slope @ weight)[..., None] * r / x.shape[-1]
-        return to_x, to_weight, None
+        if x_grad is not None:
+            x_grad += (grad @ weight)[..., None] * r / x.shape[-1]
+        return x_grad, weight_grad, None
 
 
-def plain_rms_norm(x: Float[Tensor, "*some width"], weight: Float[Tensor, " width"], eps: float) -> Tensor:
+def recorded_rms_norm(
+    x: Float[Tensor, "*row width"], weight: Float[Tensor, " width"], eps: float
+) -> Float[Tensor, "*row width"]:
     """y = w x (mean(x^2) + eps)^(-1/2), the mean over the last dimension."""
     return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
 
 
-@kernel(plain_rms_norm)
-def rms_norm(x: Float[Tensor, "*some width"], weight: Float[Tensor, " width"], eps: float) -> Tensor:
-    """y = w x (mean(x^2) + eps)^(-1/2) with a written-out gradient, see `RootMeanSquare`."""
+@kernel(recorded_rms_norm)
+def rms_norm(
+    x: Float[Tensor, "*row width"], weight: Float[Tensor, " width"], eps: float
+) -> Float[Tensor, "*row width"]:
+    """y = w x (mean(x^2) + eps)^(-1/2) with the gradient of `RootMeanSquare`."""
     return RootMeanSquare.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
 
 
-def normalized(module: Any, x: Float[Tensor, "*some width"]) -> Float[Tensor, "*some width"]:
-    """What `module` gives for x."""
+def _normalize(module: Any, x: Float[Tensor, "*row width"]) -> Float[Tensor, "*row width"]:
+    """Compute what `module` gives for x."""
     if x.dtype == module.weight.dtype == torch.float32:
-        return rms_norm(x, module.weight, _eps(module))  # pyright: ignore[reportArgumentType]
+        return rms_norm(x, module.weight, cast(float, _eps(module)))
     return type(module).forward(module, x)
 
 
-def norms(model: nn.Module) -> list[nn.Module]:
-    """The modules of the model that compute `RootMeanSquare`, as tried on random numbers."""
+def find_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of the model that compute `rms_norm`, as tried on random numbers."""
     return [module for module in model.modules() if _eps(module) is not None and _agrees(module)]
 
 
 @contextmanager
-def normalizing(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, these modules of `norms` compute by `normalized`."""
-    changed = [module for module in modules if "forward" not in vars(module)]  # else it is inside already
+def fast_norms(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules of `find_norms` compute by `rms_norm` within a block."""
+    changed = [module for module in modules if "forward" not in vars(module)]  # else an outer block has changed it
     for module in changed:
-        module.forward = MethodType(normalized, module)
+        module.forward = MethodType(_normalize, module)
     try:
         yield
     finally:
@@ -93,6 +97,6 @@ def _agrees(module: Any) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, *named["weight"].shape, generator=generator).to(named["weight"].device) for n in (2, 1))
-    found = functional_call(module, {"weight": weight[0]}, (x,))
+    y = functional_call(module, {"weight": weight[0]}, (x,))
     want = RootMeanSquare.apply(x, weight[0], _eps(module))
-    return found.shape == x.shape and torch.allclose(found, want, rtol=1e-5, atol=1e-6)  # pyright: ignore
+    return y.shape == x.shape and torch.allclose(y, want, rtol=1e-5, atol=1e-6)  # pyright: ignore

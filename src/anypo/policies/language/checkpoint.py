@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anypo.errors import UsageError, unknown
+from anypo.policies.language.backbone import has_adapters
+from anypo.policies.language.filter import Filter
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -21,28 +24,8 @@ SETTINGS = "anypo.json"
 VALUE_HEAD = "value_head.safetensors"
 
 
-def _value_heads(width: int, heads: int, dtype: torch.dtype) -> nn.Linear:
-    """A linear map to one number per head: the first starts at zero, further ones differ from it and from each other."""
-    linear = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, heads, dtype=dtype))
-    noise = 0.01 * torch.randn(heads, width, generator=torch.Generator().manual_seed(0))
-    noise[:1] = 0
-    with torch.no_grad():
-        linear.weight.copy_(noise)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends a completion: the tokenizer's and all of the model's."""
-    found = {tokenizer.eos_token_id}
-    for config in (model.generation_config, model.config):
-        ids = getattr(config, "eos_token_id", None)
-        found |= set(ids) if isinstance(ids, list) else {ids}
-    return tuple(sorted(found - {None}))
-
-
-def _load(source: str, dtype: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of a directory or a name on the hub."""
+def load_pretrained(source: str, dtype: str) -> tuple[Any, Any]:
+    """Return the model and the tokenizer of a directory or a name on the hub."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -66,8 +49,8 @@ def _load(source: str, dtype: str) -> tuple[Any, Any]:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, source, is_trainable=True)
-        own = not adapter or (path / "tokenizer_config.json").is_file()
-        tokenizer = _tokenizer(source if own else base)
+        complete = not adapter or (path / "tokenizer_config.json").is_file()
+        tokenizer = _load_tokenizer(source if complete else base)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UsageError(f"cannot load the model {source}: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
@@ -75,8 +58,8 @@ def _load(source: str, dtype: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _tokenizer(source: str) -> Any:
-    """The tokenizer as its files declare it. AutoTokenizer puts the model type's own class, with its own splitting and
+def _load_tokenizer(source: str) -> Any:
+    """Load the tokenizer as its files declare it. AutoTokenizer puts the model type's own class, with its own splitting and
     special tokens, in the place of a generic one for some types (Qwen2), so a generic one is loaded by name."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -97,14 +80,22 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _adapt(model: Any, lora: dict[str, Any], seed: int) -> Any:
-    """The model with fresh trainable adapters; they start as the identity."""
+def add_adapters(model: Any, lora: dict[str, Any], seed: int) -> Any:
+    """Wrap a model in fresh trainable adapters, W + (alpha / r) B A with B = 0 at the start.
+
+    Source: Hu et al. 2021, arXiv:2106.09685.
+
+    Args:
+        model: a causal language model of transformers.
+        lora: r (8), alpha (16), target ("all-linear").
+        seed: of A.
+    """
     from peft import LoraConfig, get_peft_model
 
     wrong = set(lora) - {"r", "alpha", "target"}
     if wrong:
         raise UsageError(f"lora takes r, alpha and target, not {', '.join(sorted(wrong))}")
-    if hasattr(model, "peft_config"):
+    if has_adapters(model):
         raise UsageError("the model is already an adapter and loads with it trainable; leave lora out")
     config = LoraConfig(
         r=lora.get("r", 8),
@@ -120,8 +111,11 @@ def _adapt(model: Any, lora: dict[str, Any], seed: int) -> Any:
             raise UsageError(f"cannot adapt the model: {_first_line(error)}") from error
 
 
-def _saved(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Sampling settings and value head of a directory written by `save`; empty where there are none."""
+def load_settings(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a policy's filter, stop, max_new and value, and the weights of its value head (empty where there is none).
+
+    Settings come from the options, where these are not None, else from a directory written by `save_policy`.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -130,4 +124,32 @@ def _saved(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         head = load_file(path / VALUE_HEAD) if (path / VALUE_HEAD).is_file() else {}
     except (ValueError, SafetensorError) as error:
         raise UsageError(f"{SETTINGS} or {VALUE_HEAD} in {path} is damaged: {_first_line(error)}") from error
-    return settings, head
+    settings |= {name: value for name, value in options.items() if value is not None}
+    filter = Filter(**{name: settings.pop(name) for name in ("temperature", "top_k", "top_p") if name in settings})
+    saved = tuple(settings.pop("heads", ("value",))) if head else ()
+    return {**settings, "filter": filter, "value": saved}, head
+
+
+def save_policy(
+    directory: Path, model: Any, tokenizer: Any, settings: dict[str, Any], value_head: nn.Module | None
+) -> None:
+    """Write a directory that plain transformers loads.
+
+    Args:
+        directory: made where it is missing.
+        model: written merged where it has adapters; these alone go to `adapter/`.
+        tokenizer: of the model.
+        settings: for `load_settings`.
+        value_head: likewise.
+    """
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    if has_adapters(model):
+        model.save_pretrained(directory / "adapter")
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    if value_head is not None:
+        save_file({k: v.contiguous() for k, v in value_head.state_dict().items()}, directory / VALUE_HEAD)

@@ -32,7 +32,7 @@ class Filter:
     def __call__(
         self, logits: Float[Tensor, "token vocab"], keep: Int[Tensor, " token"] | None = None
     ) -> Float[Tensor, "token vocab"]:
-        """Log-probabilities (nats, at least float32; -inf outside the support). `keep` stays in the support."""
+        """Return log-probabilities (nats, at least float32; -inf outside the support). `keep` stays in the support."""
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         if self.temperature != 1:
             logits = logits / self.temperature
@@ -45,7 +45,7 @@ class Filter:
         return logits.log_softmax(-1)
 
     def _least(self, logits: Tensor) -> Tensor | None:
-        """The smallest logit kept, [token, 1]; None keeps all."""
+        """Return the smallest logit kept, [token, 1]; None keeps all."""
         top_k = self.top_k if self.top_k < logits.shape[1] else 0
         if self.top_p < 1:
             ordered = logits.topk(top_k or logits.shape[1]).values

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, cast
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from anypo.kernels.linear_head import ChunkedLinear
+from anypo.kernels.linear_head import chunked_linear, read_chunks
 from anypo.policies.language.filter import Filter
 
 OFFERED = ("logp", "entropy", "score_norm")
@@ -21,14 +20,14 @@ CHUNK = 2**25
 
 def functionals(
     hidden: Float[Tensor, "token width"],
-    head: Callable[[Tensor], Tensor],
+    head: Any,
     taken: Int[Tensor, " token"],
     filter: Filter,
     want: Collection[str],
     vocabulary: int,
     chunk: int = CHUNK,
 ) -> dict[str, Float[Tensor, " token"]]:
-    """`logp` of the taken token, `entropy` (nats) and squared `score_norm` of filter(head(hidden)), as far as wanted.
+    """Compute `logp` of the taken token, `entropy` (nats) and squared `score_norm` of filter(head(hidden)), as far as wanted.
 
         logp = log p(taken),  entropy = -sum_v p(v) log p(v),  score_norm = 1 - 2 p(taken) + sum_v p(v)^2
 
@@ -40,25 +39,20 @@ def functionals(
 
     def read(logits: Tensor, token: Tensor) -> tuple[Tensor, ...]:
         logp = filter(logits, keep=token)
-        found = []
+        values = []
         if "logp" in want:
-            found.append(logp.gather(1, token[:, None])[:, 0])
+            values.append(logp.gather(1, token[:, None])[:, 0])
         if "entropy" in want:
-            found.append(-(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1))
+            values.append(-(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1))
         if "score_norm" in want:
-            found.append(1 - 2 * logp.gather(1, token[:, None])[:, 0].exp() + (2 * logp).exp().sum(-1))
-        return tuple(found)
+            values.append(1 - 2 * logp.gather(1, token[:, None])[:, 0].exp() + (2 * logp).exp().sum(-1))
+        return tuple(values)
 
     tokens = max(1, chunk // vocabulary)
     if len(hidden) <= tokens:
-        return dict(zip(names, read(head(hidden), taken), strict=True))
-    linear: Any = head if type(head) is torch.nn.Linear else None  # an adapter computes more than that
-    if linear is not None and linear.bias is None and torch.is_grad_enabled():
-        found = ChunkedLinear.apply(read, tokens, hidden, linear.weight, taken)
-        return dict(zip(names, cast(tuple[Tensor, ...], found), strict=True))
-    pairs = zip(hidden.split(tokens), taken.split(tokens), strict=True)
-    pieces = [
-        checkpoint(lambda h, t: read(head(h), t), h, token, use_reentrant=False, preserve_rng_state=False)
-        for h, token in pairs
-    ]
-    return {name: torch.cat(parts) for name, parts in zip(names, zip(*pieces, strict=True), strict=True)}
+        values = read(head(hidden), taken)
+    elif type(head) is torch.nn.Linear and head.bias is None and torch.is_grad_enabled():  # an adapter computes more
+        values = chunked_linear(read, tokens, hidden, head.weight, taken)
+    else:
+        values = read_chunks(read, tokens, head, hidden, taken)
+    return dict(zip(names, values, strict=True))

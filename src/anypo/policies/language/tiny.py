@@ -27,7 +27,13 @@ Example = tuple[str, str]
 
 
 def base(name: str, train: Sequence[Example], heldout: Sequence[Example]) -> Path:
-    """Directory of the warm-started model for these examples; made once and kept in the cache ($ANYPO_CACHE, ~/.cache/anypo)."""
+    """Return the directory of a warm-started model; made once and kept in the cache ($ANYPO_CACHE, ~/.cache/anypo).
+
+    Args:
+        name: the directory begins with it.
+        train: what the model learns from.
+        heldout: what decides when it has learned enough.
+    """
     cache = Path(os.environ.get("ANYPO_CACHE", Path.home() / ".cache" / "anypo"))
     content = json.dumps([RECIPE, list(train), list(heldout), torch.__version__]).encode()
     target = cache / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
@@ -43,7 +49,17 @@ def base(name: str, train: Sequence[Example], heldout: Sequence[Example]) -> Pat
 
 
 def warm_start(directory: Path, train: Sequence[Example], heldout: Sequence[Example], seed: int = 0) -> float:
-    """Train a new decoder on the examples until it answers `until` of the held-out ones; returns that share."""
+    """Train a new decoder on the examples until it answers `until` of the held-out ones; returns that share.
+
+    Args:
+        directory: where model and tokenizer are written.
+        train: what it learns from.
+        heldout: what it is measured on.
+        seed: of the weights and the minibatches.
+
+    Raises:
+        RunError: the share is not reached in `limit` updates.
+    """
     alphabet = sorted({c for prompt, completion in (*train, *heldout) for c in prompt + completion})
     tokenizer, model = fresh(alphabet, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +75,7 @@ def warm_start(directory: Path, train: Sequence[Example], heldout: Sequence[Exam
         loss.backward()
         optimizer.step()
         if update % 10 == 0:
-            accuracy = answered(model, *held)
+            accuracy = greedy_accuracy(model, *held)
             if accuracy >= RECIPE["until"]:
                 break
     else:
@@ -70,7 +86,7 @@ def warm_start(directory: Path, train: Sequence[Example], heldout: Sequence[Exam
 
 
 def fresh(alphabet: Sequence[str], seed: int) -> tuple[Any, Any]:
-    """A character tokenizer over `alphabet` and an untrained decoder for it."""
+    """Make a character tokenizer over `alphabet` and an untrained decoder for it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -99,7 +115,7 @@ def fresh(alphabet: Sequence[str], seed: int) -> tuple[Any, Any]:
 
 
 def encode(tokenizer: Any, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and labels; only the completion and its end are labelled."""
+    """Return right-padded ids and labels; only the completion and its end are labelled."""
     rows = [(tokenizer(p)["input_ids"], [*tokenizer(c)["input_ids"], tokenizer.eos_token_id]) for p, c in examples]
     width = max(len(p) + len(c) for p, c in rows)
     ids = torch.tensor([p + c + [0] * (width - len(p) - len(c)) for p, c in rows])
@@ -108,7 +124,13 @@ def encode(tokenizer: Any, examples: Sequence[Example]) -> tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def answered(model: Any, ids: Tensor, labels: Tensor) -> float:
-    """Share of examples whose every labelled token is the model's first choice, which is greedy accuracy."""
+def greedy_accuracy(model: Any, ids: Tensor, labels: Tensor) -> float:
+    """Return the share of examples whose every labelled token is the model's first choice.
+
+    Args:
+        model: the decoder.
+        ids: right-padded tokens.
+        labels: -100 where a token is not labelled.
+    """
     choice, target = model(input_ids=ids).logits[:, :-1].argmax(-1), labels[:, 1:]
     return float(((choice == target) | (target == -100)).all(1).float().mean())
