@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -223,12 +224,10 @@ class Multiplies(Protocol):
 
 
 @runtime_checkable
-class HasActFn(Protocol):
-    """A policy whose decisions are a function of tensors: action, log-prob = act_fn(obs, action_noise, *act_params). scalar: an
-    action is one number."""
+class ActsByTensors(Protocol):
+    """A policy whose decisions are a function of tensors, which can be compiled together with an environment's steps."""
 
-    scalar: bool
-
-    def act_fn(self, obs: Tensor, numbers: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...
+    def frozen_for_rollout(self) -> AbstractContextManager[None]: ...
     def action_noise(self, n: int, generator: torch.Generator) -> Tensor: ...
     def act_params(self) -> list[Tensor]: ...
+    def act_fn(self, obs: Tensor, noise: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...

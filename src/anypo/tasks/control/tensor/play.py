@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.kernels.compiler import CompiledFn
-from anypo.protocols import HasActFn
+from anypo.protocols import ActsByTensors
 from anypo.tasks.control.tensor.environment import State
 from anypo.tasks.control.tensor.rows import add_values, make_batch
 from anypo.tasks.control.tensor.window import Window, pad_rows
@@ -130,7 +130,7 @@ def walk_window(
         generator: of the policy's samples.
         explore: noise of the policy's actions.
     """
-    several = task.compiles and is_act_fn(policy) and not explore
+    several = task.compiles and isinstance(policy, ActsByTensors) and not explore
     walk = walk_compiled if several else partial(walk_chunk, explore=explore)
     stops: Stops = []
     with nullcontext() if several else policy.frozen_for_rollout():
@@ -138,11 +138,6 @@ def walk_window(
             envs = slice(first, min(first + task.chunk, task.envs))
             stops += walk(task, policy, window, envs, generator)
     return stops
-
-
-def is_act_fn(policy: Any) -> bool:
-    """Whether the policy's decisions are a function of tensors, which can be compiled."""
-    return isinstance(policy, HasActFn)
 
 
 def walk_chunk(
@@ -176,7 +171,9 @@ def walk_chunk(
     return stops
 
 
-def walk_compiled(task: Tensors, policy: HasActFn, window: Window, envs: slice, generator: torch.Generator) -> Stops:
+def walk_compiled(
+    task: Tensors, policy: ActsByTensors, window: Window, envs: slice, generator: torch.Generator
+) -> Stops:
     """`walk_chunk`, several steps at a time in compiled code.
 
     Args:
@@ -207,7 +204,7 @@ def walk_compiled(task: Tensors, policy: HasActFn, window: Window, envs: slice, 
 
 def stride_fn(
     task: Tensors,
-    policy: HasActFn,
+    policy: Any,
     state: State,
     noise: Float[Tensor, "step env number"],
     fresh: Float[Tensor, "step quantity env"],
