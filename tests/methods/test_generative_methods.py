@@ -335,7 +335,7 @@ def test_behaviour_cloning_improves_the_matching_loss_of_its_own_policy_and_refu
     run = create(configuration.from_dict({**values, "policy": kinds[0], "out": str(tmp_path / "r")}))
     learn(run, records.append)
     assert records[-1]["loss"] < 0.9 * records[1]["loss"]
-    assert run.task.shown == 60 * 128
+    assert run.task.demo_count == 60 * 128
     with pytest.raises(UsageError, match="cannot give"):
         learn(create(configuration.from_dict({**values, "policy": kinds[1], "out": str(tmp_path / "s")})))
 

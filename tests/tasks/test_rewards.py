@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from anypo.errors import RunError, UsageError
-from anypo.tasks.text.rewards import Reward, load_reward, make_reward, within
+from anypo.tasks.text.rewards import Reward, call_within, load_reward, make_reward
 
 
 def call(reward: Any, completions: list[Any], prompts: list[Any] | None = None, **columns: list) -> list[float | None]:
@@ -131,9 +131,9 @@ def test_a_function_that_hangs_ends_at_its_time_limit(kind: str):
 
 
 def test_a_time_limit_lets_the_caller_see_what_was_raised():
-    assert within(1.0, lambda x: x + 1, {"x": 2}) == 3
+    assert call_within(1.0, lambda x: x + 1, {"x": 2}) == 3
     with pytest.raises(ZeroDivisionError):
-        within(1.0, lambda x: x / 0, {"x": 2})
+        call_within(1.0, lambda x: x / 0, {"x": 2})
 
 
 @pytest.mark.parametrize(("policy", "instead"), [("drop", None), (-1.0, -1.0), (0.0, 0.0)])
@@ -235,7 +235,7 @@ def test_math_understands_latex():
 
 
 def test_math_works_outside_the_main_thread():
-    assert within(30.0, lambda: call("math", ["$0.5$"], answer=["1/2"]), {}) == [1]
+    assert call_within(30.0, lambda: call("math", ["$0.5$"], answer=["1/2"]), {}) == [1]
 
 
 def test_regex_takes_its_pattern_from_the_record_or_the_name():

@@ -1,4 +1,4 @@
-"""Best-of-n sampling: draw n answers, keep the one a proxy reward likes best. What that is worth, and how far it strays.
+"""Best-of-n sampling: draw n answers, keep the one with the largest proxy reward. Its gold reward, and its divergence.
 
 Source: arXiv 2210.10760 (gold reward over divergence); arXiv 2009.01325 (the unbiased estimator).
 """
@@ -54,7 +54,7 @@ def kl(n: int) -> float:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What n samples buy: the divergence they cost (nats), and the mean proxy and gold reward of the chosen one."""
+    """The best of n samples: divergence (nats), mean proxy reward and mean gold reward."""
 
     n: int
     kl: float
@@ -63,13 +63,19 @@ class CurvePoint:
 
 
 def curve(proxy: Float[Tensor, " sample"], gold: Float[Tensor, " sample"], ns: Sequence[int]) -> list[CurvePoint]:
-    """Gold against divergence: one point per n."""
+    """Compute gold reward against divergence, one point per n.
+
+    Args:
+        proxy: scores that choose.
+        gold: scores that count.
+        ns: numbers of samples.
+    """
     return [CurvePoint(n, kl(n), best_of_n(proxy, proxy, n), best_of_n(proxy, gold, n)) for n in ns]
 
 
 def fit(points: Sequence[tuple[float, float]], kind: Literal["bon", "rl"] = "bon") -> tuple[float, float]:
     """(alpha, beta) by least squares of gold = d (alpha - beta d) for best-of-n, d (alpha - beta log d) for reinforcement
-    learning, d = sqrt(KL), to (KL, gold above its value at KL = 0). Points at KL = 0 say nothing.
+    learning, d = sqrt(KL), to (KL, gold above its value at KL = 0). Points at KL = 0 are left out.
     Source: arXiv 2210.10760, sec. 3.1.
     """
     d, gold = torch.tensor([(math.sqrt(k), g) for k, g in points if k > 0], dtype=torch.float64).reshape(-1, 2).T

@@ -1,4 +1,4 @@
-"""What a data set for offline learning is like: how good, how varied, how lucky. Source: arXiv 2111.04714; arXiv 2306.13085."""
+"""Measures of a data set for offline learning: quality, coverage, spread of returns. Source: arXiv 2111.04714; arXiv 2306.13085."""
 
 from __future__ import annotations
 
@@ -35,8 +35,13 @@ def trajectory_quality(data: Table, low: float, high: float, gamma: float = 1.0)
 
 
 def cells(data: Table, bins: int = 100, bounds: tuple[Tensor, Tensor] | None = None) -> Int[np.ndarray, " transition"]:
-    """The number of the (s, a) pair of every transition, with each continuous dimension cut into `bins` between `bounds`
-    (of (s, a); the data's own extremes unless given)."""
+    """Number the distinct (s, a) pairs of all transitions, with continuous dimensions cut into bins.
+
+    Args:
+        data: the transitions.
+        bins: cells per dimension.
+        bounds: lowest and highest (s, a), by default those of the data.
+    """
     action = data["action"]
     discrete = not action.is_floating_point()
     x = data["obs"] if discrete else torch.cat([data["obs"], action], 1)
@@ -48,16 +53,16 @@ def cells(data: Table, bins: int = 100, bounds: tuple[Tensor, Tensor] | None = N
 
 
 def limits(*tables: Table) -> tuple[Tensor, Tensor]:
-    """Extremes of (s, a) over several data sets, so that they are cut alike."""
+    """The lowest and highest (s, a) over several data sets, the common bounds of their cells."""
     discrete = not tables[0]["action"].is_floating_point()
-    each = [t["obs"] if discrete else torch.cat([t["obs"], t["action"]], 1) for t in tables]
-    return torch.stack([x.min(0).values for x in each]).min(0).values, torch.stack([x.max(0).values for x in each]).max(
-        0
-    ).values
+    pairs = [t["obs"] if discrete else torch.cat([t["obs"], t["action"]], 1) for t in tables]
+    return torch.stack([x.min(0).values for x in pairs]).min(0).values, torch.stack(
+        [x.max(0).values for x in pairs]
+    ).max(0).values
 
 
 def unique_pairs(data: Table, bins: int = 100, bounds: tuple[Tensor, Tensor] | None = None) -> int:
-    """u(D), the number of distinct (s, a) pairs."""
+    """u(D) = number of distinct (s, a) pairs, see `cells`."""
     return int(cells(data, bins, bounds).max()) + 1
 
 
@@ -74,18 +79,27 @@ def occupancy_entropy(data: Table, bins: int = 100, bounds: tuple[Tensor, Tensor
 
 
 def opportunity(data: Table) -> float:
-    """Positive-sided variance E[max(G - V(s_0), 0)^2], V a linear regression of returns on first states: what reweighting could
-    win. Source: arXiv 2306.13085, eq. 9."""
+    """Positive-sided variance E[max(G - V(s_0), 0)^2], V a linear regression of returns on first states: the possible gain of
+    reweighting. Source: arXiv 2306.13085, eq. 9."""
     return float(trajectory_values(data, "advantage").clamp(min=0).square().mean())
 
 
 def measures(
     data: Table, low: float | None = None, high: float | None = None, reference: Table | None = None
 ) -> dict[str, Any]:
-    """All of these, as one record; TQ needs the returns of a random and of an expert policy, SACo a reference."""
+    """Compute all measures of this module.
+
+    Args:
+        data: the transitions.
+        low, high: returns of a random and of an expert policy, which TQ needs.
+        reference: replayed experience, which SACo needs.
+
+    Returns:
+        The measures by name.
+    """
     returns = episode_returns(data)
     lengths = np.bincount(data["episode"].numpy())
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "episodes": len(returns),
         "transitions": len(data["reward"]),
         "return_mean": float(returns.mean()),
@@ -98,7 +112,7 @@ def measures(
         "opportunity": opportunity(data),
     }
     if low is not None and high is not None:
-        found["trajectory_quality"] = trajectory_quality(data, low, high)
+        results["trajectory_quality"] = trajectory_quality(data, low, high)
     if reference is not None:
-        found["state_action_coverage"] = state_action_coverage(data, reference)
-    return found
+        results["state_action_coverage"] = state_action_coverage(data, reference)
+    return results

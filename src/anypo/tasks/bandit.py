@@ -44,9 +44,9 @@ class Bandit:
     def rollout(
         self, policy: Any, requests: list[Request], generator: torch.Generator
     ) -> tuple[Trajectories, dict[str, float]]:
-        """`samples` decisions for the context of each request (a drawn one where `start` is None); score [N]."""
-        drawn = torch.randint(self.starts, (len(requests),), generator=generator).tolist()
-        contexts = [c if r.start is None else r.start for c, r in zip(drawn, requests, strict=True)]
+        """`samples` decisions for the context of each request (a random one where `start` is None); score [N]."""
+        random = torch.randint(self.starts, (len(requests),), generator=generator).tolist()
+        contexts = [c if r.start is None else r.start for c, r in zip(random, requests, strict=True)]
         samples = torch.tensor([r.samples for r in requests])
         context = torch.tensor(contexts).repeat_interleave(samples)
         obs = torch.from_numpy(np.stack([policy.encode(c) for c in context.tolist()]))
@@ -67,7 +67,7 @@ class Bandit:
         return batch, {"train/reward": score.mean().item(), "env_steps": float(len(context))}
 
     def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
-        """Expected reward of the greedy arms over all contexts, and how much the best arms would give more."""
+        """Expected reward of the greedy arms over all contexts, and the regret: how much more the best arms give."""
         obs = torch.from_numpy(np.stack([policy.encode(c) for c in range(self.starts)]))
         arms = policy.act(obs, generator, greedy=True).action
         reward = self.means.gather(1, arms[:, None]).mean()
@@ -87,7 +87,7 @@ class Bandit:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the means follow from the seed, everything else from the generator given."""
+        """Nothing: the means follow from the seed, everything else from the caller's generator."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A bandit in the plane with several equally good actions, and an expert who uses all of them."""
+"""A bandit in the plane with several equally good actions, and an expert that uses all of them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ NEAR = 0.2
 """A sample this close to a mode is precise."""
 
 
-KEPT = 0.05
-"""A mode is kept while at least this share of the samples lies near it, within `2 * NEAR`."""
+COVERED = 0.05
+"""A mode is covered while at least this share of the samples lies near it, within `2 * NEAR`."""
 
 
 SAMPLES = 1000
 
 
 class Multimodal:
-    """One action a in the plane per row, one observation that says nothing. The modes c_m stand on a circle of radius sqrt(2), four
+    """One action a in the plane per row, one constant observation. The modes c_m lie on a circle of radius sqrt(2), four
     of them at (+-1, +-1); the expert draws a mode and adds N(0, 0.05^2).
 
         gold = max over paying m of exp(-|a - c_m|^2 / (2 width^2)),   reward = gold + bump exp(-|a - 1.4 c_0|^2 / (2 width^2))
 
-    modes: how many. paying: indices of the modes that pay (None: all). bump: what a judge that can be fooled pays beyond the
-    first mode, where there is nothing; gold stays what is meant.
+    modes: how many. paying: indices of the modes that pay (None: all). bump: height of a flaw of the reward beyond the first mode; gold is
+    the intended reward.
 
     The held-out measures are means over samples of the policy: reward, gold, precision (within 0.2 of some mode), coverage (the
     least share that a paying mode has), modes (paying modes that keep at least 5% of the samples).
@@ -57,8 +57,8 @@ class Multimodal:
         self.modes = math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1)
         self.paying = self.modes if paying is None else self.modes[list(paying)]
         self.width, self.bump = width, bump
-        self.shown = 0
-        """Demonstrations asked for so far: the position in their stream of random numbers."""
+        self.demo_count = 0
+        """Demonstrations so far: the position in their stream of random numbers."""
 
     @property
     def observation_space(self) -> Any:
@@ -73,12 +73,12 @@ class Multimodal:
         return Box(-REACH, REACH, (2,), np.float32)
 
     def gold(self, action: Float[Tensor, "sample 2"]) -> Float[Tensor, " sample"]:
-        """What an action is worth."""
+        """The intended reward of an action."""
         distance = torch.cdist(action, self.paying).amin(1)
         return (-0.5 * (distance / self.width).square()).exp()
 
     def reward(self, action: Float[Tensor, "sample 2"]) -> Float[Tensor, " sample"]:
-        """What an action is paid."""
+        """The reward of an action, with the flaw."""
         beyond = (action - 1.4 * self.modes[0]) / self.width
         return self.gold(action) + self.bump * (-0.5 * beyond.square().sum(1)).exp()
 
@@ -119,10 +119,10 @@ class Multimodal:
         return self.observations(policy, count), policy.from_env(action.numpy())
 
     def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
-        """As many of the expert's actions as are asked for, other ones every time."""
+        """The requested number of the expert's actions, other ones every time."""
         count = sum(r.samples for r in requests)
-        generator = torch.Generator().manual_seed(self.shown)
-        self.shown += count
+        generator = torch.Generator().manual_seed(self.demo_count)
+        self.demo_count += count
         obs, action = self.experts(policy, count, generator)
         b = Trajectories(trace=policy.trace(obs, action, generator))
         logp = policy.evaluate(b, {"logp"})["logp"]
@@ -140,7 +140,7 @@ class Multimodal:
         )
 
     def sample(self, policy: Any, generator: torch.Generator, count: int = SAMPLES) -> Float[Tensor, "sample 2"]:
-        """What the policy does: samples, which for a generative policy are those of its deterministic sampler."""
+        """Sample actions of the policy; of a generative policy with its deterministic sampler."""
         decided = policy.act(self.observations(policy, count), generator, greedy=policy.implicit)
         return torch.from_numpy(policy.env_action(decided.action))
 
@@ -156,7 +156,7 @@ class Multimodal:
             "gold": self.gold(action).mean().item(),
             "precision": (torch.cdist(action, self.modes).amin(1) < NEAR).float().mean().item(),
             "coverage": shares.min().item(),
-            "modes": float((shares >= KEPT).sum()),
+            "modes": float((shares >= COVERED).sum()),
         }
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
@@ -173,8 +173,8 @@ class Multimodal:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """How many demonstrations were given; everything else follows from the generator given."""
-        return {"shown": self.shown}
+        """How many demonstrations there were; everything else follows from the caller's generator."""
+        return {"shown": self.demo_count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.shown = state["shown"]
+        self.demo_count = state["shown"]

@@ -14,7 +14,7 @@ from anypo.tasks.text.task import Record, TextTask, is_prompt
 
 
 def load_records(path: str | Path) -> list[Record]:
-    """The records of a file, each knowing its line; blank lines are skipped.
+    """Read the records of a file, each with its line number; blank lines are skipped.
 
     `prompt` is text or a list of chat messages `{"role": ..., "content": ...}`. Raises UsageError naming file and line.
     """
@@ -22,32 +22,31 @@ def load_records(path: str | Path) -> list[Record]:
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a JSONL file with a `prompt` on every line")
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if line.strip():
-            where = f"{path} line {number}"
-            records.append(_record(line, where))
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        if text.strip():
+            records.append(_record(text, f"{path} line {number}"))
     if not records:
         raise UsageError(f"{path} is empty; it needs at least one line with a `prompt`")
     return records
 
 
-def _record(line: bytes, where: str) -> Record:
+def _record(text: bytes, where: str) -> Record:
     try:
-        found = json.loads(line)
+        row = json.loads(text)
     except ValueError as error:  # neither JSON nor UTF-8
         raise UsageError(f"{where} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{where} is a {type(found).__name__}; every line must be an object with a `prompt`")
-    if not is_prompt(found.get("prompt")):
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} is a {type(row).__name__}; every line must be an object with a `prompt`")
+    if not is_prompt(row.get("prompt")):
         raise UsageError(f'{where} needs a `prompt`: text, or a list of {{"role": ..., "content": ...}} messages')
-    record = Record(found)
+    record = Record(row)
     record.where = where
     return record
 
 
 def split(records: Sequence[Record], heldout: float) -> tuple[list[Record], list[Record]]:
-    """(training, held-out) records: the share `heldout` of the distinct prompts with the smallest hash is held out, so
-    the split depends on nothing but the prompts, and equal prompts stay together."""
+    """Split into (training, held-out) records: the share `heldout` of the distinct prompts with the smallest hash is held out, so
+    the split depends on the prompts alone, and equal prompts stay together."""
     keys = [hashlib.blake2b(json.dumps(r["prompt"], sort_keys=True).encode()).digest() for r in records]
     distinct = sorted(set(keys))
     out = set(distinct[: max(1, round(heldout * len(distinct)))])
@@ -60,15 +59,25 @@ def split(records: Sequence[Record], heldout: float) -> tuple[list[Record], list
 def divide(
     path: str | Path, records: list[Record], heldout: float | str | Path, read: Callable[[str | Path], list[Record]]
 ) -> tuple[list[Record], list[Record]]:
-    """(training, held-out) records: a share of the prompts, or the records of a second file; UsageError where none are left."""
+    """Divide into (training, held-out) records.
+
+    Args:
+        path: where the records come from, for messages.
+        records: all records of the file.
+        heldout: the share of the prompts that is held out, or a second file with the held-out records.
+        read: reads a file.
+
+    Raises:
+        UsageError: the share is none, or nothing is left to train on.
+    """
     if not isinstance(heldout, (int, float)):
         return records, read(heldout)
     if not 0 < heldout < 1:
         raise UsageError(f"heldout must be a share between 0 and 1 or a file, not {heldout}")
-    kept, held = split(records, heldout)
-    if not kept:
+    training, held = split(records, heldout)
+    if not training:
         raise UsageError(f"{path} has a single prompt, so none can be held out; set heldout to a file with others")
-    return kept, held
+    return training, held
 
 
 def make_jsonl_task(

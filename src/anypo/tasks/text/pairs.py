@@ -1,4 +1,4 @@
-"""Preference data as a task: answers that somebody ranked or marked are the rows, nothing is sampled to learn from."""
+"""Preference data as a task: ranked or marked answers are the rows, nothing is sampled to learn from."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from anypo.tasks.text.task import Record, TextTask, is_prompt
 from anypo.types import Request, Trajectories
 
 PAIRS_AT_ONCE = 32
-"""Held-out answers read together."""
+"""Held-out records evaluated together."""
 
 
 FORM = "a `prompt` with `chosen` and `rejected`, or with `completion` and `label`"
 
 
-Given = tuple[list[int], list[int], float]
+Answer = tuple[list[int], list[int], float]
 """Token ids of a prompt and of an answer, and its mark: 1 for a preferred answer, 0 for the other."""
 
 
 class Pairs(TextTask):
     """Answers with marks: of the two answers to a prompt the chosen one is preferred, a single one is good or bad.
 
-    records, heldout: as `load` gives them. A request is answered by the record's rows, all in one group, with `preferred` 1 or 0
+    records, heldout: as `load_pairs` reads them. A request is answered by the record's rows, all in one group, with `preferred` 1 or 0
     and, where every record has them, `score_chosen` and `score_rejected` as the score. max_new: tokens of an answer that are read
     (None: all); answers end with the end-of-text token, unless they are cut.
 
@@ -58,46 +58,46 @@ class Pairs(TextTask):
 
     def prepare(self, policy: Any) -> None:
         """Turn every answer into tokens once; raise UsageError, naming the record, for one that leaves the model's context."""
-        self._given = [self._encoded(policy, self.records, i) for i in range(len(self.records))]
-        self._kept = [self._encoded(policy, self.heldout, i) for i in range(len(self.heldout))]
-        longest = max(len(answer) for rows in (*self._given, *self._kept) for _, answer, _ in rows)
+        self._training = [self._encode(policy, self.records, i) for i in range(len(self.records))]
+        self._heldout = [self._encode(policy, self.heldout, i) for i in range(len(self.heldout))]
+        longest = max(len(answer) for rows in (*self._training, *self._heldout) for _, answer, _ in rows)
         self.max_new = self.max_new or longest
         if self.rewards:
             super().prepare(policy)
         self._origin = self._merits(policy)
 
-    def _encoded(self, policy: Any, records: Sequence[dict[str, Any]], i: int) -> list[Given]:
+    def _encode(self, policy: Any, records: Sequence[dict[str, Any]], i: int) -> list[Answer]:
         record = records[i]
         try:
             prompt = policy.encode(record["prompt"])
         except UsageError as error:
             raise UsageError(f"{self._where(records, i)}: {error}") from error
-        found = []
-        for text, mark in marked(record):
+        encoded = []
+        for text, mark in marked_answers(record):
             answer = [*policy.encode_hint(text), policy.end][: self.max_new]
             if not policy.fits(len(prompt), len(answer)):
                 raise UsageError(
                     f"{self._where(records, i)} has {len(prompt)} tokens of prompt and {len(answer)} of an answer, more than the"
                     f" context of {policy.context} tokens of {policy.name}; shorten it, or cut answers with --task.max_new"
                 )
-            found.append((prompt, answer, mark))
-        return found
+            encoded.append((prompt, answer, mark))
+        return encoded
 
     def rollout(
         self, policy: Any, requests: list[Request], generator: torch.Generator
     ) -> tuple[Trajectories, dict[str, float]]:
-        """The given answers of the requested records; `samples` and `horizon` of a request have no say."""
+        """The recorded answers of the requested records; `samples` and `horizon` of a request are ignored."""
         starts = [self._start(r) for r in requests]
-        b = self._batch(policy, [self._given[i] for i in starts])
+        b = self._batch(policy, [self._training[i] for i in starts])
         if self.scored:
-            each = [self.records[i][key] for i in starts for key in ("score_chosen", "score_rejected")]
-            b = b.but(score=torch.tensor(each, dtype=torch.float32, device=b.valid.device))
+            scores = [self.records[i][key] for i in starts for key in ("score_chosen", "score_rejected")]
+            b = b.but(score=torch.tensor(scores, dtype=torch.float32, device=b.valid.device))
         return b, {"length": float(b.lengths.float().mean()), "tokens": float(b.lengths.sum())}
 
-    def _batch(self, policy: Any, given: Sequence[Sequence[Given]]) -> Trajectories:
-        rows = [row for some in given for row in some]
+    def _batch(self, policy: Any, records: Sequence[Sequence[Answer]]) -> Trajectories:
+        rows = [row for answers in records for row in answers]
         b = policy.pack([p for p, _, _ in rows], [a for _, a, _ in rows])
-        group = torch.arange(len(given)).repeat_interleave(torch.tensor([len(some) for some in given]))
+        group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(answers) for answers in records]))
         preferred = torch.tensor([mark for _, _, mark in rows], device=b.valid.device)
         return b.but(group=group.to(b.valid.device)).put({"preferred": preferred})
 
@@ -110,36 +110,34 @@ class Pairs(TextTask):
         at the answer's end. Single marked answers: every good one is compared with every bad one.
         With rewards also accuracy, reward and length of greedy answers, see `TextTask.evaluate`.
         """
-        kept = self._kept[:episodes]
-        batch = self._batch(policy, kept)
+        batch = self._batch(policy, self._heldout[:episodes])
         now, start = self._merits(policy)[: len(batch.valid)], self._origin[: len(batch.valid)]
         merit = now if policy.heads else now - start
-        good, group = batch.extra["preferred"].cpu() > 0.5, batch.group
-        assert group is not None
-        there = good[:, None] & ~good
-        w, l = (there & (group[:, None] == group).cpu() if self.paired else there).nonzero().unbind(1)  # noqa: E741
+        good, group = batch.need("preferred").cpu() > 0.5, batch.need("group")
+        compared = good[:, None] & ~good
+        w, l = (compared & (group[:, None] == group).cpu() if self.paired else compared).nonzero().unbind(1)  # noqa: E741
         gap = merit[w] - merit[l]
-        found = {
+        measures = {
             "ranking_accuracy": float(((gap > 0) + 0.5 * (gap == 0)).mean()) if len(gap) else 0.5,
             "margin": float(gap.mean()) if len(gap) else 0.0,
         }
         if not policy.heads and bool(good.any()):
-            found["logp_chosen"] = float(now[good].mean())
+            measures["logp_chosen"] = float(now[good].mean())
         if self.rewards:
-            judged = super().evaluate(policy, generator, episodes)
-            found |= {"accuracy" if name == self.metric else name: value for name, value in judged.items()}
-        return found
+            greedy = super().evaluate(policy, generator, episodes)
+            measures |= {"accuracy" if name == self.metric else name: value for name, value in greedy.items()}
+        return measures
 
     @torch.no_grad()
     def _merits(self, policy: Any) -> Tensor:
-        """[N] of the held-out answers: log-probability, or what the value head gives at the end."""
-        found = []
-        want = policy.heads[0] if policy.heads else "logp"
-        for at in range(0, len(self._kept), PAIRS_AT_ONCE):
-            b = self._batch(policy, self._kept[at : at + PAIRS_AT_ONCE])
-            seen = policy.evaluate(b, {want})[want]
-            found.append((last_value(b, seen) if policy.heads else seen.sum(1)).double().cpu())
-        return torch.cat(found)
+        """[N] of the held-out answers: log-probability, or the value head's value at the end."""
+        merits = []
+        functional = policy.heads[0] if policy.heads else "logp"
+        for at in range(0, len(self._heldout), PAIRS_AT_ONCE):
+            b = self._batch(policy, self._heldout[at : at + PAIRS_AT_ONCE])
+            x = policy.evaluate(b, {functional})[functional]
+            merits.append((last_value(b, x) if policy.heads else x.sum(1)).double().cpu())
+        return torch.cat(merits)
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
         """32 records per batch, one update each, one pass over the data. Raises UsageError where a method compares answers and the
@@ -149,49 +147,49 @@ class Pairs(TextTask):
                 f"the method compares answers to one prompt, and {self.source} holds single marked answers; use a method"
                 " that takes marks, such as kto"
             )
-        own = {"lr": 1e-5 if traits.get("lora") else 1e-6, "requests": 32, "samples": 1 + self.paired}
-        return super().recipe(traits) | own | {"steps": math.ceil(len(self.records) / 32)}
+        settings = {"lr": 1e-5 if traits.get("lora") else 1e-6, "requests": 32, "samples": 1 + self.paired}
+        return super().recipe(traits) | settings | {"steps": math.ceil(len(self.records) / 32)}
 
 
-def marked(record: dict[str, Any]) -> list[tuple[str, float]]:
-    """(answer, mark) of a record."""
+def marked_answers(record: dict[str, Any]) -> list[tuple[str, float]]:
+    """The (answer, mark) pairs of a record."""
     if "chosen" in record:
         return [(record["chosen"], 1.0), (record["rejected"], 0.0)]
     return [(record["completion"], float(record["label"]))]
 
 
 def load_pairs(path: str | Path) -> list[Record]:
-    """The records of a JSONL file, or of a folder written by `datasets.save_to_disk` (its split `train`, where it has several).
+    """Read the records of a JSONL file, or of a folder written by `datasets.save_to_disk` (its split `train`, where it has several).
 
     Raises UsageError naming file and line for one that is not `FORM`.
     """
     path = Path(path)
     if not path.is_dir():
-        return [checked(record, str(record.where)) for record in jsonl.load_records(path)]
+        return [check_pair(record, str(record.where)) for record in jsonl.load_records(path)]
     from datasets import DatasetDict, load_from_disk
 
     try:
-        found = load_from_disk(str(path))
+        data = load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"the folder {path} is no data set: {str(error).splitlines()[0]}") from None
-    if isinstance(found, DatasetDict):
-        if "train" not in found:
+    if isinstance(data, DatasetDict):
+        if "train" not in data:
             raise UsageError(
-                f"the data set {path} has no split `train`, only {', '.join(map(str, found))}; give PATH/SPLIT"
+                f"the data set {path} has no split `train`, only {', '.join(map(str, data))}; give PATH/SPLIT"
             )
-        found = found["train"]
+        data = data["train"]
     records = []
-    for i, row in enumerate(found):
+    for i, row in enumerate(data):
         record = Record({k: v for k, v in dict(row).items() if v is not None})
         record.where = f"{path} row {i}"
-        records.append(checked(record, record.where))
+        records.append(check_pair(record, record.where))
     if not records:
         raise UsageError(f"{path} is empty; it needs at least one row with {FORM}")
     return records
 
 
-def checked(record: Record, where: str) -> Record:
-    """The record with its answers as text."""
+def check_pair(record: Record, where: str) -> Record:
+    """Replace the answers of a record by their text; UsageError, naming the record, where it is not `FORM`."""
     if not is_prompt(record.get("prompt")):
         raise UsageError(f'{where} needs a `prompt`: text, or a list of {{"role": ..., "content": ...}} messages')
     names = ("completion",) if "completion" in record else ("chosen", "rejected")
@@ -206,12 +204,12 @@ def checked(record: Record, where: str) -> Record:
 
 def _answer(record: Record, name: str, where: str) -> str:
     """The text of an answer: plain, or the last of chat messages, which may repeat the prompt before it."""
-    found, prompt = record[name], record["prompt"]
-    if isinstance(found, str):
-        return found
+    answer, prompt = record[name], record["prompt"]
+    if isinstance(answer, str):
+        return answer
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if is_prompt(found) and found[:-1] in ([], before) and isinstance(found[-1]["content"], str):
-        return found[-1]["content"]
+    if is_prompt(answer) and answer[:-1] in ([], before) and isinstance(answer[-1]["content"], str):
+        return answer[-1]["content"]
     raise UsageError(f"{where} has a `{name}` that is neither text nor one chat message after the prompt")
 
 

@@ -1,4 +1,4 @@
-"""Procedural problems of reasoning-gym (Stojanovski et al. 2025, arXiv:2505.24760), judged by its own verifiers."""
+"""Procedural problems of reasoning-gym (Stojanovski et al. 2025, arXiv:2505.24760), scored by its own verifiers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ APART = 10_000_000
 def make_reasoning_task(
     name: str, *, size: int = 1000, heldout: int = 100, seed: int = 0, chat: bool = False, max_new: int | None = None
 ) -> TextTask:
-    """`size` training and up to `heldout` other problems of the data set `name`.
+    """Make a task of problems of a data set. A completion's answer is the text between <answer> tags, or all of it; an answer the
+    verifier cannot read counts 0.
 
-    chat: ask in a user message instead of plain text. A completion's answer is what stands between <answer> tags, or
-    all of it; an answer the verifier cannot read counts 0.
+    Args:
+        name: the data set.
+        size: number of training problems.
+        heldout: number of held-out problems, less those that are training problems too.
+        seed: of the problems.
+        chat: ask in a user message instead of plain text.
+        max_new: tokens per completion.
+
+    Raises:
+        UsageError: there is no such data set, or it has too few different problems.
     """
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
@@ -28,8 +37,8 @@ def make_reasoning_task(
         raise unknown("reasoning-gym data set", name, set(DATASETS) - {"composite"})
     data = reasoning_gym.create_dataset(name, size=size, seed=seed)
     other = reasoning_gym.create_dataset(name, size=heldout, seed=seed + APART)
-    seen = {entry["question"] for entry in data}
-    held = [entry for entry in other if entry["question"] not in seen]
+    questions = {entry["question"] for entry in data}
+    held = [entry for entry in other if entry["question"] not in questions]
     if not held:
         raise UsageError(f"reasoning-gym:{name} has too few different problems to hold some out; lower size")
 

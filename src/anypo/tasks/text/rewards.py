@@ -8,24 +8,25 @@ It may be `async`. For chat prompts a completion is `[{"role": "assistant", "con
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
 import math
 import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from anypo.errors import RunError, UsageError, unknown
 
-GIVEN = ("prompts", "completions", "completion_ids")
-"""What every reward function may ask for beside the columns of the data set."""
+KEYWORDS = ("prompts", "completions", "completion_ids")
+"""Keywords of every reward function beside the columns of the data set."""
 
 
 class _Failure(Exception):
@@ -40,10 +41,10 @@ class TooSlow(Exception):
 class Reward:
     """A reward function with its contract enforced.
 
-    fn: the function. name: its channel's name. timeout: seconds one call may take. on_error: what a call that raises,
-    hangs or returns no finite number means: "raise" ends the run with one sentence, "drop" counts the row as missing, a
-    number is used instead. The latter two call the function row by row, `concurrency` rows at a time, so that one bad
-    row costs only itself; `failures` counts them. The time limit needs a thread; `direct` calls skip both.
+    fn: the function. name: its channel's name. timeout: seconds one call may take. on_error: the result of a call that raises,
+    hangs or returns no finite number: "raise" ends the run with one sentence, "drop" counts the row as missing, a
+    number is used instead. The latter two call the function row by row, `concurrency` rows at a time, so that a failure
+    is that of its row only; `failures` counts them. The time limit needs a thread; `direct` calls have neither.
     """
 
     fn: Callable[..., Any]
@@ -65,11 +66,11 @@ class Reward:
             raise UsageError(
                 f"the reward {self.name!r} is called with keywords; it cannot have positional-only parameters"
             )
-        self._anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self._named = {p.name for p in named}
-        self.columns = tuple(p.name for p in named if p.default is p.empty and p.name not in GIVEN)
-        if not self._anything and not self._named:
+        self.columns = tuple(p.name for p in named if p.default is p.empty and p.name not in KEYWORDS)
+        if not self._any_keyword and not self._named:
             raise UsageError(f"the reward {self.name!r} takes no arguments; it needs `completions` or `**kwargs`")
 
     def __call__(
@@ -80,32 +81,32 @@ class Reward:
         columns: dict[str, list],
     ) -> list[float | None]:
         """One number, or None, per completion. Raises RunError as `on_error` says."""
-        given = dict(columns) | dict(zip(GIVEN, map(list, (prompts, completions, completion_ids)), strict=True))
-        if not self._anything:
-            given = {k: v for k, v in given.items() if k in self._named}
+        keywords = dict(columns) | dict(zip(KEYWORDS, map(list, (prompts, completions, completion_ids)), strict=True))
+        if not self._any_keyword:
+            keywords = {k: v for k, v in keywords.items() if k in self._named}
         if self.on_error == "raise":
             try:
-                return self._call(given, prompts)
+                return self._call(keywords, prompts)
             except _Failure as failure:
                 raise RunError(f"the reward {self.name!r} {failure}") from failure.__cause__
 
         def one(i: int) -> float | None:
             try:
-                return self._call({k: v[i : i + 1] for k, v in given.items()}, prompts[i : i + 1])[0]
+                return self._call({k: v[i : i + 1] for k, v in keywords.items()}, prompts[i : i + 1])[0]
             except _Failure:
                 failed.append(i)
                 return None if self.on_error == "drop" else float(self.on_error)
 
         failed: list[int] = []
         with ThreadPoolExecutor(self.concurrency) as pool:
-            found = list(pool.map(one, range(len(prompts))))
+            values = list(pool.map(one, range(len(prompts))))
         self.failures += len(failed)
-        return found
+        return values
 
-    def _call(self, given: dict[str, list], prompts: Sequence[Any]) -> list[float | None]:
+    def _call(self, keywords: dict[str, list], prompts: Sequence[Any]) -> list[float | None]:
         """Call the function on some rows and check what it returns; every failure is `_Failure`."""
         try:
-            returned = self.fn(**given) if self.direct else within(self.timeout, self.fn, given)
+            returned = self.fn(**keywords) if self.direct else call_within(self.timeout, self.fn, keywords)
         except TooSlow as error:
             raise _Failure(
                 f"did not return within {self.timeout:g} s; make it faster or raise its time limit"
@@ -113,7 +114,7 @@ class Reward:
         except Exception as error:
             where = f" (on the prompt {_start(prompts[0])})" if len(prompts) == 1 else ""
             raise _Failure(f"raised {_describe(error)}{where}") from error
-        if isinstance(returned, (str, dict)) or not hasattr(returned, "__len__"):
+        if isinstance(returned, (str, dict)) or not isinstance(returned, Collection):
             raise _Failure(f"returned {_start(returned)}; it must return a list of one number or None per completion")
         if len(returned) != len(prompts):
             raise _Failure(
@@ -138,17 +139,26 @@ class Reward:
                     raise UsageError(f"{where(i)} has no {column!r}, which the reward {self.name!r} needs")
 
 
-def within(seconds: float, fn: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """fn(**given), awaited if it is async; TooSlow after that many seconds. A thread that hangs is left behind."""
+def call_within(seconds: float, fn: Callable[..., Any], keywords: dict[str, Any]) -> Any:
+    """Call fn(**keywords), awaited if it is async; a thread that hangs is left behind.
+
+    Args:
+        seconds: the time limit.
+        fn: the function.
+        keywords: its arguments.
+
+    Raises:
+        TooSlow: the call took longer.
+    """
     box: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            value = fn(**given)
+            value = fn(**keywords)
             if inspect.isawaitable(value):
                 value = asyncio.run(_awaited(value, seconds))
             box.put((value, None))
-        except BaseException as error:  # handed over to the caller, who raises it
+        except BaseException as error:  # raised again in the calling thread
             box.put((None, error))
 
     threading.Thread(target=work, daemon=True).start()
@@ -175,7 +185,7 @@ async def _awaited(value: Any, seconds: float) -> Any:
 def _is_finite(x: Any) -> bool:
     """Whether x is one finite number: Python's, NumPy's or a tensor's."""
     try:
-        return hasattr(x, "__float__") and math.isfinite(float(x))
+        return isinstance(x, SupportsFloat) and math.isfinite(float(x))
     except (TypeError, ValueError, RuntimeError):  # arrays of several numbers
         return False
 
@@ -186,7 +196,7 @@ def _describe(error: Exception) -> str:
 
 
 def _start(x: Any, length: int = 60) -> str:
-    """The beginning of what x looks like."""
+    """The beginning of repr(x)."""
     text = repr(x)
     return text if len(text) <= length else text[:length] + "..."
 
@@ -207,14 +217,14 @@ _NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:[
 
 def last_number(text: str) -> Decimal | None:
     """The last number written in a text; `1,234.50` is 1234.5."""
-    found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    numbers = _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def numeric_match(completions: list[Any], answer: list[Any], **_: Any) -> list[float | None]:
     """1 where the completion's last number equals the last number of `answer`; missing where `answer` has none."""
     pairs = [(last_number(text_of(c)), last_number(str(a))) for c, a in zip(completions, answer, strict=True)]
-    return [None if want is None else float(got == want) for got, want in pairs]
+    return [None if gold is None else float(number == gold) for number, gold in pairs]
 
 
 def math_(completions: list[Any], answer: list[Any], **_: Any) -> list[float | None]:
@@ -225,10 +235,10 @@ def math_(completions: list[Any], answer: list[Any], **_: Any) -> list[float | N
     limit: Any = 5 if threading.current_thread() is threading.main_thread() else None
 
     def one(completion: str, gold: str) -> float | None:
-        want = parse(gold if "$" in gold or "\\boxed" in gold else f"${gold}$", parsing_timeout=limit)
-        if not want:
+        expected = parse(gold if "$" in gold or "\\boxed" in gold else f"${gold}$", parsing_timeout=limit)
+        if not expected:
             return None
-        return float(verify(want, parse(completion, parsing_timeout=limit), timeout_seconds=limit))
+        return float(verify(expected, parse(completion, parsing_timeout=limit), timeout_seconds=limit))
 
     return [one(text_of(c), str(a)) for c, a in zip(completions, answer, strict=True)]
 
@@ -247,7 +257,7 @@ BUILTIN: dict[str, Callable[..., Any]] = {
 
 
 def make_reward(spec: Any, **options: Any) -> Reward:
-    """A reward from what a user writes: `exact`, `numeric`, `math`, `regex`, `regex:PATTERN`, `FILE.py:FUNCTION`, `model:RUN`, a
+    """Make a reward of what a user writes: `exact`, `numeric`, `math`, `regex`, `regex:PATTERN`, `FILE.py:FUNCTION`, `model:RUN`, a
     function or a Reward. `options` (timeout, on_error, concurrency) hold for functions."""
     if isinstance(spec, Reward):
         return spec
@@ -257,7 +267,7 @@ def make_reward(spec: Any, **options: Any) -> Reward:
     if name == "regex" and rest:
         return Reward(_pattern(rest), name="regex", direct=True)
     if name == "model":
-        return learned(rest)
+        return load_reward_model(rest)
     if spec in BUILTIN:
         return Reward(BUILTIN[spec], name=spec, direct=True)
     if ".py" not in spec:
@@ -284,9 +294,9 @@ def _pattern(pattern: str) -> Callable[..., list[float]]:
     return match
 
 
-def learned(run: str) -> Reward:
-    """The reward model that a run has learned from preferences (RUN/model), named after the run's folder: what its value head
-    gives at the end of an answer. It is loaded once, in float32, on a GPU where there is one.
+def load_reward_model(run: str) -> Reward:
+    """Load the reward model that a run has learned from preferences (RUN/model), named after the run's folder: the value of its
+    head at the end of an answer, in float32, on a GPU where there is one.
     """
     import torch
 
@@ -309,7 +319,7 @@ def learned(run: str) -> Reward:
 
 
 def load_reward(spec: str, **options: Any) -> Reward:
-    """The reward function in `FILE.py:FUNCTION`. Raises UsageError where file, function or signature is wrong."""
+    """Load the reward function in `FILE.py:FUNCTION`. Raises UsageError where file, function or signature is wrong."""
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name:
         raise UsageError(f"a reward of your own is written FILE.py:FUNCTION, not {spec!r}")
@@ -319,17 +329,17 @@ def load_reward(spec: str, **options: Any) -> Reward:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # the file may import its neighbours
     module_name = f"anypo_reward_{path.stem}_{abs(hash(path))}"
-    module_spec = importlib.util.spec_from_file_location(module_name, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
+    loader = SourceFileLoader(module_name, str(path))
+    module_spec = ModuleSpec(module_name, loader, origin=str(path))
+    module_spec.has_location = True
+    module = module_from_spec(module_spec)
     sys.modules[module_name] = module
     try:
-        module_spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise UsageError(f"importing {file} for the reward {name!r} raised {_describe(error)}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
+    function = vars(module).get(name)
+    if not callable(function):
         functions = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module_name]
         raise unknown(f"function in {file}:", name, functions)
-    return Reward(found, **options)
+    return Reward(function, **options)

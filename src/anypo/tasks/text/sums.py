@@ -1,6 +1,6 @@
 """The default task: `37+48=` is to be continued with `85`. Procedural, exactly verified, with a held-out split.
 
-Its base model has learned from a careless teacher, so it can carry but mostly does not: what reinforcement is for."""
+Its base model has learned from careless demonstrations, so it can carry but mostly does not: reinforcement corrects that."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sums(TextTask):
         super().__init__("sums", problems[heldout:], problems[:heldout], ["exact"], max_new=4)
 
     def demonstrations(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """(prompt, completion) by a careless teacher, who forgets to carry in two sums of three; held-out: what he mostly says."""
+        """(prompt, completion) pairs that forget to carry in two sums of three; held-out: the careless sums."""
         train = [(r["prompt"], a) for r in self.records for a in (r["answer"], *[careless(r["prompt"])] * 2)]
         return train, [(r["prompt"], careless(r["prompt"])) for r in self.heldout]
 

@@ -1,4 +1,4 @@
-"""Tasks on text: records with a prompt, and rewards on what a language model writes after it."""
+"""Tasks on text: records with a prompt, and rewards on the completions of a language model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anypo.tasks.text.rewards import Reward, make_reward
 from anypo.types import Request, Trajectories
 
 AT_ONCE = 256
-"""Held-out prompts answered together."""
+"""Held-out prompts completed together."""
 
 
 class Record(dict):
@@ -26,22 +26,22 @@ class Record(dict):
 
 
 class TextTask:
-    """Complete prompts; rewards judge the completions.
+    """Complete prompts; rewards score the completions.
 
-    records, heldout: rows with at least `prompt`; every column goes to the rewards. rewards: anything `rewards.make`
+    records, heldout: rows with at least `prompt`; every column goes to the rewards. rewards: anything `make_reward`
     takes; each is a channel. weights: of the channels in the score (default 1 each). metric: name of the held-out share
     of prompts whose greedy completion gets more than 0.5 from the first reward. max_new: tokens per completion. source:
-    what the records are called in messages. cue: text that asks for the answer after a completion that reasons first
+    name of the records in messages. cue: text that asks for the answer after a completion that reasons first
     (None: the completion is the answer).
 
-    A record's `solution`, else its `answer`, is its reference solution: what hints show and demonstrations say.
+    A record's `solution`, else its `answer`, is its reference solution, of which hints are beginnings and which demonstrations repeat.
     """
 
     unit = "batches"
     standing = False
     default_policy: str | None = None
     sampled = True
-    """Rows are written by the policy, so somebody has to judge them."""
+    """Rows are sampled from the policy, so at least one reward has to score them."""
 
     def __init__(
         self,
@@ -88,10 +88,11 @@ class TextTask:
 
     def _where(self, records: Sequence[dict[str, Any]], i: int) -> str:
         part = "held-out record" if records is self.heldout else "record"
-        return getattr(records[i], "where", None) or f"{part} {i} of the {self.source}"
+        record = records[i]
+        return (isinstance(record, Record) and record.where) or f"{part} {i} of the {self.source}"
 
     def prepare(self, policy: Any) -> None:
-        """Settle max_new; raise UsageError, naming the record, for a prompt that does not encode or leaves no room."""
+        """Set max_new where it is open; raise UsageError, naming the record, for a prompt that does not encode or leaves no room."""
         self.max_new = self.max_new or int(policy.max_new)
         for records in (self.records, self.heldout):
             for i, record in enumerate(records):
@@ -118,12 +119,12 @@ class TextTask:
             [] if r.prefix is None else r.prefix.trace["completion"][0, r.prefix.valid[0]].tolist() for r in requests
         ]
         counts = [r.samples for r in requests]
-        given = [p + b for p, b in zip(prompts, begun, strict=True)]
-        done = policy.sample(given, generator, samples=counts, max_new=budget)
+        beginnings = [p + b for p, b in zip(prompts, begun, strict=True)]
+        done = policy.sample(beginnings, generator, samples=counts, max_new=budget)
         group = torch.repeat_interleave(torch.arange(len(requests)), torch.tensor(counts))
         fresh = done.mask
         if any(begun):
-            done = continued(done, [r.prefix for r in requests], begun, group)
+            done = join_prefixes(done, [r.prefix for r in requests], begun, group)
             old = torch.tensor([len(b) for b in begun], device=done.ids.device)[group.to(done.ids.device)]
             fresh = done.mask & (torch.arange(done.ids.shape[1], device=done.ids.device) >= old[:, None])
         rows = [starts[g] for g in group.tolist()]
@@ -148,8 +149,8 @@ class TextTask:
         if all(isinstance(s.get("answer"), str) and s["answer"] for s in starts):
             cue = [] if self.cue is None else policy.encode_hint(self.cue)
             answer, size = pad([cue + policy.encode_hint(s["answer"]) for s in starts], device)
-            asked = torch.full_like(size, -1 if self.cue is None else len(cue))
-            b.trace |= {"answer": answer[group], "answer_length": size[group], "cue_length": asked[group]}
+            cue_length = torch.full_like(size, -1 if self.cue is None else len(cue))
+            b.trace |= {"answer": answer[group], "answer_length": size[group], "cue_length": cue_length[group]}
         return b, self._metrics(texts, done, scores, score)
 
     def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
@@ -169,12 +170,12 @@ class TextTask:
 
     def solution(self, record: dict[str, Any]) -> str:
         """A record's reference solution; UsageError where it has none."""
-        found = record.get("solution", record.get("answer"))
-        if not isinstance(found, str) or not found:
+        solution = record.get("solution", record.get("answer"))
+        if not isinstance(solution, str) or not solution:
             raise UsageError(
                 f"the method needs reference solutions, and a record of {self.name} has neither `solution` nor `answer`"
             )
-        return found
+        return solution
 
     def _hint(self, policy: Any, record: dict[str, Any], hint: str | float | None) -> list[int]:
         """Token ids of a hint: its text, or the beginning of the record's reference solution."""
@@ -185,13 +186,11 @@ class TextTask:
 
     def _start(self, request: Request) -> int:
         if request.start is None:
-            raise UsageError(
-                f"the task {self.name} starts every request at a record; a text cannot go on where it stands"
-            )
+            raise UsageError(f"the task {self.name} starts every request at a record; no text is unfinished")
         return request.start
 
     def score(self, records: Sequence[dict[str, Any]], texts: Sequence[str], done: Any) -> Float[Tensor, "row channel"]:
-        """What every reward gives to every completion; NaN where it is missing."""
+        """The scores of all completions by all rewards; NaN where missing."""
         ids = [row[:n] for row, n in zip(done.ids.tolist(), done.lengths.tolist(), strict=True)]
         prompts = [r["prompt"] for r in records]
         completions = [
@@ -199,8 +198,8 @@ class TextTask:
             for p, text in zip(prompts, texts, strict=True)
         ]
         columns = {k: [r.get(k) for r in records] for k in self.columns}
-        found = [reward(prompts, completions, ids, columns) for reward in self.rewards]
-        return torch.tensor([[torch.nan if x is None else x for x in row] for row in zip(*found, strict=True)])
+        channels = [reward(prompts, completions, ids, columns) for reward in self.rewards]
+        return torch.tensor([[torch.nan if x is None else x for x in row] for row in zip(*channels, strict=True)])
 
     def _metrics(self, texts: Sequence[str], done: Any, scores: Tensor, score: Tensor) -> dict[str, float]:
         """reward: mean score; reward/NAME: mean of a channel; reward_missing: share of missing channel entries; length:
@@ -224,15 +223,15 @@ class TextTask:
         records = self.heldout[:episodes]
         scores, lengths = [], []
         for at in range(0, len(records), AT_ONCE):
-            some = records[at : at + AT_ONCE]
-            prompts = [policy.encode(r["prompt"]) for r in some]
+            chunk = records[at : at + AT_ONCE]
+            prompts = [policy.encode(r["prompt"]) for r in chunk]
             done = policy.sample(prompts, generator, max_new=self.max_new, greedy=True)
-            scores.append(self.score(some, _texts(policy, done), done))
+            scores.append(self.score(chunk, _texts(policy, done), done))
             lengths.append(done.lengths)
         score = torch.cat(scores)
-        judged = score[:, 0][~score[:, 0].isnan()]
+        first = score[:, 0][~score[:, 0].isnan()]
         return {
-            self.metric: float((judged > 0.5).float().mean()),
+            self.metric: float((first > 0.5).float().mean()),
             "reward": float(combine(score, self.weights).nanmean()),
             "length": float(torch.cat(lengths).float().mean()),
         }
@@ -267,13 +266,20 @@ class TextTask:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: which record comes next is the pool's business."""
+        """Nothing to restore: the pool keeps which record comes next."""
 
 
-def continued(
+def join_prefixes(
     done: Sample, prefixes: Sequence[Trajectories | None], begun: Sequence[list[int]], group: Int[Tensor, " row"]
 ) -> Sample:
-    """The completions with the beginnings they continue in front, log-probs of the policy that wrote those included."""
+    """Put the beginnings that completions continue in front of them, with the log-probs of the policy that sampled those.
+
+    Args:
+        done: the continuations.
+        prefixes: one row per request, or None.
+        begun: token ids of the beginnings, per request.
+        group: the request of every completion.
+    """
     pieces = []
     for i, g in enumerate(group.tolist()):
         prefix, new = prefixes[g], int(done.lengths[i])
@@ -289,7 +295,7 @@ def continued(
 
 
 def combine(scores: Float[Tensor, "row channel"], weights: Float[Tensor, " channel"]) -> Float[Tensor, " row"]:
-    """sum_k w_k r_k over the channels that are not missing; NaN where all are."""
+    """score = sum_k w_k r_k over the channels that are not missing; NaN where all are."""
     missing = scores.isnan()
     total = (torch.where(missing, 0.0, scores) * weights).sum(1)
     return torch.where(missing.all(1), torch.nan, total)
