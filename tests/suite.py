@@ -143,8 +143,8 @@ class Times:
             write(f"{seconds:7.1f}  {nodeid}")
         if self.entries:
             total, name = max((seconds, name) for name, seconds in self.entries.items())
-            known, by = max((seconds, name) for name, seconds in self.known.items())
+            known, answered = max((seconds, name) for name, seconds in self.known.items())
             write(
                 f"{len(self.entries)} entries: at most {total:.1f} CPU seconds each ({name}; {ENTRY_LIMIT:g} allowed),"
-                f" {known:.1f} of known answers ({by}; {KNOWN_LIMIT:g} allowed)"
+                f" {known:.1f} of known answers ({answered}; {KNOWN_LIMIT:g} allowed)"
             )

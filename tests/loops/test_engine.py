@@ -531,7 +531,7 @@ SAMPLING = [n for n in METHODS if not anypo.method(n).traits["replays"]]
 
 @pytest.mark.parametrize(
     ("method", "critic", "changes"),
-    [("sac", {"gamma": 0.9}, True), ("dqn", {"next": "double"}, True), ("td3", {"tau": 0.1}, False)],
+    entries([("sac", {"gamma": 0.9}, True), ("dqn", {"next": "double"}, True), ("td3", {"tau": 0.1}, False)]),
 )
 def test_changes_of_a_value_function_are_proven_on_a_probe_batch(method, critic, changes):
     from anypo.runs.preflight import notes

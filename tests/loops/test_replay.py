@@ -138,7 +138,7 @@ def test_discrete_conservative_learning_is_dqn_with_one_more_head(tmp_path):
     assert learn(run)["conservative_gap"] > 0
 
 
-@pytest.mark.parametrize("method", ["sac", "iql"])
+@pytest.mark.parametrize("method", entries(["sac", "iql"]))
 def test_a_method_that_cannot_act_there_is_refused_in_one_sentence(method, tmp_path):
     with pytest.raises(UsageError, match=r"needs numbers|learns from data"):
         start(tmp_path / "r", method=method, task="gym:CartPole-v1")

@@ -127,7 +127,7 @@ def test_minibatches_keep_groups_together_where_a_part_compares_them():
             assert (part.group == g).sum() == (groups == g).sum()
 
 
-@pytest.mark.parametrize("method", ["grpo", "dapo"])
+@pytest.mark.parametrize("method", entries(["grpo", "dapo"]))
 def test_a_missing_reward_leaves_other_groups_bit_identical(method):
     torch.manual_seed(0)
     n = 12

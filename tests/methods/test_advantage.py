@@ -152,7 +152,7 @@ def as_arrays(b: Trajectories) -> dict[str, Any]:
 
 
 def full(value: float, *shape: int) -> Tensor:
-    return torch.full(shape, chance_times_gain, dtype=F64)
+    return torch.full(shape, value, dtype=F64)
 
 
 def agree(found: Any, wanted: Any, what: str) -> None:
@@ -354,8 +354,8 @@ def test_the_normaliser_has_the_least_second_moment_of_all_beta_normalisers(a: f
         (moment(1 + u * (a + 1) / 2, 1 + v * (b + 1) / 2), 1 + u * (a + 1) / 2, 1 + v * (b + 1) / 2)
         for u, v in product(np.linspace(0.02, 0.98, 97), repeat=2)
     ]
-    chance_times_gain, x, y = min(grid)
-    assert moment(*best) <= chance_times_gain * (1 + 1e-12)
+    least, x, y = min(grid)
+    assert moment(*best) <= least * (1 + 1e-12)
     close([x, y], best, rtol=0, atol=(max(a, b) + 1) / 2 * 0.01)
     drawn = torch.as_tensor(np.random.default_rng(1).beta(a, b, 200_000))
     close(parameters(drawn), best, rtol=0.02)
@@ -1064,9 +1064,9 @@ def test_papos_entropy_term_lowers_the_entropy_under_the_true_input_alone() -> N
     b = group_of([1.0, 1.0], width=3, extra={"logp_ablated": full(-2.5, 2, 3)})
     part = Perception(coef=0.0, eta=0.05)
     logp = b.logp.requires_grad_()
-    chance_times_gain, _ = part(b.but(logp=logp), Mean("row"))
-    chance_times_gain.backward()
-    close(chance_times_gain.detach(), 0.05 * (1.0 + 2.5))
+    cost, _ = part(b.but(logp=logp), Mean("row"))
+    cost.backward()
+    close(cost.detach(), 0.05 * (1.0 + 2.5))
     close(logp.grad, full(-0.05 / 6, 2, 3))
 
 
@@ -1133,11 +1133,11 @@ def test_drpos_gradient_is_the_finite_difference_of_its_loss() -> None:
 def test_drpos_hinge_opens_beyond_delta_with_the_slope_of_the_multiplier_form(shift: float) -> None:
     """log pi_old - log pi = shift everywhere; the slope is that of sg(beta [KL - delta]_+) KL."""
     b = group_of([1.0, 0.0], x=-shift, width=2).but(logp=full(-1.0 - shift, 2, 2).requires_grad_())
-    chance_times_gain, metrics = HingeDivergence()(b, Mean("token"))
+    cost, metrics = HingeDivergence()(b, Mean("token"))
     excess = max(shift - 1e-4, 0.0)
-    close(chance_times_gain.detach(), 500 * excess**2, atol=1e-10)
+    close(cost.detach(), 500 * excess**2, atol=1e-10)
     close(metrics["kl_hinge"], shift)
-    (g,) = torch.autograd.grad(chance_times_gain, b.logp)
+    (g,) = torch.autograd.grad(cost, b.logp)
     close(g, full(-1e3 * excess / 4, 2, 2), atol=1e-9)
 
 
