@@ -24,6 +24,13 @@ class Knob(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
+class Switch(Knob, Protocol):
+    """A knob that, as the coefficient of a part, switches it off where it is 0."""
+
+    switches: ClassVar[bool]
+
+
 @dataclass(frozen=True)
 class TracedScalar:
     """Stands for a knob while an update is recorded (`loops/record.py`): a tensor the knob's value is put in before every

@@ -42,6 +42,31 @@ Level = Literal["decision", "row", "group", "batch"]
 LEVELS: tuple[Level, ...] = ("decision", "row", "group", "batch")
 
 
+DECLARATIONS: dict[str, Any] = {
+    "reads": (),
+    "views": {},
+    "live": {},
+    "anchors": {},
+    "heads": None,
+    "networks": {},
+    "policy": None,
+    "when": "batch",
+    "rows": "own",
+    "coef": None,
+    "uses_ratio": True,
+    "per_group": False,
+    "bootstraps": False,
+    "replays": False,
+}
+"""What a part may declare as an attribute of that name, and what holds where it does not. heads: None is ("value",) for a critic
+and none for a ratio."""
+
+
+def declared(part: Any, name: str) -> Any:
+    """Return what the part declares under `name`, else the default."""
+    return getattr(part, name, DECLARATIONS[name])
+
+
 @runtime_checkable
 class Collect(Protocol):
     """Yield requests, receive their finished, scored rows; return the batch. The driver numbers the groups."""

@@ -18,7 +18,7 @@ from anypo.kernels.compiler import compile_graph, trace
 from anypo.loops.gradients import minibatch_loss, replay_loss
 from anypo.loops.minibatches import fits
 from anypo.method.method import Method
-from anypo.numbers import Knob, TracedScalar
+from anypo.numbers import Knob, Switch, TracedScalar
 from anypo.policies.weights import swap_params, trainable_state
 from anypo.runs.run import Run
 from anypo.stages import CHAINS
@@ -160,7 +160,7 @@ def trace_update(run: Run, method: Method, batch: Trajectories, loss: Loss) -> T
     Raises:
         RuntimeError, TypeError, AssertionError: the update needs a host value, or reads tensors that are no inputs.
     """
-    knobs = list({id(knob): knob for _, knob in method.knobs() if not getattr(knob, "rests", False)}.values())
+    knobs = list({id(knob): knob for _, knob in method.knobs() if not isinstance(knob, Switch)}.values())
     live = trainable_state(run.policy)
     learned, names, columns = [name for name, p in live.items() if p.requires_grad], [], batch.to_dict()
 

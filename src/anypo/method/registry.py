@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import importlib
 import pkgutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anypo.errors import UsageError, unknown
-from anypo.method.method import Method
+
+if TYPE_CHECKING:
+    from anypo.method.method import Method
 
 METHODS: dict[str, Method] = {}
 

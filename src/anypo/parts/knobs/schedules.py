@@ -99,10 +99,10 @@ class Clock(Moving):
 @register_knob
 @dataclass
 class Alternate(Clock):
-    """1 at the first of every `period` updates, 0 at the others. As the coefficient of a part it lets the part rest."""
+    """1 at the first of every `period` updates, 0 at the others. As the coefficient of a part it switches it off."""
 
     period: int = 2
-    rests: ClassVar[bool] = True
+    switches: ClassVar[bool] = True
 
     def __float__(self) -> float:
         return float(self.ticks % self.period == 0)

@@ -1,0 +1,53 @@
+"""The knobs of a method: where they are, how they move, what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from anypo.errors import UsageError
+from anypo.method.filling import Filling
+from anypo.numbers import Knob
+from anypo.parts.registry import as_list
+from anypo.stages import CHAINS, SLOTS
+
+if TYPE_CHECKING:
+    from anypo.method.method import Method
+
+
+def find_knobs(method: Method) -> list[tuple[str, Knob]]:
+    """List every knob with its dotted path, `trust.low`; those of later phases as `phase1.trust.low`."""
+    knobs = list(_knobs_of(method))
+    first = {id(knob) for _, knob in knobs}
+    for number, (after, _) in enumerate(method.later, 1):
+        phase = _knobs_of(method.at(after))
+        knobs += [(f"phase{number}.{path}", knob) for path, knob in phase if id(knob) not in first]
+    return knobs
+
+
+def _knobs_of(filling: Filling) -> Iterator[tuple[str, Knob]]:
+    for slot in SLOTS:
+        for i, part in enumerate(as_list(slot, filling.stages[slot])):
+            for f in fields(part):
+                if isinstance(value := getattr(part, f.name), Knob):
+                    yield f"{slot}.{i}.{f.name}" if slot in CHAINS else f"{slot}.{f.name}", value
+
+
+def load_knobs(name: str, knobs: dict[str, Knob], state: dict[str, Any]) -> None:
+    """Restore the knobs of a method.
+
+    Args:
+        name: the method's, for the error.
+        knobs: by path.
+        state: their saved states by path.
+
+    Raises:
+        UsageError: the paths differ.
+    """
+    if set(knobs) != set(state):
+        raise UsageError(
+            f"{name}: the saved state is of another method (knobs {sorted(state)} against {sorted(knobs)})"
+        )
+    for path, knob in knobs.items():
+        knob.load_state_dict(state[path])
