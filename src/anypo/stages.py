@@ -3,12 +3,12 @@
 Beside `reads`, a part may declare: `views`, batch fields the engine fills by forward passes without gradient before the
 update (per minibatch for a minibatch link); `live`, fields filled with gradient, where they differ from the plain
 functional of that name; `anchors`, refresh rules; `heads`, the value functions a critic learns as outputs of the policy's
-critic, `networks`, those with networks of their own; `policy`, the kind of policy for control it presumes. Whoever
-declares nothing pays nothing.
+critic, `networks`, those with networks of their own; `policy`, the kind of policy for control it presumes. Undeclared
+fields are not computed.
 
 A *part* is one stage's function with its configuration: a frozen dataclass with one `__call__`. Parts are pure functions of
 tensors: they never see a model, an optimizer or a process group, so they cannot know whether they train a robot or a
-language model. `reads` names the batch fields a part needs; the engine checks them and computes only what somebody reads.
+language model. `reads` names the batch fields a part needs; the engine checks them and computes only what is read.
 """
 
 from __future__ import annotations

@@ -100,9 +100,9 @@ class Trajectories:
 
     def put(self, found: dict[str, Tensor]) -> Trajectories:
         """A copy with some fields or extra inputs replaced, by name."""
-        own = {name: tensor for name, tensor in found.items() if name in FIELDS}
+        named = {name: tensor for name, tensor in found.items() if name in FIELDS}
         more = {name: tensor for name, tensor in found.items() if name not in FIELDS}
-        return replace(self, **own, extra=self.extra | more) if more else replace(self, **own)
+        return replace(self, **named, extra=self.extra | more) if more else replace(self, **named)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,16 +145,16 @@ class Trajectories:
 
     def slices(self, count: int) -> list[Trajectories]:
         """The rows in `count` consecutive pieces, equal within one: views of these."""
-        found: list[dict[str, Any]] = [{"budget": self.budget} for _ in range(count)]
+        pieces: list[dict[str, Any]] = [{"budget": self.budget} for _ in range(count)]
         for name in FIELDS:
             if isinstance(tensor := getattr(self, name), Tensor):
-                for piece, part in zip(found, tensor.tensor_split(count), strict=True):
+                for piece, part in zip(pieces, tensor.tensor_split(count), strict=True):
                     piece[name] = part
         for name in ("trace", "extra"):
             split = {key: tensor.tensor_split(count) for key, tensor in getattr(self, name).items()}
-            for i, piece in enumerate(found):
+            for i, piece in enumerate(pieces):
                 piece[name] = {key: parts[i] for key, parts in split.items()}
-        return [Trajectories(**piece) for piece in found]
+        return [Trajectories(**piece) for piece in pieces]
 
     def decisions(self) -> Trajectories:
         """Every valid decision as a row of its own, [M, 1]; for policies whose decisions can be evaluated alone."""
@@ -218,10 +218,10 @@ class Trajectories:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain tensors by dotted name, for checkpoints; `from_dict` is its inverse."""
-        found: dict[str, Any] = {n: t for n in FIELDS if (t := getattr(self, n)) is not None}
+        columns: dict[str, Any] = {n: t for n in FIELDS if (t := getattr(self, n)) is not None}
         for name in ("trace", "extra"):
-            found |= {f"{name}.{key}": tensor for key, tensor in getattr(self, name).items()}
-        return found
+            columns |= {f"{name}.{key}": tensor for key, tensor in getattr(self, name).items()}
+        return columns
 
     @staticmethod
     def from_dict(saved: dict[str, Any]) -> Trajectories:
@@ -247,9 +247,9 @@ class Trajectories:
 
         changes: dict[str, Any] = {}
         for name in FIELDS:
-            found = [getattr(p, name) for p in parts]
-            if all(isinstance(t, Tensor) for t in found):
-                changes[name] = stack(found)
+            tensors = [getattr(p, name) for p in parts]
+            if all(isinstance(t, Tensor) for t in tensors):
+                changes[name] = stack(tensors)
         for name in ("trace", "extra"):
             keys = set.intersection(*(set(getattr(p, name)) for p in parts))
             changes[name] = {k: stack([getattr(p, name)[k] for p in parts]) for k in sorted(keys)}

@@ -13,7 +13,7 @@ class Draw:
 
     how: `sample`; `mode`; `uniform` over the action box; `each` component of a mixture. count: actions per decision, as a
     further dimension, where it is not None. noise: deviation of Gaussian noise added to the action, cut at +-`clip`.
-    live: the gradient runs through the action, and value networks it is shown to stand still; else the action is given.
+    live: the gradient runs through the action, and value networks are frozen; else the action is detached.
     Equal draws of a batch are made once, from the same random numbers.
     """
 
@@ -28,7 +28,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class View:
-    """One forward pass somebody needs; equal views of a batch run once.
+    """One forward pass that a part needs; equal views of a batch run once.
 
     functional: what is read off it, `logp`, `entropy`, a value head's name, ... of: whose parameters: `now`, or an anchor.
     ablate: share of the input that is hidden. layer: block of the network whose output is read as if it were the last.
@@ -74,8 +74,9 @@ class Refresh:
 
 ANCHORS = {"ref": Refresh(), "prev": Refresh(every=1), "ema": Refresh(every=1, decay=0.99)}
 """ref: the policy training started from. prev: the policy one batch ago. ema: its moving average.
-A part that reads `logp_NAME` of an anchor pays for one pass per batch; a part may declare `anchors` of its own."""
+A part that reads `logp_NAME` of an anchor costs one forward pass per batch; a part may declare `anchors` of its own."""
 
 
 def policy_action(soft: bool) -> Draw:
+    """Return the draw of the policy's own action, differentiable: a sample where `soft`, else the mode."""
     return Draw(live=True) if soft else Draw(how="mode", live=True)

@@ -116,7 +116,7 @@ def top_level(module: str) -> dict[str, ast.stmt]:
 
 @cache
 def method_files() -> dict[str, tuple[str, list[Callable[..., Any]]]]:
-    """Return method id -> text of its file and the functions from elsewhere that it names, by the cards that stand in the files."""
+    """Return method id -> text of its file and the functions from elsewhere that it names, by the cards in the files."""
     methods()  # imports them
     files: dict[str, tuple[str, list[Callable[..., Any]]]] = {}
     for name in sorted(n for n in sys.modules if n.startswith("anypo.methods.")):
@@ -176,7 +176,8 @@ def definitions(roots: Iterable[Any]) -> list[str]:
     return sorted(texts.values())
 
 
-def main() -> None:
+def print_or_stamp() -> None:
+    """Print the digests, or stamp them into the ledger."""
     from anypo.evidence.verify import LEDGER
 
     parser = argparse.ArgumentParser(prog="python -m anypo.evidence.digest", description=__doc__)
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_or_stamp()

@@ -41,5 +41,5 @@ def method(name: str, **stages: Any) -> Method:
     known = load_methods()
     if name not in known:
         raise unknown("method", name, known)
-    found = copy.deepcopy(known[name])
-    return found.but(**stages) if stages else found
+    copied = copy.deepcopy(known[name])
+    return copied.but(**stages) if stages else copied

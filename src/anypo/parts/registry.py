@@ -82,10 +82,15 @@ def as_list(stage: str, value: Any) -> list[Any]:
 
 
 def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
-    """A slot's content from its configuration; `current` is what the method has there.
+    """Build a slot's content from its configuration.
 
     One part: `"clip"`, `{"part": "clip", "low": 0.1}`, or `{"low": 0.1}` to change the current one. A chain:
     `"combine,baseline"`, a list of parts, or `{"baseline": {"scale": None}}` to change links by name or position.
+
+    Args:
+        stage: the slot.
+        spec: names, settings, or both.
+        current: what the method has there.
     """
     if spec is None or spec == "none":
         return () if stage in CHAINS else None
@@ -113,7 +118,13 @@ def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
 
 
 def build_part(stage: str, spec: Any, current: Any = None) -> Any:
-    """One part from its name or its settings; settings not given stay as `current` has them."""
+    """Build one part.
+
+    Args:
+        stage: where it is registered.
+        spec: its name, or settings with the name under `part`.
+        current: keeps the settings that are not given.
+    """
     if isinstance(spec, str):
         spec = {"part": spec}
     if not isinstance(spec, dict):
@@ -141,7 +152,13 @@ def _value(value: Any) -> Any:
 
 
 def check_setting(cls: type, name: str, value: Any) -> None:
-    """Refuse a setting of the wrong type, in one sentence."""
+    """Refuse a setting of the wrong type, in one sentence.
+
+    Args:
+        cls: the part's class.
+        name: of the setting.
+        value: as configured.
+    """
     hint = get_type_hints(cls)[name]
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     choices = [c for o in options if get_origin(o) is Literal for c in get_args(o)]

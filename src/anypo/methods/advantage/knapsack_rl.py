@@ -1,4 +1,4 @@
-"""Knapsack RL: GRPO with the rollouts of a batch dealt out to the prompts where they are likeliest to teach."""
+"""Knapsack RL: GRPO with the rollouts of a batch dealt out to the prompts where they are likeliest to inform."""
 
 from anypo.method.card import Card, Claim, Reduction
 from anypo.method.registry import register_method

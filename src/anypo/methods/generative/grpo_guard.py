@@ -1,4 +1,4 @@
-"""GRPO-Guard: Flow-GRPO with ratios that are centred and scaled alike at every step, so that clipping acts on both signs."""
+"""GRPO-Guard: Flow-GRPO with ratios that are centred and scaled equally at every step, so that clipping acts on both signs."""
 
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method

@@ -1,4 +1,4 @@
-"""DAPO: GRPO with a higher upper clip, the mean over all tokens, and no batch filled with groups that teach nothing."""
+"""DAPO: GRPO with a higher upper clip, the mean over all tokens, and no batch filled with groups that inform nothing."""
 
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
@@ -33,7 +33,7 @@ dapo = register_method(
                     settings={"epochs": 4},
                 ),
                 Claim(
-                    "Fewer groups of a batch teach nothing.", "mixture", "dead_groups", against="grpo", better="lower"
+                    "Fewer groups of a batch inform nothing.", "mixture", "dead_groups", against="grpo", better="lower"
                 ),
             ),
             weight=clipped_weight(0.2, 0.28),

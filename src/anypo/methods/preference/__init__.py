@@ -1,1 +1,1 @@
-"""Learning from preferences: pairs of answers, given or sampled and judged."""
+"""Learning from preferences: pairs of answers, given, or sampled and scored."""

@@ -13,7 +13,7 @@ from anypo.types import Request, Trajectories
 @register_part("collect")
 @dataclass(frozen=True)
 class Ask:
-    """One ask: `requests` starts with `samples` rows each. What is left None, the task recommends."""
+    """One ask: rows = requests x samples, `samples` of each start. What is left None, the task recommends."""
 
     requests: int | None = None
     samples: int | None = None

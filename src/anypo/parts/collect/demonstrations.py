@@ -31,14 +31,17 @@ class WithDemonstrations:
         taught = yield [Request(request.start, expert=True) for request in shown]
         if self.apart is None:
             taught = taught.but(group=group.unique())
-        own = torch.zeros_like(group, dtype=torch.bool)
-        return Trajectories.cat([rows.but(expert_mask=own), taught])
+        sampled = torch.zeros_like(group, dtype=torch.bool)
+        return Trajectories.cat([rows.but(expert_mask=sampled), taught])
 
 
 @register_part("collect")
 @dataclass(frozen=True)
 class OnlyDemonstrations:
-    """The task's demonstrations for the starts drawn, as the rows to learn from; the policy acts only when it is measured."""
+    """The task's demonstrations for the starts drawn, as the rows to learn from; the policy acts only when it is measured.
+
+    Source: behavior cloning, Pomerleau 1991.
+    """
 
     requests: int | None = None
     samples: int | None = None

@@ -17,6 +17,8 @@ class Explore:
     """Act and explore: uniform actions for the first `first` decisions, then with probability `random` (epsilon), and Gaussian
     noise of deviation `noise` on continuous actions in [-1, 1]. after: so many batches at first are learned from the data that
     are there already, with nothing collected (offline, then online).
+
+    Source: epsilon-greedy, DQN, arXiv 1312.5602, alg. 1; Gaussian noise, TD3, arXiv 1802.09477, alg. 1.
     """
 
     requests: int | None = None

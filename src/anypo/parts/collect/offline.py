@@ -13,7 +13,7 @@ from anypo.types import Request, Trajectories
 @register_part("collect")
 @dataclass(frozen=True)
 class FromData:
-    """Nothing is collected: what is learned from is in the store."""
+    """Collect nothing: the data are in the store. Source: offline reinforcement learning, arXiv 2005.01643."""
 
     requests: int | None = None
     samples: int | None = None

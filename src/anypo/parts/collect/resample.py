@@ -1,4 +1,4 @@
-"""Collect again until a batch can teach something."""
+"""Collect again until a batch is informative."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class HintLadder:
 
     rungs: shares of the reference solution that are shown. A row failed where its first outcome channel (its score where
     there are none) is not above 0. The hint is given, so log-probs and credit are those of the hinted start.
-    The share shown stands in `hint` [N]. Source: GHPO, arXiv 2507.10628.
+    `hint` [N] is the share shown. Source: GHPO, arXiv 2507.10628.
     """
 
     requests: int | None = None

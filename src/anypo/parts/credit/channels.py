@@ -79,10 +79,10 @@ class BetaNormalize:
         index, groups = index_groups(group)
         first = torch.full((groups,), len(index), device=index.device)
         first = first.scatter_reduce_(0, index, torch.arange(len(index), device=index.device), "amin")
-        some = p[first][count[first] >= 2]
+        rates = p[first][count[first] >= 2]
         alpha = beta = p.new_ones(())
-        if len(some) >= 2 and (v := some.var()) > 1e-12:
-            mu = some.mean()
+        if len(rates) >= 2 and (v := rates.var()) > 1e-12:
+            mu = rates.mean()
             c = mu * (1 - mu) / v - 1
             alpha, beta = (1 + c * mu / 3).clamp(min=1.0), (1 + c * (1 - mu) / 3).clamp(min=1.0)
         p01 = p.clamp(0.0, 1.0)

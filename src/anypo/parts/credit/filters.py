@@ -21,7 +21,7 @@ from anypo.types import Trajectories
 class KeepExtremes:
     """Rows whose score is neither the highest nor the lowest of their group lose their mask: the best and the worst make the pair.
 
-    Equal ones stay together; a group without differences forms no pair.
+    mask = 1[s_i is max s or min s of the group]. Equal ones stay together; a group without differences forms no pair.
     """
 
     reads = ("group",)
@@ -41,7 +41,7 @@ class KeepExtremes:
 @register_part("credit")
 @dataclass(frozen=True)
 class KeepInformative:
-    """Groups whose scores are all equal lose their mask, so their decisions leave every denominator."""
+    """mask = 1[max s > min s over the group]: the decisions of a group without differences leave every denominator."""
 
     reads = ("group",)
 
@@ -52,7 +52,7 @@ class KeepInformative:
 @register_part("credit")
 @dataclass(frozen=True)
 class DropTruncated:
-    """Rows cut by their generation budget lose their mask; nothing happens where the batch does not say which were."""
+    """mask = 1[row not cut by its generation budget]; nothing happens where the batch does not say which were."""
 
     def __call__(self, b: Trajectories) -> Trajectories:
         return b if b.truncated is None else b.but(mask=b.valid & (b.truncated == 0).unsqueeze(1))
@@ -61,8 +61,8 @@ class DropTruncated:
 @register_part("credit")
 @dataclass(frozen=True)
 class GateBySuccess:
-    """Per group: where the samples' mean score exceeds `above`, the samples teach, else the group's demonstrations do; the others
-    lose their mask. Source: HPT, arXiv 2509.04419.
+    """Per group: where the samples' mean score exceeds `above`, the policy learns from the samples, else from the group's
+    demonstrations; the others lose their mask. Source: HPT, arXiv 2509.04419.
     """
 
     above: Number = 0.0
@@ -143,6 +143,6 @@ class BalancedDrop:
 
 
 def _rank(index: Tensor, flag: Tensor, groups: int) -> Tensor:
-    """How manieth of its group a flagged row is, from 1."""
+    """Rank of a flagged row within its group, from 1."""
     member = torch.nn.functional.one_hot(index, groups) * flag.long().unsqueeze(1)
     return member.cumsum(0).gather(1, index.unsqueeze(1))[:, 0]

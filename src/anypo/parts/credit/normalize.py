@@ -18,7 +18,7 @@ from anypo.types import Trajectories
 @dataclass(frozen=True)
 class BatchScale:
     """A <- A / (std + eps), the standard deviation of the scores over the whole batch, so that groups of like difficulty weigh
-    alike. Source: Flow-GRPO, arXiv 2505.05470 (`global_std` of its code).
+    the same. Source: Flow-GRPO, arXiv 2505.05470 (`global_std` of its code).
     """
 
     eps: float = 1e-4
@@ -49,7 +49,10 @@ class LimitAdvantage:
 @register_part("credit")
 @dataclass(frozen=True)
 class Whiten:
-    """A <- (A - mean) / (std + 1e-8) over all valid decisions of the collected batch; return targets stay as they are."""
+    """A <- (A - mean) / (std + 1e-8) over all valid decisions of the collected batch; return targets stay as they are.
+
+    Source: PPO's reference implementation (openai/baselines, ppo2).
+    """
 
     ddof: int = 1
     reads = ("advantage",)

@@ -40,7 +40,7 @@ class MixedValueAtRisk:
         score = b.need("score")
         (a_lo, a_hi), w = self.levels, self.averse
         count, _, std = group_stats(score, b.group)
-        own = torch.where((std <= 1e-3) | (count < 2), 1.0, std)
+        prompt_std = torch.where((std <= 1e-3) | (count < 2), 1.0, std)
         advantage = torch.zeros_like(score)
         for rows in bundles(b, self.bundle):
             x = score[rows].sum(1)
@@ -51,7 +51,7 @@ class MixedValueAtRisk:
             middle = ((x - q_lo).relu() - (x - q_hi).relu() + q_lo - q_hi) / (a_hi - a_lo + 1e-6)
             tail = -(q_lo - x).relu() / (a_lo + 1e-6)
             paper = (w * tail + middle) / (w + 1) / (_std(x) + 1e-6)
-            advantage[rows] = paper.unsqueeze(1) / (own[rows] + 1e-6)
+            advantage[rows] = paper.unsqueeze(1) / (prompt_std[rows] + 1e-6)
         return b.but(advantage=spread(b, advantage))
 
 

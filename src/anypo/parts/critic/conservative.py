@@ -44,7 +44,7 @@ class Conservative:
 
     @property
     def live(self) -> dict[str, View]:
-        # the policy's actions for s' are judged at s, as in the reference implementation
+        # the policy's actions for s' are evaluated at s, as in the reference implementation
         if self.draws is None:
             return {"q": View("q"), "q_all": View("q_all")}
         return {"q": View("q")} | {f"q_at_{name}": View("q", draw=draw) for name, draw in self.proposals.items()}
@@ -60,9 +60,9 @@ class Conservative:
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         q = b.need("q")
         if self.draws is None:
-            every = b.need("q_all")
+            values = b.need("q_all")
         else:
-            every = torch.cat([b.need(f"q_at_{n}") - b.need(f"logp_of_{n}").unsqueeze(-1) for n in self.proposals], 2)
-        gap = self.temperature * (every / self.temperature).logsumexp(2) - q
+            values = torch.cat([b.need(f"q_at_{n}") - b.need(f"logp_of_{n}").unsqueeze(-1) for n in self.proposals], 2)
+        gap = self.temperature * (values / self.temperature).logsumexp(2) - q
         loss = token_mean(gap.sum(-1), b)
         return number(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.mask)}

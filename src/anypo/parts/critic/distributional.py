@@ -74,5 +74,5 @@ class GaussianTD:
         slope_std = (width.square() - (near - now).square()) / (width.pow(3) + self.eps)
         loss = token_mean((m.square() * (slope_q * q + slope_std * std)).sum(-1), b)
         each = [masked_mean(width[..., k], b.mask) for k in (0, 1)]
-        told = {"q": masked_mean(now.mean(-1), b.mask), "q_std1": each[0], "q_std2": each[1]}
-        return loss, {"q_loss": masked_mean((now - y_q.unsqueeze(-1)).square().mean(-1), b.mask), **told}
+        metrics = {"q": masked_mean(now.mean(-1), b.mask), "q_std1": each[0], "q_std2": each[1]}
+        return loss, {"q_loss": masked_mean((now - y_q.unsqueeze(-1)).square().mean(-1), b.mask), **metrics}

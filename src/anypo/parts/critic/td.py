@@ -84,11 +84,11 @@ class TD:
         if self.next == "value":
             return b.need("v_next")
         if self.next in ("max", "double"):
-            every = b.need("q_next_all").min(-1).values
+            values = b.need("q_next_all").min(-1).values
             if self.next == "max":
-                return every.max(-1).values
+                return values.max(-1).values
             best = b.need("q_choices").mean(-1).argmax(-1, keepdim=True)
-            return every.gather(-1, best).squeeze(-1)
+            return values.gather(-1, best).squeeze(-1)
         worst = member_subset(b.need("q_next"), self.subset, self.clock).min(-1).values
         return worst - number(self.alpha) * b.need("logp_next") if self.soft else worst
 

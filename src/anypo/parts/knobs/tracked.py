@@ -42,7 +42,7 @@ class SuccessRate(Moving):
 @register_knob
 @dataclass
 class TrackedQuantile(Moving):
-    """The `level` quantile of the papers' scores, followed over the run: that of the first batch, then
+    """The `level` quantile of the bundles' scores, followed over the run: that of the first batch, then
     q <- q + rate (level - mean_j 1[X_j < q]). NaN before the first batch."""
 
     level: float
@@ -59,10 +59,10 @@ class TrackedQuantile(Moving):
 
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         b = scored(b)
-        found = [b.need("score")[rows].sum(1) for rows in bundles(b, self.bundle)]
-        if not found:
+        sums = [b.need("score")[rows].sum(1) for rows in bundles(b, self.bundle)]
+        if not sums:
             return
-        x = torch.cat(found).double()
+        x = torch.cat(sums).double()
         if math.isnan(self.value):
             self.value = float(x.quantile(self.level))
         else:

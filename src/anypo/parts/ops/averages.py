@@ -46,7 +46,13 @@ def weighted(s: Tensor, b: Trajectories) -> Float[Tensor, "row step"]:
 
 
 def weighted_sum(s: Tensor, c: Float[Tensor, "row #step"], b: Trajectories) -> Float[Tensor, ""]:
-    """sum_{i,t} c m w s over the decisions of a batch."""
+    """Return sum_{i,t} c m w s over the decisions of a batch.
+
+    Args:
+        s: per decision [N, T] or row [N].
+        c: coefficients.
+        b: its mask is m, its weight w.
+    """
     s = weighted(s, b)
     return torch.where(b.valid, s * c.to(s.dtype), 0.0).sum()
 
@@ -57,5 +63,11 @@ def token_mean(s: Tensor, b: Trajectories) -> Float[Tensor, ""]:
 
 
 def average(s: Tensor, b: Trajectories, over: Over, length: int | None = None) -> Float[Tensor, ""]:
-    """sum_{i,t} c_i m w s with the coefficients of `over`."""
+    """Return sum_{i,t} c_i m w s.
+
+    Args:
+        s: per decision [N, T] or row [N].
+        b: its mask is m, its weight w.
+        over, length: of `coefficients`.
+    """
     return token_mean(s, b) if over == "token" else weighted_sum(s, coefficients(b, over, length), b)

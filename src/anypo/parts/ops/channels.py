@@ -19,6 +19,6 @@ def channels(b: Trajectories) -> Float[Tensor, "row channel"]:
 
 
 def z_score(x: Float[Tensor, " row"], group: Tensor | None, eps: float) -> Float[Tensor, " row"]:
-    """(x - mean) / (std + eps) over the group, 0 where it has no variance."""
+    """z = (x - mean) / (std + eps) over the group, 0 where it has no variance; one group where `group` is None."""
     _, mean, std = group_stats(x, group)
     return torch.where((std > 0) & ~x.isnan(), (x - mean) / (std + eps), 0.0)

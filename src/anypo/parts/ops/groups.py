@@ -19,6 +19,7 @@ def index_groups(group: Int[Tensor, " row"]) -> tuple[Int[Tensor, " row"], int]:
 
 
 def group_sum(x: Float[Tensor, " row"], index: Int[Tensor, " row"], groups: int) -> Float[Tensor, " group"]:
+    """y_g = sum of x_i over the rows with index_i = g."""
     return x.new_zeros(groups).index_add_(0, index, x)
 
 

@@ -13,7 +13,7 @@ from anypo.types import Trajectories
 
 
 def log_ratio(b: Trajectories, anchor: str = "old", of: str = "now") -> Float[Tensor, "row step"]:
-    """log pi_of - log pi_anchor on valid decisions, 0 elsewhere; `now` is the policy itself."""
+    """x = log pi_of - log pi_anchor on valid decisions, 0 elsewhere; `now` is the policy itself."""
     x = b.need(logp_field(of)) - b.need(logp_field(anchor))
     return x if b.mask is None else torch.where(b.valid, x, 0.0)
 

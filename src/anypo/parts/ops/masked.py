@@ -18,7 +18,7 @@ def masked_mean(x: Float[Tensor, "*any"], mask: Bool[Tensor, "*any"] | None) -> 
 def whiten(
     x: Float[Tensor, "row step"], mask: Bool[Tensor, "row step"] | None, ddof: int = 1
 ) -> Float[Tensor, "row step"]:
-    """(x - mean) / (std + 1e-8) over all valid decisions; 0 under the mask, and where fewer than two are valid."""
+    """z = (x - mean) / (std + 1e-8) over all valid decisions; 0 under the mask, and where fewer than two are valid."""
     centred = x - masked_mean(x, mask)
     if mask is None:
         count = max(x.numel() - ddof, 1)

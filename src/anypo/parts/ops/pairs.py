@@ -12,11 +12,11 @@ from anypo.types import Trajectories
 
 def ranks(b: Trajectories) -> Float[Tensor, " row"]:
     """What orders the rows of a group: the mark of preference data, else the score."""
-    found = b.get("preferred")
-    found = b.score if found is None else found
-    if found is None:
+    order = b.get("preferred")
+    order = b.score if order is None else order
+    if order is None:
         raise MissingField("score")
-    return found
+    return order
 
 
 def ranked_pairs(b: Trajectories) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:

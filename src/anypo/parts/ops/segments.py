@@ -24,12 +24,12 @@ def segments(b: Trajectories) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "ro
 def segment_sum(
     x: Float[Tensor, "row step"], of: Int[Tensor, "row step"], mask: Bool[Tensor, "row step"]
 ) -> Float[Tensor, "row segment"]:
-    """Sum of x over the marked decisions of every segment."""
+    """y_k = sum of x_t over the marked decisions with of_t = k."""
     return x.new_zeros(len(x), int(of.max()) + 1).scatter_add(1, of, torch.where(mask, x, 0.0))
 
 
 def squared_gap(b: Trajectories, name: str, anchor: str) -> Float[Tensor, "row step"]:
-    """Mean over components of the squared difference between a field and the same of an anchor; 0 under the mask."""
+    """d = mean over components of (x - sg(x_anchor))^2 of a field and the same of an anchor; 0 under the mask."""
     x, y = b.get(name), b.get(f"{name}_{anchor}")
     valid = b.valid if x.ndim == 2 else b.valid.unsqueeze(2)
     squared = (torch.where(valid, x, 0.0) - torch.where(valid, y, 0.0).detach()).square()

@@ -21,6 +21,6 @@ def share(flag: Tensor, b: Trajectories) -> Tensor:
 
 
 def clipped(r: Tensor, a: Tensor, low: float | Tensor, high: float | Tensor) -> tuple[Tensor, Tensor]:
-    """min(r A, clip(r, low, high) A), and where the clip acted."""
+    """s = min(r A, clip(r, low, high) A), and where the clip acted."""
     free, bound = r * a, r.clamp(low, high) * a  # pyright: ignore[reportCallIssue, reportArgumentType]
     return torch.minimum(free, bound), bound < free

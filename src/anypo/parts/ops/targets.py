@@ -28,12 +28,12 @@ POLYAK = 0.005
 
 
 def backup(b: Trajectories, after: Float[Tensor, "row step"], gamma: float) -> Float[Tensor, "row step"]:
-    """r + gamma (1 - d) * value of what follows, as a constant."""
+    """y = r + gamma (1 - d) V(s'), detached; `after` is V(s')."""
     return (b.need("reward") + gamma * (1 - b.need("terminal")) * after).detach()
 
 
 def regress(error: Float[Tensor, "row step member"], b: Trajectories, huber: float | None = None) -> Float[Tensor, ""]:
-    """Sum over the ensemble of the mean of error^2 / 2, or of its Huber form, linear beyond `huber`."""
+    """L = sum over the ensemble of mean e^2 / 2, or of its Huber form, linear beyond `huber`."""
     half = 0.5 * error.square()
     if huber is not None:
         half = torch.where(error.abs() <= huber, half, huber * (error.abs() - 0.5 * huber))
@@ -43,7 +43,13 @@ def regress(error: Float[Tensor, "row step member"], b: Trajectories, huber: flo
 def member_subset(
     values: Float[Tensor, "... member"], subset: int | None, clock: Number
 ) -> Float[Tensor, "... chosen"]:
-    """`subset` members of the ensemble, others at every tick of the clock; all without one."""
+    """Choose members of an ensemble at random.
+
+    Args:
+        values: per member.
+        subset: how many; None for all.
+        clock: others are chosen at every tick.
+    """
     if subset is None:
         return values
     order = torch.randperm(values.shape[-1], generator=torch.Generator().manual_seed(int(float(clock))))

@@ -23,7 +23,7 @@ from anypo.views import View
 @dataclass(frozen=True)
 class ChainRatio:
     """x = clip(l, -limit, limit) - clip(l_old, -limit, limit), one for all decisions of a segment, with
-    l = (log p(x_0) + sum_k log p(x_{k+1} | x_k)) / (K + 1) of its K decisions; log p(x_0), `logp_noise`, stands at the first.
+    l = (log p(x_0) + sum_k log p(x_{k+1} | x_k)) / (K + 1) of its K decisions; log p(x_0), `logp_noise`, is given at the first.
 
     Source: ReinFlow, arXiv 2505.22094, and its code.
     """
@@ -65,8 +65,8 @@ class NormalisedRatio:
 @register_part("ratio")
 @dataclass(frozen=True)
 class MatchingRatio:
-    """x = l - l_old with l = -g(L), L the flow-matching loss of the action at the decision's own draw (time, noise), which stands in
-    for the log-probability. l_old is the same with the weights the update began with.
+    """x = l - l_old with l = -g(L), L the flow-matching loss of the action at the decision's own draw (time, noise), used in place
+    of the log-probability. l_old is the same with the weights the update began with.
 
     per: `draw`, or the mean over the draws of an action (`segment`). limit: |x| at most, before and after that mean.
     weighting: g(L) = L (`uniform`) or t ((L + 1e-10)^power - 1e-10^power) / power (`ghuber`), t the share of noise in the draw.
@@ -89,8 +89,8 @@ class MatchingRatio:
 
     @property
     def views(self) -> dict[str, View]:
-        found = {"logp_old": View("cfm")}
-        return found if self.weighting == "uniform" else {**found, "noise_share": View("noise_share")}
+        views = {"logp_old": View("cfm")}
+        return views if self.weighting == "uniform" else {**views, "noise_share": View("noise_share")}
 
     def pseudo(self, logp: Float[Tensor, "row step"], b: Trajectories) -> Float[Tensor, "row step"]:
         if self.weighting == "uniform":

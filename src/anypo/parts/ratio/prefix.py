@@ -20,7 +20,7 @@ from anypo.types import Trajectories
 class MinPrefix:
     """x_t + min_{j<t} x_j over the row's earlier valid decisions; the minimum over none is 0 (ratio 1).
 
-    The cheapest correction for a shifted prefix: the smallest earlier ratio stands in for their product. `include_one`
+    The cheapest correction for a shifted prefix: the smallest earlier ratio replaces their product. `include_one`
     takes min(1, .), which never amplifies. Source: MinPRO, arXiv 2601.22718, sec. 3 (as described; no code released).
     """
 

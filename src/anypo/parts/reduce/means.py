@@ -17,7 +17,7 @@ from anypo.types import Trajectories
 @register_part("reduce")
 @dataclass(frozen=True)
 class GroupMean:
-    """The plain mean of one number per group; what a term gives per decision is averaged over tokens."""
+    """y = 1/G sum_g s_g, the plain mean of one number per group; what a term gives per decision is averaged: sum m w s / sum m."""
 
     level: ClassVar[Level] = "group"
     per_group: ClassVar[bool] = True

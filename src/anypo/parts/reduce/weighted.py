@@ -48,7 +48,7 @@ class StepWidthMean(WeightedMean):
 @register_part("reduce")
 @dataclass(frozen=True)
 class ScaledMean(WeightedMean):
-    """coef times the mean: the weight of one's own samples beside other objectives."""
+    """c_i <- coef c_i: the weight of the policy's own samples beside other objectives. Source: CHORD, arXiv 2508.11408."""
 
     coef: Number = 1.0
 

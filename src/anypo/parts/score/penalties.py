@@ -71,5 +71,5 @@ class OverlongPenalty:
 
 
 def overlong(length: torch.Tensor, limit: int, margin: int) -> torch.Tensor:
-    """((limit - margin) - length) / margin, clipped to [-1, 0]."""
+    """p = ((limit - margin) - length) / margin, clipped to [-1, 0]."""
     return ((limit - margin - length) / margin).clamp(-1.0, 0.0)

@@ -89,9 +89,9 @@ class Descent(Generic[Recipe]):
         if finite:
             if bound is not None and norm + 1e-6 > bound:
                 torch._foreach_mul_(slopes, bound / (norm + 1e-6))
-            own = self.recipe.policy_lr
+            policy_lr = self.recipe.policy_lr
             for group in self.optimizer.param_groups:
-                group["lr"] = float(own) if own is not None and group.get("name") == "policy" else lr
+                group["lr"] = float(policy_lr) if policy_lr is not None and group.get("name") == "policy" else lr
             optimizer_step(self.optimizer)
             self.updates += 1
         return {**metrics, "grad_norm": norm, "lr": lr, "skipped": float(not finite)}

@@ -43,4 +43,4 @@ class RMSProp(Gradient):
 @register_part("step")
 @dataclass(frozen=True)
 class Sgd(Gradient):
-    """Plain gradient descent."""
+    """theta <- theta - lr g: plain gradient descent. Source: Robbins and Monro 1951."""

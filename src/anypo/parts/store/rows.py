@@ -16,7 +16,7 @@ from anypo.types import Trajectories
 @register_part("store")
 @dataclass(frozen=True)
 class Fresh:
-    """The learner sees exactly the rows just collected, once."""
+    """The learner sees exactly the rows just collected, once. Source: REINFORCE, Williams 1992."""
 
     def open(self) -> OpenFresh:
         return OpenFresh()
@@ -24,6 +24,8 @@ class Fresh:
 
 @dataclass
 class OpenFresh:
+    """The rows collected since the last draw."""
+
     rows: list[Trajectories] = field(default_factory=list)
 
     def add(self, rows: Trajectories) -> None:
@@ -62,6 +64,8 @@ class Replay:
 
 @dataclass
 class OpenReplay:
+    """The rows collected since the last draw, and those of earlier batches."""
+
     recipe: Replay
     fresh: list[Trajectories] = field(default_factory=list)
     past: list[Trajectories] = field(default_factory=list)

@@ -165,6 +165,7 @@ class OpenTransitions:
 
 
 def taken(table: Table, index: Shaped[Tensor, " drawn"]) -> Table:
+    """Gather the rows of a table at `index`."""
     return {name: column.index_select(0, index) for name, column in table.items()}
 
 
@@ -176,7 +177,7 @@ def minibatch(table: Table) -> Trajectories:
 
 
 def flattened(rows: Trajectories) -> Table:
-    """The valid decisions of rows as transitions; what follows a row's last decision stands in `last` [N, D]."""
+    """The valid decisions of rows as transitions; `last` [N, D] is what follows a row's last decision."""
     valid, last = rows.valid, rows.get("last")
     obs = rows.trace.get("obs")
     reward = rows.reward
@@ -190,9 +191,9 @@ def flattened(rows: Trajectories) -> Table:
         raise UsageError("the method learns from transitions, and this task does not say what was observed last")
     following = torch.cat([obs[:, 1:], obs[:, :1]], 1).clone()
     end = (valid.sum(1) - 1).clamp(min=0)
-    every = torch.arange(len(end))
-    following[every, end] = obs[every, end] if last is None else last
+    index = torch.arange(len(end))
+    following[index, end] = obs[index, end] if last is None else last
     terminal = torch.zeros_like(reward)
-    terminal[every, end] = 1.0 if rows.done is None else (rows.done != 0).to(reward.dtype)
+    terminal[index, end] = 1.0 if rows.done is None else (rows.done != 0).to(reward.dtype)
     table = {"obs": obs, "action": rows.trace["action"], "next": following, "reward": reward, "terminal": terminal}
     return {name: column[valid] for name, column in table.items()}

@@ -24,7 +24,7 @@ from anypo.views import Draw, View, policy_action
 @dataclass(frozen=True)
 class LikeBest:
     """coef * negative log-likelihood of the rows that are preferred in their group: the mean over these rows of the sum or the
-    mean over their decisions, or (`token`) the mean over all their decisions.
+    mean over their decisions, or (`token`) the mean over all their decisions. Source: RPO, arXiv 2405.16436.
     """
 
     coef: Number = 1.0
@@ -53,7 +53,7 @@ class LikeBest:
 class Imitate:
     """coef * token-mean over the demonstrations of -phi log pi, with phi detached: 1, p (1 - p) or p, p = pi(decision).
 
-    cutoff: decisions likelier than this teach nothing more. Source: CHORD, arXiv 2508.11408; phi = 1: HPT,
+    cutoff: decisions likelier than this have no gradient. Source: CHORD, arXiv 2508.11408; phi = 1: HPT,
     arXiv 2509.04419.
     """
 

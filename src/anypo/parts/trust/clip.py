@@ -88,8 +88,8 @@ class TruncatedWeight:
 @register_part("trust")
 @dataclass(frozen=True)
 class RecentredClip:
-    """s = min(r A, clip(r, c - eps, c + eps) A), c = pi_k / pi_old: clipping around the policy pi_k the update starts from, whoever
-    sampled the row. log pi_k is `logp_start` [N, T]; without it the rows are taken as pi_k's own, c = 1.
+    """s = min(r A, clip(r, c - eps, c + eps) A), c = pi_k / pi_old: clipping around the policy pi_k the update starts from, not
+    the one that sampled the row. log pi_k is `logp_start` [N, T]; without it the rows are taken as pi_k's own, c = 1.
 
     Source: ReMix, arXiv 2507.06892.
     """

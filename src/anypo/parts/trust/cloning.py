@@ -57,11 +57,11 @@ class WeightedBC:
 
     def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         logp = b.need("logp")
-        told = {"logp_data": masked_mean(logp.detach(), b.mask)}
+        metrics = {"logp_data": masked_mean(logp.detach(), b.mask)}
         if not self.weighted:
-            return logp, told
+            return logp, metrics
         w = b.need("advantage").detach().exp().clamp(max=self.cap)
-        return w * logp, {**told, "data_weight": masked_mean(w, b.mask)}
+        return w * logp, {**metrics, "data_weight": masked_mean(w, b.mask)}
 
 
 @register_part("trust")

@@ -19,11 +19,11 @@ from anypo.views import Draw, View, policy_action
 @register_part("trust")
 @dataclass(frozen=True)
 class Pathwise:
-    """s = lam Q(s, a) - alpha log pi(a|s), a the policy's own action; the gradient runs through a, value networks stand still.
+    """s = lam Q(s, a) - alpha log pi(a|s), a the policy's own action; the gradient runs through a, value networks are frozen.
 
     of: Q is the `min` or the `mean` of the ensemble, or its `first`. soft: a is sampled and its log-probability costs alpha;
-    else a is the mode. scale: lam = scale / mean |Q|, a constant of the batch; without it lam = 1. coef: at 0 (a knob's turn)
-    the policy rests. Source: SAC, arXiv 1812.05905, eq. 7; DDPG, arXiv 1509.02971, eq. 6; scale: TD3+BC, arXiv 2106.06860, eq. 5.
+    else a is the mode. scale: lam = scale / mean |Q|, a constant of the batch; without it lam = 1. coef: at 0 (by a knob)
+    the policy is not updated. Source: SAC, arXiv 1812.05905, eq. 7; DDPG, arXiv 1509.02971, eq. 6; scale: TD3+BC, arXiv 2106.06860, eq. 5.
     """
 
     of: Literal["min", "mean", "first"] = "min"
@@ -54,12 +54,12 @@ class Pathwise:
         s = q
         if self.scale is not None:
             s = number(self.scale) / masked_mean(q.detach().abs(), b.mask).clamp(min=1e-8) * q
-        told = {"q_policy": masked_mean(q.detach(), b.mask)}
+        metrics = {"q_policy": masked_mean(q.detach(), b.mask)}
         if self.soft:
             logp = b.need("logp_policy")
             s = s - number(self.alpha) * logp
-            told["logp_policy"] = masked_mean(logp.detach(), b.mask)
-        return float(self.coef) * s, told
+            metrics["logp_policy"] = masked_mean(logp.detach(), b.mask)
+        return float(self.coef) * s, metrics
 
 
 @register_part("trust")
