@@ -14,12 +14,12 @@ from anypo.runs.checkpoint import write_checkpoint
 from anypo.runs.files import append
 from anypo.runs.run import Run
 
-Record = dict[str, Any]
+BatchRecord = dict[str, Any]
 """The metrics of one batch."""
-Watch = Callable[[Record], None]
+Watch = Callable[[BatchRecord], None]
 
 
-def learn(run: Run, watch: Watch = lambda record: None) -> Record:
+def learn(run: Run, watch: Watch = lambda record: None) -> BatchRecord:
     """Train until the run's length or its target is reached; return the last record.
 
     Every batch is one line in metrics.jsonl (and one call of `watch`); wall-clock times go to timing.jsonl, so that
@@ -38,15 +38,15 @@ def learn(run: Run, watch: Watch = lambda record: None) -> Record:
     return record
 
 
-def begin(run: Run, watch: Watch) -> Record:
-    """Record the held-out measures of the untrained policy and write the first checkpoint."""
+def begin(run: Run, watch: Watch) -> BatchRecord:
+    """BatchRecord the held-out measures of the untrained policy and write the first checkpoint."""
     record = {"batch": 0, "done": 0, **held_out(run)}
     report(run, record, watch)
     write_checkpoint(run)
     return record
 
 
-def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch) -> Record:
+def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch) -> BatchRecord:
     """Evaluate and write a checkpoint where they are due; record the batch.
 
     Args:
@@ -69,7 +69,7 @@ def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch
     return record
 
 
-def report(run: Run, record: Record, watch: Watch) -> None:
+def report(run: Run, record: BatchRecord, watch: Watch) -> None:
     """Append the record to metrics.jsonl and show it to `watch`.
 
     Args:

@@ -71,7 +71,7 @@ class Filling:
         return {part: coef for part, coef in coefs.items() if isinstance(coef, Switch)}
 
 
-def merge(parts: Iterable[Any], name: str) -> dict[str, Any]:
+def merge_declared(parts: Iterable[Any], name: str) -> dict[str, Any]:
     """The declarations `name` of all parts in one dict."""
     return {key: value for part in parts for key, value in declared(part, name).items()}
 

@@ -25,7 +25,7 @@ from anypo.parts.registry import build_stage, describe
 from anypo.stages import SLOTS, declared
 from anypo.types import Comparisons, Trajectories
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Method(Requirements):
@@ -125,7 +125,7 @@ class Method(Requirements):
             metrics |= ratio_metrics(x.detach(), b)
         return total, metrics
 
-    def _run(self, slot: str, part: Any, b: Trajectories, call: Callable[[Trajectories], T]) -> T:
+    def _run(self, slot: str, part: Any, b: Trajectories, call: Callable[[Trajectories], _T]) -> _T:
         """Call a part on the batch; a missing field is an error that names method, stage and part."""
         try:
             for name in declared(part, "reads"):

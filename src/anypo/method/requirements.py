@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from anypo.method.filling import LOSS, Filling, merge
+from anypo.method.filling import LOSS, Filling, merge_declared
 from anypo.stages import LEVELS, SLOTS, Level, declared
 from anypo.views import ANCHORS, Network, Refresh, View
 
@@ -22,7 +22,7 @@ class Requirements(Filling):
     @cached_property
     def networks(self) -> dict[str, Network]:
         """The value functions it learns with networks of their own."""
-        return merge(self.parts(*SLOTS), "networks")
+        return merge_declared(self.parts(*SLOTS), "networks")
 
     @property
     def policy(self) -> str | None:
@@ -39,7 +39,7 @@ class Requirements(Filling):
 
     @cached_property
     def _rules(self) -> dict[str, Refresh]:
-        return ANCHORS | merge(self.parts(*SLOTS), "anchors")
+        return ANCHORS | merge_declared(self.parts(*SLOTS), "anchors")
 
     @cached_property
     def views(self) -> dict[str, View]:
@@ -50,12 +50,12 @@ class Requirements(Filling):
         plain = {name for part in early for name in declared(part, "reads") if name in ("entropy", *self.heads)}
         read = {name for part in parts for name in declared(part, "reads")}
         anchored = {f"logp_{of}": View("logp", of=of) for of in self._rules if f"logp_{of}" in read}
-        return {name: View(name) for name in sorted(plain)} | anchored | merge(parts, "views")
+        return {name: View(name) for name in sorted(plain)} | anchored | merge_declared(parts, "views")
 
     @cached_property
     def late_views(self) -> dict[str, View]:
         """Batch fields that minibatch links need: filled without gradient before every update."""
-        return merge(self.minibatch_links(), "views")
+        return merge_declared(self.minibatch_links(), "views")
 
     @property
     def live(self) -> dict[str, View]:
@@ -64,7 +64,7 @@ class Requirements(Filling):
         if key not in self._live:
             names = {*self.heads} | (self.reads(*LOSS) & {"logp", "entropy"})
             parts = [part for part in self.parts(*SLOTS) if not self.is_off(part)]
-            self._live[key] = {name: View(name) for name in sorted(names)} | merge(parts, "live")
+            self._live[key] = {name: View(name) for name in sorted(names)} | merge_declared(parts, "live")
         return self._live[key]
 
     @cached_property

@@ -17,7 +17,7 @@ from anypo.stages import CHAINS, SLOTS
 PARTS: dict[str, dict[str, type]] = {slot: {} for slot in SLOTS}
 
 
-T = TypeVar("T", bound=type)
+_T = TypeVar("_T", bound=type)
 
 
 RENAMED = {
@@ -30,14 +30,14 @@ RENAMED = {
 """Former names of parts, which still work and say what they are called now."""
 
 
-def register_part(stage: str) -> Callable[[T], T]:
+def register_part(stage: str) -> Callable[[_T], _T]:
     """Register a part with its stage under its class name in kebab case (MinPrefix -> min-prefix); a class decorator.
 
     Raises:
         UsageError: the stage has a part of that name.
     """
 
-    def add(cls: T) -> T:
+    def add(cls: _T) -> _T:
         name = kebab(cls.__name__)
         if name in PARTS[stage]:
             raise UsageError(f"the {stage} stage has a part {name!r} already; choose another class name")

@@ -13,10 +13,10 @@ KNOBS: dict[str, type] = {}
 """Knobs by the name they have in a configuration: `{knob: linear, start: 0.2, end: 0.1}`."""
 
 
-T = TypeVar("T", bound=type)
+_T = TypeVar("_T", bound=type)
 
 
-def register_knob(cls: T) -> T:
+def register_knob(cls: _T) -> _T:
     """Register a knob under its class name in kebab case; a class decorator."""
     name = kebab(cls.__name__)
     if name in KNOBS:

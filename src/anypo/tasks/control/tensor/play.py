@@ -14,7 +14,7 @@ from anypo.kernels.compiler import CompiledFn
 from anypo.protocols import ActsByTensors
 from anypo.tasks.control.tensor.environment import State
 from anypo.tasks.control.tensor.rows import add_values, make_batch
-from anypo.tasks.control.tensor.window import Window, pad_rows
+from anypo.tasks.control.tensor.window import StepWindow, pad_rows
 from anypo.types import Trajectories
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def play_episodes(
         explore: noise of the policy's actions.
     """
     rows = len(limits)
-    window, live = Window(rows, int(limits.max())), torch.arange(rows)
+    window, live = StepWindow(rows, int(limits.max())), torch.arange(rows)
     lengths, done = torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.bool)
     obs, t = task.env.observe(state), 0
     last = torch.empty(rows, obs.shape[1])
@@ -88,7 +88,7 @@ def continue_episodes(
         generator: of the policy's samples.
         explore: noise of the policy's actions.
     """
-    window, before = Window(task.envs, horizon), task.state[-1].long()
+    window, before = StepWindow(task.envs, horizon), task.state[-1].long()
     stops = walk_window(task, policy, window, generator, explore)
     # flat, one environment after the other, a piece is a run that ends with its episode or with the window
     over = window.fields.pop("over")
@@ -119,7 +119,7 @@ def continue_episodes(
 
 
 def walk_window(
-    task: Tensors, policy: Any, window: Window, generator: torch.Generator, explore: dict[str, float]
+    task: Tensors, policy: Any, window: StepWindow, generator: torch.Generator, explore: dict[str, float]
 ) -> Stops:
     """Fill the window chunk by chunk, in compiled code where task and policy allow it.
 
@@ -141,7 +141,7 @@ def walk_window(
 
 
 def walk_chunk(
-    task: Tensors, policy: Any, window: Window, envs: slice, generator: torch.Generator, explore: dict[str, float]
+    task: Tensors, policy: Any, window: StepWindow, envs: slice, generator: torch.Generator, explore: dict[str, float]
 ) -> Stops:
     """Fill the window of one chunk, step by step.
 
@@ -172,7 +172,7 @@ def walk_chunk(
 
 
 def walk_compiled(
-    task: Tensors, policy: ActsByTensors, window: Window, envs: slice, generator: torch.Generator
+    task: Tensors, policy: ActsByTensors, window: StepWindow, envs: slice, generator: torch.Generator
 ) -> Stops:
     """`walk_chunk`, several steps at a time in compiled code.
 

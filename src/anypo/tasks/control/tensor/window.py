@@ -9,7 +9,7 @@ from torch import Tensor
 from anypo.policies.decisions import Decisions
 
 
-class Window:
+class StepWindow:
     """`steps` steps of `envs` environments, fields [env, step, ...] that are allocated at the first step."""
 
     def __init__(self, envs: int, steps: int):
