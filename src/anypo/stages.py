@@ -57,6 +57,7 @@ DECLARATIONS: dict[str, Any] = {
     "per_group": False,
     "bootstraps": False,
     "replays": False,
+    "offline": False,
 }
 """What a part may declare as an attribute of that name, and what holds where it does not. heads: None is ("value",) for a critic
 and none for a ratio."""

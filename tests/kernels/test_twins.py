@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from entries import entries
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -337,7 +338,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("method", RUNS)
+@pytest.mark.parametrize("method", entries(RUNS))
 def test_a_run_with_plain_kernels_learns_what_a_fast_one_learns(method, tmp_path):
     values = {"method": method, "autocast": "off", "threads": 1, **RUNS[method]}
     if method == "grpo":

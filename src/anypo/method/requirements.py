@@ -79,13 +79,15 @@ class Requirements(Filling):
     @property
     def traits(self) -> dict[str, bool]:
         """critic: learns a value. grouped: compares rows of one request. whole: rows must end by themselves.
-        reuse: a batch may be used for several epochs. replays: learns from transitions of any policy."""
+        reuse: a batch may be used for several epochs. replays: learns from transitions of any policy.
+        offline: collects nothing."""
         replays = declared(self.stages["store"], "replays")
         return {
             "critic": bool(self.stages["critic"]),
             "grouped": "group" in self.reads("score", "credit", "trust", "reduce"),
             "whole": not replays and not any(declared(part, "bootstraps") for part in self.stages["credit"]),
             "replays": replays,
+            "offline": declared(self.stages["collect"], "offline"),
             "reuse": self.stages["step"].epochs != 1,
         }
 
