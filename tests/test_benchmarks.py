@@ -22,6 +22,7 @@ def printed(script: str, *arguments: str) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_ensembles_end_above_a_single_reward_model_at_the_largest_n(tmp_path: Path) -> None:
     lines = printed("overoptimization.py", "--seeds", "10", "--samples", "4000", "--png", str(tmp_path / "p.png"))
     gold = {line.split()[0]: [float(x) for x in line.split()[1:7]] for line in lines[1:5]}
@@ -33,6 +34,7 @@ def test_ensembles_end_above_a_single_reward_model_at_the_largest_n(tmp_path: Pa
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_speed_is_printed_for_every_kind_and_size() -> None:
     lines = printed("ppo_cartpole.py", "--kinds", "gym", "tensor", "--rounds", "1", "--scale", "0.01")
     medians = {line.split()[1]: float(line.split()[3]) for line in lines if "median" in line}

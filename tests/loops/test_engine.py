@@ -174,6 +174,8 @@ def test_progress_of_a_row_adds_up_to_what_it_gained_in_all():
 
 
 def test_a_language_models_progress_adds_up_to_its_final_belief(text):
+    from anypo.policies.language.probes import answer_probability
+
     run = text_run(text, "grpo-vps")
     rows = collect(run).rows
     part, policy = policy_segments(run.policy, rows), run.policy
@@ -181,7 +183,7 @@ def test_a_language_models_progress_adds_up_to_its_final_belief(text):
     for k in range(4):
         same = [row[m] for row, m in zip(gains, part == k, strict=True)]
         assert all(len(x) == 0 or torch.equal(x, x[:1].expand_as(x)) for x in same)
-    zero, whole = policy._belief(rows.trace, rows.lengths * 0), policy._belief(rows.trace, rows.lengths)
+    zero, whole = (answer_probability(policy, rows.trace, rows.lengths * k) for k in (0, 1))
     once = torch.stack(
         [sum(row[part[i] == k][0] for k in range(4) if (part[i] == k).any()) for i, row in enumerate(gains)]
     )

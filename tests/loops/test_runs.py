@@ -274,7 +274,7 @@ def test_the_disagreement_is_measured_once_before_the_first_of_many_updates(tmp_
     """From its loss, not by a pass of its own."""
     many = {"steps": 2, "micro": micro, "step": {"lr": 0.1, "epochs": 2, "minibatch": 6}, "autocast": "off"}
     run = start(tmp_path / "r", **{**text, **many})
-    with mock.patch("anypo.loops.learn.sampled_mismatch", side_effect=AssertionError):
+    with mock.patch("anypo.loops.diagnostics.sampled_mismatch", side_effect=AssertionError):
         record = learn(run)
     assert record["updates"] == 4
     assert record["kl_old"] > 1e-3

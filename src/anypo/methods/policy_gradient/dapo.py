@@ -33,7 +33,7 @@ dapo = register_method(
                     settings={"epochs": 4},
                 ),
                 Claim(
-                    "Fewer groups of a batch inform nothing.", "mixture", "dead_groups", against="grpo", better="lower"
+                    "Fewer groups of a batch teach nothing.", "mixture", "dead_groups", against="grpo", better="lower"
                 ),
             ),
             weight=clipped_weight(0.2, 0.28),
