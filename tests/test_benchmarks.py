@@ -34,14 +34,17 @@ def test_ensembles_end_above_a_single_reward_model_at_the_largest_n(tmp_path: Pa
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
-def test_speed_is_printed_for_every_kind_and_size() -> None:
+def test_speed_is_printed_for_every_kind() -> None:
     lines = printed("ppo_cartpole.py", "--kinds", "gym", "tensor", "--rounds", "1", "--scale", "0.01")
     medians = {line.split()[1]: float(line.split()[3]) for line in lines if "median" in line}
     assert medians.keys() == {"gym", "tensor"}
+    assert min(medians.values()) > 0
+
+
+def test_speed_is_printed_for_every_size() -> None:
     lines = printed("many_environments.py", "--powers", "3", "6")
     assert [line.split()[0] for line in lines] == ["2^3", "2^6"]
-    assert min(*medians.values(), *(float(line.split()[2]) for line in lines)) > 0
+    assert min(float(line.split()[2]) for line in lines) > 0
 
 
 def test_the_output_layer_takes_less_memory_in_chunks_and_gives_the_same_gradient() -> None:
