@@ -11,7 +11,7 @@ from anypo.parts.trust import MaskedLikelihood
 
 
 def weight(r: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """A where the ratio has not left [0.8, 1.2] in the direction that A rewards."""
+    """Return A where the ratio has not left [0.8, 1.2] in the direction that A rewards."""
     return torch.where(((a > 0) & (r <= 1.2)) | ((a < 0) & (r >= 0.8)), a, 0.0)
 
 
