@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,10 @@ from anypo.method.registry import METHODS, register_method
 from anypo.parts.credit import Combine
 from anypo.parts.critic import Value
 from anypo.parts.knobs import Linear
+from anypo.parts.knobs.base import KNOBS
 from anypo.parts.ratio import LogRatio, MinPrefix
 from anypo.parts.reduce import Mean
+from anypo.parts.registry import PARTS
 from anypo.parts.terms import Entropy
 from anypo.parts.trust import Clip
 from anypo.stages import SLOTS
@@ -121,6 +124,17 @@ def test_a_new_card_makes_a_method_of_its_own_with_this_one_as_base() -> None:
     assert mine.card.base == "grpo"
     assert mine.changed == ["reduce"]
     assert "mine = grpo with reduce changed" in mine.explain()
+
+
+def test_every_part_and_knob_is_used_by_a_method_or_named_in_a_card() -> None:
+    methods = [anypo.method(name) for name in anypo.methods()]
+    phases = [m.at(batch) for m in methods for batch in (0, *(after for after, _ in m.later))]
+    used = {type(part) for m in phases for part in m.parts(*SLOTS)} | {
+        type(knob) for m in phases for _, knob in m.knobs()
+    }
+    cards = " ".join(f"{m.card.source} {[claim.settings for claim in m.card.claims]}" for m in methods)
+    known = {**KNOBS, **{name: part for stage in PARTS.values() for name, part in stage.items()}}
+    assert {name for name, part in known.items() if part not in used and not re.search(rf"\b{name}\b", cards)} == set()
 
 
 def test_the_forward_passes_follow_from_what_the_parts_read() -> None:

@@ -15,7 +15,7 @@ class RunError(RuntimeError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not registered; it names the nearest one.
+    """Return the error for a name that is not registered; it names the nearest one.
 
     Args:
         kind: what the name should be, `method`.

@@ -33,7 +33,7 @@ class Switch(Knob, Protocol):
 
 @dataclass(frozen=True)
 class TracedScalar:
-    """Stands for a knob while an update is recorded (`loops/record.py`): a tensor the knob's value is put in before every
+    """Stands for a knob while an update is recorded (`loops/compiled_update.py`): a tensor the knob's value is put in before every
     replay. To read it as a host float would write the value of that moment into the recording, so that fails."""
 
     value: Tensor
@@ -47,5 +47,5 @@ Number = float | Knob | TracedScalar
 
 
 def number(x: Number) -> float | Tensor:
-    """The value of a plain number or a knob, for arithmetic with tensors."""
+    """Return the value of a plain number or a knob, for arithmetic with tensors."""
     return x.value if isinstance(x, TracedScalar) else float(x)

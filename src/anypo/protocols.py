@@ -57,7 +57,7 @@ class Policy(Protocol):
     def evaluate(
         self, b: Trajectories, want: Collection[str], *, layer: int | None = None
     ) -> dict[str, Float[Tensor, "row step"]]:
-        """The named functionals of the decisions in `b.trace`, at current parameters; read after block `layer`."""
+        """Return the named functionals of the decisions in `b.trace`, at current parameters; read after block `layer`."""
         ...
 
     def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:

@@ -7,8 +7,8 @@ critic, `networks`, those with networks of their own; `policy`, the kind of poli
 fields are not computed.
 
 A *part* is one stage's function with its configuration: a frozen dataclass with one `__call__`. Parts are pure functions of
-tensors: they never see a model, an optimizer or a process group, so they cannot know whether they train a robot or a
-language model. `reads` names the batch fields a part needs; the engine checks them and computes only what is read.
+tensors: they have no access to a model, an optimizer or a process group, so that robots and language models are trained by
+the same parts. `reads` names the batch fields a part needs; the engine checks them and computes only what is read.
 """
 
 from __future__ import annotations

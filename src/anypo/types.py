@@ -83,23 +83,23 @@ class Trajectories:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     def get(self, name: str) -> Any:
-        """The field or extra input called `name`, or None."""
+        """Return the field or extra input called `name`, or None."""
         field_value = getattr(self, name) if name in FIELDS else None
         return self.extra.get(name) if field_value is None else field_value
 
     def need(self, name: str) -> Tensor:
-        """The field or extra input called `name`; MissingField where the batch has none."""
+        """Return the field or extra input called `name`; MissingField where the batch has none."""
         tensor = self.get(name)
         if tensor is None:
             raise MissingField(name)
         return tensor
 
     def but(self, **changes: Any) -> Trajectories:
-        """A copy with some fields replaced."""
+        """Return a copy with some fields replaced."""
         return replace(self, **changes)
 
     def put(self, found: dict[str, Tensor]) -> Trajectories:
-        """A copy with some fields or extra inputs replaced, by name."""
+        """Return a copy with some fields or extra inputs replaced, by name."""
         named = {name: tensor for name, tensor in found.items() if name in FIELDS}
         more = {name: tensor for name, tensor in found.items() if name not in FIELDS}
         return replace(self, **named, extra=self.extra | more) if more else replace(self, **named)
@@ -138,13 +138,13 @@ class Trajectories:
         return replace(self, **changes)
 
     def rows(self, index: Shaped[Tensor, " index"]) -> Trajectories:
-        """The rows at `index` (integers or booleans), in that order."""
+        """Return the rows at `index` (integers or booleans), in that order."""
         if index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
         return self.map(partial(index_rows, index=index))
 
     def slices(self, count: int) -> list[Trajectories]:
-        """The rows in `count` consecutive pieces, equal within one: views of these."""
+        """Return the rows in `count` consecutive pieces, equal within one: views of these."""
         pieces: list[dict[str, Any]] = [{"budget": self.budget} for _ in range(count)]
         for name in FIELDS:
             if isinstance(tensor := getattr(self, name), Tensor):
@@ -185,7 +185,7 @@ class Trajectories:
         return replace(self, **changes)
 
     def _full_mask(self) -> Tensor | None:
-        """What a mask without a gap is replaced with: None, or itself where no other field has the batch's shape."""
+        """Return what a mask without a gap is replaced with: None, or itself where no other field has the batch's shape."""
         alone = all(getattr(self, name) is None for name in STEP_FIELDS if name != "mask")
         return self.mask if alone else None
 
@@ -321,7 +321,7 @@ class Comparisons:
 
 
 def index_rows(t: Shaped[Tensor, "row ..."], index: Int[Tensor, " index"]) -> Shaped[Tensor, "index ..."]:
-    """The rows of a tensor at `index`, which may be on another device."""
+    """Return the rows of a tensor at `index`, which may be on another device."""
     return t.index_select(0, index) if t.device == index.device else t[index]
 
 

@@ -21,7 +21,8 @@ from anypo.loops.views import minibatch_views, moments, with_views
 from anypo.parts.credit import EntropyModulate
 from anypo.parts.knobs import KlController, TrackedQuantile
 from anypo.parts.ratio import InnerRatio
-from anypo.parts.step import Adam, Sgd
+from anypo.parts.step import Adam
+from anypo.parts.step.gradient import Gradient
 from anypo.parts.terms import Perception
 from anypo.policies.language.model import LanguageModel
 from anypo.runs import folder
@@ -423,7 +424,7 @@ def test_step_products_of_a_decision_are_those_of_its_own_gradient_step(adam):
     """v.Gh and u'(diag pi - pi pi')u against a step that the optimizer really takes with this decision's gradient alone."""
     toy = Sequences(symbols=4)
     run = assemble_in_memory(
-        anypo.method("capo-curvature", step=Adam(warmup=0) if adam else Sgd()),
+        anypo.method("capo-curvature", step=Adam(warmup=0) if adam else Gradient()),
         toy, 0, batches=1, lr=0.01, requests=2, samples=4, epochs=1, minibatch=0,
     )  # fmt: skip
     rows = collect(run).rows

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from anypo import Trajectories
 from anypo.errors import RunError
-from anypo.parts.step import Adam, RMSProp, Sgd
+from anypo.parts.step import Adam, RMSProp
+from anypo.parts.step.gradient import Gradient
 from anypo.parts.store import Fresh
 
-RECIPES = [Sgd(lr=0.1), Adam(lr=0.1), RMSProp(lr=0.1)]
+RECIPES = [Gradient(lr=0.1), Adam(lr=0.1), RMSProp(lr=0.1)]
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: type(r).__name__)
 
 
@@ -34,7 +35,7 @@ def pull(theta: Tensor, slope: float):
 
 def test_plain_descent_goes_one_learning_rate_down_the_gradient() -> None:
     theta = parameter(1.0)
-    metrics = Sgd(lr=0.1, grad_norm=None).bind([{"params": [theta]}]).update(pull(theta, 3.0))
+    metrics = Gradient(lr=0.1, grad_norm=None).bind([{"params": [theta]}]).update(pull(theta, 3.0))
     assert float(theta.detach()) == pytest.approx(0.7)
     assert metrics["grad_norm"] == pytest.approx(3.0)
     assert metrics["loss"] == 1.0
@@ -43,14 +44,14 @@ def test_plain_descent_goes_one_learning_rate_down_the_gradient() -> None:
 
 def test_the_gradient_is_scaled_down_to_its_bound_and_the_norm_before_is_reported() -> None:
     theta = parameter(0.0, 0.0)
-    metrics = Sgd(lr=1.0, grad_norm=0.5).bind([{"params": [theta]}]).update(pull(theta, 3.0))
+    metrics = Gradient(lr=1.0, grad_norm=0.5).bind([{"params": [theta]}]).update(pull(theta, 3.0))
     assert float(theta.detach().norm()) == pytest.approx(0.5, rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(3 * math.sqrt(2))
 
 
 @every_recipe
 @pytest.mark.parametrize("slope", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_moves_nothing_and_says_so(recipe: Sgd, slope: float) -> None:
+def test_a_gradient_that_is_not_finite_moves_nothing_and_says_so(recipe: Gradient, slope: float) -> None:
     theta, twin = parameter(1.0, 2.0), parameter(1.0, 2.0)
     hurt, healthy = recipe.bind([{"params": [theta]}]), recipe.bind([{"params": [twin]}])
     assert hurt.update(pull(theta, slope))["skipped"] == 1
@@ -62,7 +63,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_says_so(recipe: Sgd, sl
 
 
 @every_recipe
-def test_a_saved_and_loaded_optimizer_goes_on_as_if_never_stopped(recipe: Sgd) -> None:
+def test_a_saved_and_loaded_optimizer_goes_on_as_if_never_stopped(recipe: Gradient) -> None:
     one, other = parameter(1.0), parameter(1.0)
     stepper = recipe.bind([{"params": [one]}])
     for slope in (1.0, -0.2):
@@ -80,11 +81,11 @@ def test_a_saved_and_loaded_optimizer_goes_on_as_if_never_stopped(recipe: Sgd) -
 def test_schedules_end_where_they_should_and_warm_up_counts_updates() -> None:
     theta = parameter(0.0)
     for schedule, halfway, end in (("constant", 1.0, 1.0), ("linear", 0.5, 0.0), ("cosine", 0.5, 0.0)):
-        stepper = Sgd(lr=1.0, schedule=schedule).bind([{"params": [theta]}])
+        stepper = Gradient(lr=1.0, schedule=schedule).bind([{"params": [theta]}])
         for progress, wanted in ((0.0, 1.0), (0.5, halfway), (1.0, end), (1.5, end)):
             stepper.progress = progress
             assert stepper.lr() == pytest.approx(wanted, abs=1e-12)
-    stepper = Sgd(lr=1.0, warmup=4).bind([{"params": [theta]}])
+    stepper = Gradient(lr=1.0, warmup=4).bind([{"params": [theta]}])
     moved = []
     for _ in range(6):
         before = float(theta.detach())

@@ -38,7 +38,7 @@ class Filling:
             )
 
     def parts(self, *slots: str) -> list[Any]:
-        """The parts in these slots, in order."""
+        """Return the parts in these slots, in order."""
         return [part for slot in slots for part in as_list(slot, self.stages[slot])]
 
     def reads(self, *slots: str) -> set[str]:
@@ -46,12 +46,12 @@ class Filling:
         return {name for part in self.parts(*slots) for name in declared(part, "reads")}
 
     def batch_links(self) -> list[tuple[str, Any]]:
-        """The links of score and credit that run once per batch, with their slots."""
+        """Return the links of score and credit that run once per batch, with their slots."""
         chain = [(slot, part) for slot in ("score", "credit") for part in self.parts(slot)]
         return [(slot, part) for slot, part in chain if declared(part, "when") == "batch"]
 
     def minibatch_links(self) -> list[Any]:
-        """The links of credit that run inside every loss."""
+        """Return the links of credit that run inside every loss."""
         return [part for part in self.parts("credit") if declared(part, "when") == "minibatch"]
 
     def is_off(self, part: Any) -> bool:
@@ -72,7 +72,7 @@ class Filling:
 
 
 def merge_declared(parts: Iterable[Any], name: str) -> dict[str, Any]:
-    """The declarations `name` of all parts in one dict."""
+    """Return the declarations `name` of all parts in one dict."""
     return {key: value for part in parts for key, value in declared(part, name).items()}
 
 

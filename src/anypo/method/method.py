@@ -45,13 +45,13 @@ class Method(Requirements):
     # ---------------------------------------------------------------- variants
 
     def but(self, card: Card | None = None, **stages: Any) -> Method:
-        """This method with some stages replaced; a new card makes it a method of its own, with this one as its base."""
+        """Return this method with some stages replaced; a new card makes it a method of its own, with this one as its base."""
         check_slots(stages)
         named = self.card if card is None else replace(card, base=card.base or self.card.id)
         return Method(named, self.later, **{**self.stages, **stages})
 
     def then(self, after: int, **stages: Any) -> Method:
-        """This method for `after` batches, and from then on with some stages replaced."""
+        """Return this method for `after` batches, and from then on with some stages replaced."""
         for slot in stages:
             if slot in ("collect", "critic", "step"):
                 raise UsageError(
@@ -60,12 +60,12 @@ class Method(Requirements):
         return Method(self.card, (*self.later, (after, stages)), **self.stages)
 
     def at(self, batch: int) -> Method:
-        """The phase that batch number `batch` (from 0) is in."""
+        """Return the phase that batch number `batch` (from 0) is in."""
         changes = {slot: part for after, stages in self.later if batch >= after for slot, part in stages.items()}
         return Method(self.card, **{**self.stages, **changes}) if changes else self
 
     def configure(self, settings: dict[str, Any]) -> Method:
-        """This method with stages changed by the settings of a run's config.yaml."""
+        """Return this method with stages changed by the settings of a run's config.yaml."""
         check_slots(settings)
         return self.but(**{slot: build_stage(slot, spec, self.stages.get(slot)) for slot, spec in settings.items()})
 
@@ -82,7 +82,7 @@ class Method(Requirements):
         return done.but(**kept)
 
     def loss(self, b: Trajectories | Comparisons) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise and its metrics; differentiable through logp, entropy and value; moves no state."""
+        """Return the scalar to minimise and its metrics; differentiable through logp, entropy and value; moves no state."""
         b = b.rows() if isinstance(b, Comparisons) else b
         b = self._run_minibatch_links(b.check().clean())
         expert = b.get("expert_mask")
@@ -183,11 +183,11 @@ class Method(Requirements):
         return list(SLOTS) if self.card.base is None else list(self.diff(self.card.base))
 
     def forward_passes(self) -> list[str]:
-        """The forward passes a batch costs, each with what it computes."""
+        """Return the forward passes a batch costs, each with what it computes."""
         return forward_passes(self)
 
     def explain(self) -> str:
-        """The method in words: stages with the changed ones marked, equation, source, forward passes, claim."""
+        """Return the method in words: stages with the changed ones marked, equation, source, forward passes, claim."""
         return explanation(self)
 
 

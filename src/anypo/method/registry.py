@@ -32,12 +32,12 @@ def load_methods() -> dict[str, Method]:
 
 
 def methods() -> list[str]:
-    """The registered ids."""
+    """Return the registered ids."""
     return sorted(load_methods())
 
 
 def method(name: str, **stages: Any) -> Method:
-    """A fresh copy of a registered method, with any stages replaced: `method("grpo", ratio=MinPrefix())`."""
+    """Return a fresh copy of a registered method, with any stages replaced: `method("grpo", ratio=MinPrefix())`."""
     known = load_methods()
     if name not in known:
         raise unknown("method", name, known)

@@ -58,12 +58,12 @@ def find(stage: str, name: str) -> type:
 
 
 def stage_of(part: Any) -> str:
-    """The stage a part belongs to."""
+    """Return the stage a part belongs to."""
     return next(s for s, parts in PARTS.items() if type(part) in parts.values())
 
 
 def describe(part: Any) -> str:
-    """A part as short text, `clip(low=0.2, high=0.28)`: its settings, None and defaults of False left out."""
+    """Return a part as short text, `clip(low=0.2, high=0.28)`: its settings, None and defaults of False left out."""
     settings = []
     for f in fields(part):
         value = getattr(part, f.name)
@@ -75,7 +75,7 @@ def describe(part: Any) -> str:
 
 
 def as_list(stage: str, value: Any) -> list[Any]:
-    """A slot's content as a list, whether the slot holds one part or a chain."""
+    """Return a slot's content as a list, whether the slot holds one part or a chain."""
     if stage in CHAINS:
         return list(value)
     return [] if value is None else [value]
@@ -143,7 +143,7 @@ def build_part(stage: str, spec: Any, current: Any = None) -> Any:
 
 
 def _value(value: Any) -> Any:
-    """A setting as the part takes it: lists become tuples, `{knob: ...}` a knob."""
+    """Return a setting as the part takes it: lists become tuples, `{knob: ...}` a knob."""
     if isinstance(value, dict) and "knob" in value:
         if value["knob"] not in KNOBS:
             raise unknown("knob", str(value["knob"]), KNOBS)

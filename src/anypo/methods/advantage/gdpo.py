@@ -17,7 +17,7 @@ gdpo = register_method(
             arxiv="2601.05242",
             family="advantage",
             equation="A = batch z-score of sum_k w_k Z_k,  Z_k = (R_k - mean_group) / (std_group + 1e-4)",
-            source="arXiv 2601.05242; NVlabs/GDPO, trainer ports",
+            source="arXiv 2601.05242; NVlabs/GDPO, trainer ports; its conditional rewards: `--score gate-channels`",
             claim="Keeps apart what summed rewards confuse; better and more stable on tool use, mathematics and code.",
             claims=(
                 Claim(

@@ -22,7 +22,7 @@ dapo = register_method(
             year=2025,
             arxiv="2503.14476",
             equation="L = -1/sum|o_i| sum_{i,t} min(r A_i, clip(r, 1-eps_l, 1+eps_h) A_i) over groups with 0 < #correct < G",
-            source="arXiv 2503.14476, eq. 8 to 13",
+            source="arXiv 2503.14476, eq. 8 to 13; its soft punishment of long answers, eq. 13: `--score overlong-penalty`",
             claim="50 points on AIME 2024 with a 32B model in half the steps of its predecessor.",
             claims=(
                 Claim(

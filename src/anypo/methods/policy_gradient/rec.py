@@ -11,7 +11,7 @@ from anypo.parts.trust import MaskedLikelihood
 
 
 def weight(r: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """A where the ratio has not left [0.8, 1.2] in the direction that A rewards."""
+    """Return A where the ratio has not left [0.8, 1.2] in the direction that A rewards."""
     return torch.where(((a > 0) & (r <= 1.2)) | ((a < 0) & (r >= 0.8)), a, 0.0)
 
 
@@ -27,7 +27,7 @@ rec = register_method(
             year=2025,
             arxiv="2509.24203",
             equation="L = -token-mean M w A log pi,  M = 1[A>0, r<=1+eps] + 1[A<0, r>=1-eps], w = 1;  A_i = s_i - mean",
-            source="arXiv 2509.24203; modelscope/Trinity-RFT, rec_gsm8k configurations (all members and their values)",
+            source="arXiv 2509.24203; modelscope/Trinity-RFT, rec_gsm8k configurations; RED-Drop: balanced-drop before the baseline",
             claim="Clipping is what tolerates stale data: without importance weights nothing changes, without clipping training collapses.",
             claims=(
                 Claim(

@@ -18,7 +18,7 @@ def chance_times_gain(n: int, p: float) -> float:
 
 
 def allocate(rates: Sequence[float], total: int, low: int = 2, high: int = 128) -> list[int]:
-    """Samples n_i in [low, high] with sum n_i <= total that maximise sum_i value(n_i, p_i).
+    """Return samples n_i in [low, high] with sum n_i <= total that maximise sum_i value(n_i, p_i).
 
     value is concave in n, so spending one sample at a time where it adds most is exact. What is left when nothing adds
     value any more goes evenly to the starts that always failed. Source: Knapsack RL, arXiv 2509.25849.

@@ -34,12 +34,14 @@ class Window:
         rows = yield [*going, *pool.draw(want.requests * want.samples - len(going), 1, size)]
         if rows.truncated is None:  # nothing is ever cut
             return rows
-        open_ = rows.truncated & (rows.lengths < want.horizon)
+        unfinished = rows.truncated & (rows.lengths < want.horizon)
         pool.unfinished = [
             Trajectories(
                 mask=row.mask, logp_old=row.logp_old, start=row.start, trace={"completion": row.trace["completion"]}
             )
-            for row in (rows.rows(open_.nonzero()[i]) for i in range(int(open_.sum())))
+            for row in (rows.rows(unfinished.nonzero()[i]) for i in range(int(unfinished.sum())))
         ]
-        waits = {name: torch.where(open_, 0.0, t) for name in ("score",) if (t := rows.get(name)) is not None}
-        return rows.but(done=~open_, truncated=rows.truncated & ~open_, scores=None, budget=want.horizon, **waits)
+        no_outcome = {name: torch.where(unfinished, 0.0, t) for name in ("score",) if (t := rows.get(name)) is not None}
+        return rows.but(
+            done=~unfinished, truncated=rows.truncated & ~unfinished, scores=None, budget=want.horizon, **no_outcome
+        )

@@ -37,7 +37,7 @@ class KlController(Moving):
         return "pid"
 
     def phase(self) -> float:
-        """The factor of the present phase."""
+        """Return the factor of the present phase."""
         if len(self.rewards) < 50:
             return 1.5
         recent, before = self.rewards[-50:], self.rewards[:-50] if len(self.rewards) >= 100 else self.rewards[-50:]

@@ -7,36 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from anypo.parts.knobs.base import Moving, register_knob
-from anypo.parts.ops.log_ratio import sampled_kl
 from anypo.types import Trajectories
-
-
-@register_knob
-@dataclass
-class AdaptiveKl(Moving):
-    """A coefficient that holds the divergence at `target`: c <- c (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon) after every
-    batch, KL the mean over its n rows of the summed log pi_old - log pi_ref (nats). Source: arXiv 1909.08593, sec. 2.2.
-    """
-
-    start: float = 0.05
-    target: float = 6.0
-    horizon: float = 10_000.0
-    value: float = field(default=0.0, init=False)
-    every: ClassVar[Literal["batch", "update"]] = "batch"
-
-    def __post_init__(self) -> None:
-        self.value = self.start
-
-    def __float__(self) -> float:
-        return self.value
-
-    def __str__(self) -> str:
-        return f"adaptive(kl={self.target:g})"
-
-    def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
-        kl = float(sampled_kl(b).sum(1).mean())
-        if math.isfinite(kl):
-            self.value *= 1 + min(max(kl / self.target - 1, -0.2), 0.2) * b.shape[0] / self.horizon
 
 
 @register_knob

@@ -12,7 +12,7 @@ from anypo.types import Trajectories
 
 
 def channels(b: Trajectories) -> Float[Tensor, "row channel"]:
-    """The outcome channels; a score alone is a single one."""
+    """Return the outcome channels; a score alone is a single one."""
     if b.scores is not None:
         return b.scores
     return scored(b).need("score").unsqueeze(1)

@@ -19,7 +19,7 @@ def log_ratio(b: Trajectories, anchor: str = "old", of: str = "now") -> Float[Te
 
 
 def logp_field(of: str) -> str:
-    """The field with the log-probabilities under the policy (`now`) or an anchor."""
+    """Return the field with the log-probabilities under the policy (`now`) or an anchor."""
     return "logp" if of == "now" else f"logp_{of}"
 
 
@@ -40,7 +40,7 @@ def importance_ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 def divergence(d: Float[Tensor, "*any"], kind: str) -> Float[Tensor, "*any"]:
-    """The estimators as functions of d = log anchor - log pi."""
+    """Return an estimator as a function of d = log anchor - log pi."""
     if kind == "forward":
         return d
     if kind == "proximal":
@@ -58,5 +58,5 @@ def row_mean(b: Trajectories, x: Float[Tensor, "row step"]) -> Float[Tensor, " r
 
 
 def last_value(b: Trajectories, value: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
-    """The value at each row's last valid decision; 0 for a row without any."""
+    """Return the value at each row's last valid decision; 0 for a row without any."""
     return torch.where(last_valid(b.valid), value, 0.0).sum(1)

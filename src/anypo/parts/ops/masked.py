@@ -29,7 +29,7 @@ def whiten(
 
 
 def last_valid(mask: Bool[Tensor, "row step"]) -> Bool[Tensor, "row step"]:
-    """True at each row's last valid decision."""
+    """Mark each row's last valid decision."""
     after = mask.flip(1).cumsum(1).flip(1)
     return mask & (after == 1)
 

@@ -11,7 +11,7 @@ from anypo.types import Trajectories
 
 
 def ranks(b: Trajectories) -> Float[Tensor, " row"]:
-    """What orders the rows of a group: the mark of preference data, else the score."""
+    """Return what orders the rows of a group: the mark of preference data, else the score."""
     order = b.get("preferred")
     order = b.score if order is None else order
     if order is None:
@@ -46,5 +46,5 @@ def agreement(gap: Float[Tensor, " pair"]) -> dict[str, Tensor]:
 
 
 def row_weight(b: Trajectories, like: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
-    """What a row counts: the mean weight of its decisions, 1 without weights."""
+    """Return what a row counts: the mean weight of its decisions, 1 without weights."""
     return torch.ones_like(like) if b.weight is None else b.row_mean(b.weight)

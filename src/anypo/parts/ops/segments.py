@@ -37,5 +37,5 @@ def squared_gap(b: Trajectories, name: str, anchor: str) -> Float[Tensor, "row s
 
 
 def positive_scale(b: Trajectories, name: str) -> Float[Tensor, "row step"]:
-    """A positive field, 1 under the mask, so that dividing by it does no harm there."""
+    """Return a positive field, 1 under the mask, so that dividing by it does no harm there."""
     return torch.where(b.valid, b.get(name), 1.0).detach()

@@ -10,7 +10,7 @@ from anypo.types import Trajectories
 
 
 def advantage_at(x: Tensor, b: Trajectories) -> Tensor:
-    """The advantage at the level of x: as it is per decision, its mean over the row where x has one number per row."""
+    """Return the advantage at the level of x: as it is per decision, its mean over the row where x has one number per row."""
     a = b.need("advantage").detach()
     return a if x.ndim == 2 else b.row_mean(a)
 

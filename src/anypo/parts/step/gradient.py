@@ -43,7 +43,7 @@ class Gradient:
         return Descent(self, self.optimizer(groups, self.base_lr()))
 
     def base_lr(self) -> float:
-        """The learning rate before schedule and warmup."""
+        """Return the learning rate before schedule and warmup."""
         if self.lr is None:
             raise UsageError("the step has no learning rate; set `step.lr`")
         return float(self.lr)
@@ -63,7 +63,7 @@ class Descent(Generic[Recipe]):
     splits: ClassVar[int] = 1
 
     def lookahead(self) -> AbstractContextManager[Any]:
-        """Samples and gradients are taken where the policy stands."""
+        """Take samples and gradients at the present weights."""
         return nullcontext()
 
     def lr(self) -> float:
@@ -83,12 +83,12 @@ class Descent(Generic[Recipe]):
             p.grad = None
         metrics = self.gradients(closures)
         lr, bound = self.lr(), self.recipe.grad_norm
-        slopes = [p.grad for p in parameters if p.grad is not None]
-        norm = total_norm(slopes)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = total_norm(grads)
         finite = math.isfinite(norm)
         if finite:
             if bound is not None and norm + 1e-6 > bound:
-                torch._foreach_mul_(slopes, bound / (norm + 1e-6))
+                torch._foreach_mul_(grads, bound / (norm + 1e-6))
             policy_lr = self.recipe.policy_lr
             for group in self.optimizer.param_groups:
                 group["lr"] = float(policy_lr) if policy_lr is not None and group.get("name") == "policy" else lr

@@ -1,4 +1,4 @@
-"""Adam, RMSProp and plain gradient descent."""
+"""Adam and RMSProp."""
 
 from __future__ import annotations
 
@@ -38,9 +38,3 @@ class RMSProp(Gradient):
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(list(groups), lr, self.alpha, self.eps)
-
-
-@register_part("step")
-@dataclass(frozen=True)
-class Sgd(Gradient):
-    """theta <- theta - lr g: plain gradient descent. Source: Robbins and Monro 1951."""

@@ -40,39 +40,39 @@ class TransportDescent(Descent[Transport]):
     @contextmanager
     def lookahead(self) -> Iterator[None]:
         self.here = [p.detach().clone() for p in self.parameters]
-        self._look()
+        self._look_ahead()
         try:
             yield
         finally:
-            self._stand(self.here)
+            self._set_parameters(self.here)
 
-    def _look(self) -> None:
-        """Stand at the lookahead point."""
+    def _look_ahead(self) -> None:
+        """Move the parameters to the lookahead point."""
         reach = 1 / self.recipe.eta - 1
         before = self.previous or self.here
-        self._stand([x + reach * (x - y) for x, y in zip(self.here, before, strict=True)])
+        self._set_parameters([x + reach * (x - y) for x, y in zip(self.here, before, strict=True)])
 
     @torch.no_grad()
-    def _stand(self, at: list[torch.Tensor]) -> None:
+    def _set_parameters(self, at: list[torch.Tensor]) -> None:
         for p, x in zip(self.parameters, at, strict=True):
             p.copy_(x)
 
     def update(self, *closures: Callable[[], dict[str, Any]]) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
         metrics, lr = self.gradients(closures), self.lr()
-        slopes = [torch.zeros_like(p) if p.grad is None else -p.grad for p in self.parameters]
-        norm = torch.nn.utils.get_total_norm(slopes)
+        grads = [torch.zeros_like(p) if p.grad is None else -p.grad for p in self.parameters]
+        norm = torch.nn.utils.get_total_norm(grads)
         finite = bool(norm.isfinite())
         if finite:
             eta = self.recipe.eta if self.direction else 1.0
-            old = self.direction or slopes
-            self.direction = [(1 - eta) * d + eta * g for d, g in zip(old, slopes, strict=True)]
+            old = self.direction or grads
+            self.direction = [(1 - eta) * d + eta * g for d, g in zip(old, grads, strict=True)]
             length = torch.nn.utils.get_total_norm(self.direction).clamp(min=1e-30)
             here = self.here
             self.here = [x + lr * d / length for x, d in zip(here, self.direction, strict=True)]
             self.previous = here
             self.updates += 1
-            self._look()
+            self._look_ahead()
         return {**metrics, "grad_norm": float(norm), "lr": lr, "skipped": float(not finite)}
 
     def state_dict(self) -> dict[str, Any]:

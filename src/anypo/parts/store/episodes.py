@@ -28,7 +28,7 @@ def episode_returns(data: Table) -> Float[Tensor, " episode"]:
 
 
 def first_states(data: Table) -> Float[Tensor, "episode dim"]:
-    """The observation every episode begins with."""
+    """Return the observation every episode begins with."""
     episode = data["episode"]
     new = torch.cat([torch.ones(1, dtype=torch.bool), episode[1:] != episode[:-1]])
     return data["obs"][new]

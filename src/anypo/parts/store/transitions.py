@@ -114,8 +114,8 @@ class OpenTransitions:
         elif self.recipe.share is not None:
             from_data = round(self.recipe.share * batch)
         else:
-            lucky = torch.rand(batch, generator=generator) < fixed / (fixed + self.size)
-            from_data = int(lucky.sum())
+            of_data = torch.rand(batch, generator=generator) < fixed / (fixed + self.size)
+            from_data = int(of_data.sum())
         drawn = []
         if from_data:
             drawn.append(taken(self.data, self._of_data(from_data, generator)))
@@ -132,7 +132,7 @@ class OpenTransitions:
         return torch.searchsorted(self.cumulative, chance).clamp(max=len(self.cumulative) - 1)
 
     def nearest(self, b: Trajectories) -> Float[Tensor, "row step dim"]:
-        """The action of the recorded pair nearest to (beta s, a), by Euclidean distance. Source: PRDC, arXiv 2306.06569, eq. 5."""
+        """Return the action of the recorded pair nearest to (beta s, a), by Euclidean distance. Source: PRDC, arXiv 2306.06569, eq. 5."""
         if not self.data:
             raise UsageError("the method looks for the nearest recorded action, and there are no data: use a data task")
         if self.tree is None:
@@ -177,7 +177,7 @@ def minibatch(table: Table) -> Trajectories:
 
 
 def flattened(rows: Trajectories) -> Table:
-    """The valid decisions of rows as transitions; `last` [N, D] is what follows a row's last decision."""
+    """Return the valid decisions of rows as transitions; `last` [N, D] is what follows a row's last decision."""
     valid, last = rows.valid, rows.get("last")
     obs = rows.trace.get("obs")
     reward = rows.reward

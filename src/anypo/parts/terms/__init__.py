@@ -1,6 +1,5 @@
 """Terms: further objectives beside the main one, reduced like it unless they say otherwise. Scalars to minimise."""
 
-from anypo.parts.terms.centering import Centering
 from anypo.parts.terms.denoising import GuessDivergence, MeanDivergence
 from anypo.parts.terms.divergence import Divergence, HingeDivergence
 from anypo.parts.terms.entropy import Entropy
@@ -9,7 +8,6 @@ from anypo.parts.terms.imitation import CloneAction, CloneGoodAction, Imitate, L
 from anypo.parts.terms.perception import Perception
 
 __all__ = [
-    "Centering",
     "CloneAction",
     "CloneGoodAction",
     "Divergence",

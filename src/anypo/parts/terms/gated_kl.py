@@ -34,7 +34,8 @@ class EntropyGatedKl:
         threshold = float(self.threshold)
         kl = token_mean(log_ratio(b, "ref"), b)
         kl = kl.detach() if self.detached else kl
-        smooth = 0.9 * getattr(self.threshold, "average", 0.0) + 0.1 * kl
+        average = self.threshold.average if isinstance(self.threshold, KlController) else 0.0
+        smooth = 0.9 * average + 0.1 * kl
         gate = (2.0 / (token_mean(b.need("entropy").detach(), b) + 0.1)).clamp(min=0.5)
         penalty = 0.1 * (smooth - threshold).relu().square() * gate * bool(b.valid.any())
         return penalty, {
