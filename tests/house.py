@@ -193,12 +193,14 @@ def repeated_names(sources: Iterable[Source]) -> Iterator[Violation]:
 
 
 def defined_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """(name, line) of the functions, classes and constants a module defines, each once."""
+    """(name, line) of the functions, classes and constants a module defines, each once; type variables apart."""
     lines: dict[str, int] = {}
     for node in tree.body:
         if isinstance(node, (Function, ast.ClassDef)):
             lines.setdefault(node.name, node.lineno)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and not ast.unparse(node.value or node).startswith(
+            "TypeVar("
+        ):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 for name in ast.walk(target):
                     if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
