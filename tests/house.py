@@ -28,6 +28,7 @@ BANNED = tuple(
 )
 EQUATION = re.compile(r"=|->|\bArgs:")
 CITED = re.compile(r"=|->|Source:|arXiv|\beq\.|\d{4}\.\d{5}|\b(19|20)\d\d\b")
+CODE = re.compile(r"`[^`]*`")
 FENCED = re.compile(r"^(torch\._inductor|torch\.ops\.mkldnn|ctypes)\b|\bautograd\.Function$")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -98,17 +99,17 @@ def words(source: Source) -> Iterator[Violation]:
 
 
 def prose(source: Source) -> Iterator[tuple[int, str]]:
-    """(line number, text) of every line of docstrings and comments, or of a page outside code blocks."""
+    """(line number, text) of every line of docstrings and comments, or of a page outside code blocks; `code` in a line is left out."""
     if source.file.suffix == ".md":
         code = False
         for number, line in enumerate(source.text.splitlines(), 1):
             code ^= line.startswith("```")
             if not code:
-                yield number, re.sub(r"`[^`]*`", "", line)
+                yield number, CODE.sub("", line)
         return
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            yield from enumerate(node.value.value.splitlines(), node.lineno)
+            yield from enumerate((CODE.sub("", line) for line in node.value.value.splitlines()), node.lineno)
     for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
@@ -193,12 +194,14 @@ def repeated_names(sources: Iterable[Source]) -> Iterator[Violation]:
 
 
 def defined_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """(name, line) of the functions, classes and constants a module defines, each once."""
+    """(name, line) of the functions, classes and constants a module defines, each once; type variables apart."""
     lines: dict[str, int] = {}
     for node in tree.body:
         if isinstance(node, (Function, ast.ClassDef)):
             lines.setdefault(node.name, node.lineno)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and not ast.unparse(node.value or node).startswith(
+            "TypeVar("
+        ):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 for name in ast.walk(target):
                     if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):

@@ -255,3 +255,10 @@ class ActsByTensors(Protocol):
     def action_noise(self, n: int, generator: torch.Generator) -> Tensor: ...
     def act_params(self) -> list[Tensor]: ...
     def act_fn(self, obs: Tensor, noise: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class WrapsModel(Protocol):
+    """A policy around a model of transformers, with its `config`."""
+
+    inner: Any

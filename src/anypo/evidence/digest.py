@@ -1,6 +1,6 @@
-"""The digest of a method: a hash of what decides its numbers, its file, its parts with the functions they call, its card.
+"""The digest of a method: a hash of its file, its parts with the functions they call, and its card.
 
-Layout, comments, docstrings, imports and the module in which a definition stands do not count. The shared vocabulary (types, views,
+Layout, comments, docstrings, imports and the module of a definition do not change it. The shared vocabulary (types, views,
 stages), policies and tasks are no part of it. `python -m anypo.evidence.digest` prints the digests; `--stamp` writes them into the
 rows of the ledger that have none.
 """
@@ -24,7 +24,7 @@ from anypo.method.registry import methods
 from anypo.stages import SLOTS
 
 FOLLOWED = ("anypo.parts.", "anypo.methods.", "anypo.kernels.")
-"""Where a function or class stands that counts when a part names it."""
+"""Modules whose functions and classes are followed when a part names them."""
 LENGTH = 16
 
 
@@ -96,7 +96,7 @@ def shape(node: Any) -> Any:
 
 
 def is_text(node: Any) -> bool:
-    """Whether a statement is a string: a docstring."""
+    """Check whether a statement is a string: a docstring."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
@@ -121,7 +121,9 @@ def method_files() -> dict[str, tuple[str, list[Callable[..., Any]]]]:
     files: dict[str, tuple[str, list[Callable[..., Any]]]] = {}
     for name in sorted(n for n in sys.modules if n.startswith("anypo.methods.")):
         tree = ast.parse(Path(str(sys.modules[name].__file__)).read_text())
-        functions = [value for _, value in named(name, tree) if counts(value) and not isinstance(value, type)]
+        functions = [
+            value for _, value in named_globals(name, tree) if is_followed(value) and not isinstance(value, type)
+        ]
         text = json.dumps(shape(tree))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Card":
@@ -130,23 +132,23 @@ def method_files() -> dict[str, tuple[str, list[Callable[..., Any]]]]:
     return files
 
 
-def named(module: str, node: ast.AST) -> Iterator[tuple[str, Any]]:
-    """(name, value) of the module's globals that the body of a definition names; decorators are left out."""
+def named_globals(module: str, node: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of the module's globals that the body of a definition names, decorators apart."""
     namespace = vars(sys.modules[module])
     skipped = {id(x) for d in getattr(node, "decorator_list", ()) for x in ast.walk(d)}
     names = {x.id for x in ast.walk(node) if isinstance(x, ast.Name) and id(x) not in skipped}
     return ((name, namespace[name]) for name in sorted(names) if name in namespace)
 
 
-def counts(value: Any) -> bool:
-    """Whether a value is a function or class that is followed."""
+def is_followed(value: Any) -> bool:
+    """Check whether a value is a function or class that is followed."""
     return hasattr(value, "__qualname__") and str(getattr(value, "__module__", "")).startswith(FOLLOWED)
 
 
 def lineage(value: Any) -> Iterator[tuple[str, str]]:
-    """Return (module, name) of a function, or of a class and those of its bases that count."""
+    """Yield (module, name) of a function, or of a class and its followed bases."""
     bases = value.__mro__[1:] if isinstance(value, type) else ()
-    return ((x.__module__, x.__qualname__) for x in (value, *filter(counts, bases)))
+    return ((x.__module__, x.__qualname__) for x in (value, *filter(is_followed, bases)))
 
 
 @cache
@@ -156,8 +158,8 @@ def definition(module: str, name: str) -> tuple[str, list[tuple[str, str]]] | No
     if node is None:
         return None
     followed: list[tuple[str, str]] = []
-    for other, value in named(module, node):
-        if counts(value):
+    for other, value in named_globals(module, node):
+        if is_followed(value):
             followed += lineage(value)
         elif other in top_level(module):
             followed.append((module, other))

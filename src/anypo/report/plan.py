@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from anypo.protocols import WrapsModel
 from anypo.runs.preflight import notes
 from anypo.runs.run import Run
 
@@ -42,7 +43,7 @@ def estimate_memory(run: Run) -> int:
     """
     size = sum(p.numel() * p.element_size() for p in run.policy.parameters())
     trainable = sum(p.numel() * p.element_size() for p in run.policy.parameters() if p.requires_grad)
-    shape = getattr(getattr(run.policy, "inner", None), "config", None)
     tokens = min(run.config.micro, run.want.requests * run.want.samples * (run.want.horizon or 1))
-    activations = 68 * tokens * shape.hidden_size * shape.num_hidden_layers if shape is not None else 0
+    shape = run.policy.inner.config if isinstance(run.policy, WrapsModel) else None
+    activations = 0 if shape is None else 68 * tokens * shape.hidden_size * shape.num_hidden_layers
     return size + (3 + len(run.anchors)) * trainable + activations
