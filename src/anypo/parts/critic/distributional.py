@@ -60,8 +60,8 @@ class GaussianTD:
         worst = q_next.argmin(-1, keepdim=True)
         mean, std = q_next.gather(-1, worst).squeeze(-1), std_next.gather(-1, worst).squeeze(-1)
         bonus = number(self.alpha) * b.need("logp_next")
-        lucky = mean + b.need("luck").clamp(-3, 3) * std
-        y_z = backup(b, lucky - bonus, self.gamma)
+        sampled = mean + b.need("luck").clamp(-3, 3) * std
+        y_z = backup(b, sampled - bonus, self.gamma)
         return (backup(b, mean - bonus, self.gamma) if self.substitute else y_z), y_z
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
