@@ -6,7 +6,7 @@ Per second of wall-clock time, and per second of processor time (of all threads)
 python benchmarks/offline.py [--peer .venv-d3rlpy/bin/python] [--methods iql td3-bc cql] [--rounds 5] [--updates 300] [--threads 1]
     [--save]
 
-plain: float32. auto: the settings a run has unless told otherwise. compiled: `--compile on` beside it, machine code made before the
+plain: float32. auto: a run's default settings. compiled: `--compile on` beside it, compiled before the
 clock starts. d3rlpy: its `fit`, without progress bar and log files. Evaluation and checkpoints are not timed.
 """
 

@@ -6,7 +6,7 @@ Per second of wall-clock time, and per second of processor time (of all threads)
 python benchmarks/sac.py [--peer .venv-peers/bin/python] [--env Pendulum-v1 Hopper-v5] [--rounds 5] [--steps 1500] [--threads 1] [--save]
 python benchmarks/sac.py --returns 5000 --env Pendulum-v1 [--peer ...] [--save]   greedy returns after equally many steps, 5 seeds
 
-plain: float32. auto: the settings a run has unless told otherwise. compiled: `--compile on` beside it, machine code made before the
+plain: float32. auto: a run's default settings. compiled: `--compile on` beside it, compiled before the
 clock starts. sb3: Stable-Baselines3. Collection and updates are timed after a warm-up; evaluation and checkpoints are not.
 """
 

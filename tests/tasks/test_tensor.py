@@ -275,6 +275,18 @@ def test_compiled_code_makes_the_same_windows():
         torch.testing.assert_close(found[1][field], x, rtol=1e-4, atol=1e-5, msg=lambda m, field=field: f"{field}: {m}")
 
 
+def test_a_policy_that_decides_in_several_passes_acts_as_before_where_the_run_compiles():
+    windows = []
+    for compiles in (False, True):
+        task = Tensors("Pendulum-v1", envs=3)
+        if compiles:
+            task.compile_rollouts()
+        policy = FlowPolicy(task.observation_space, task.action_space, value=True, seed=0)
+        windows.append(task.rollout(policy, going_on(5), generator())[0].to_dict())
+    assert windows[0]["reward"].shape == (3, 5 * policy.steps)
+    assert all(torch.equal(windows[1][field], x) for field, x in windows[0].items())
+
+
 def test_returns_and_lengths_of_episodes_run_over_the_ends_of_windows():
     found = []
     for steps in (7, 210):

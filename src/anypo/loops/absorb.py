@@ -7,7 +7,7 @@ from anypo.loops.collect import Rollout
 from anypo.loops.compiled_update import Traces
 from anypo.loops.diagnostics import DIAGNOSTICS, Observer, merge_metrics
 from anypo.loops.update import update
-from anypo.loops.views import attach_noise, compute_views
+from anypo.loops.views import attach_noise, compute_views, with_views
 from anypo.method.method import Method
 from anypo.runs.run import Run
 from anypo.types import Trajectories
@@ -30,9 +30,11 @@ def absorb(run: Run, rollout: Rollout, observers: tuple[Observer, ...] = DIAGNOS
     draws = run.store.draws()
     if draws:
         batch, first = learn_first(run, method, metrics, observers)
-        rest = [learn_again(run, method) for _ in range(draws - 1)]
-        batch = rest[-1][0] if rest else batch
-        metrics |= merge_metrics([first, *(update for _, update in rest)])
+        updates = [first]
+        for _ in range(draws - 1):
+            batch, again = learn_again(run, method)
+            updates.append(again)
+        metrics |= merge_metrics(updates)
         for observer in observers:
             observer.updated(run, metrics)
         run.policy.observe(batch)
@@ -58,7 +60,7 @@ def learn_first(
     rows = run.store.draw(run.generator)
     for observer in observers:
         metrics |= observer.drawn(run, rows)
-    batch = method.prepare(compute_views(run, method, with_noise(run, method, rows)))
+    batch = method.prepare(with_views(run, method, rows))
     for observer in observers:
         metrics |= observer.prepared(run, batch)
     refresh(run)
@@ -67,18 +69,8 @@ def learn_first(
 
 def learn_again(run: Run, method: Method) -> tuple[Trajectories, Metrics]:
     """Update from further rows drawn, replaying a trace where there is one."""
-    rows = with_noise(run, method, run.store.draw(run.generator))
+    drawn = run.store.draw(run.generator)
+    rows = attach_noise(run.policy, drawn, method.views | method.live, run.generator)
     if replay := Traces.of(run).of_rows(run, method, rows):
         return rows, update(run, method, rows, replay)
     return rows, update(run, method, method.prepare(compute_views(run, method, rows)))
-
-
-def with_noise(run: Run, method: Method, rows: Trajectories) -> Trajectories:
-    """Attach random numbers for the actions the method's views propose.
-
-    Args:
-        run: the run.
-        method: the present phase.
-        rows: as drawn.
-    """
-    return attach_noise(run.policy, rows, method.views | method.live, run.generator)

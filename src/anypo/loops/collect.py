@@ -34,7 +34,7 @@ def collect(run: Run) -> Rollout:
         rows, metrics = answer(run, requests)
         for name, value in metrics.items():
             totals.setdefault(name, []).append(value)
-        groups = rows.group + offset  # pyright: ignore[reportOptionalOperand] - every task numbers the groups
+        groups = rows.need("group") + offset
         offset = int(groups.max()) + 1
         try:
             requests = conversation.send(rows.but(group=groups))
@@ -51,7 +51,7 @@ def answer(run: Run, requests: list[Request]) -> tuple[Trajectories, dict[str, f
             rows, metrics = demonstrate(run, requests), {}
         else:
             rows, metrics = run.task.rollout(run.policy, requests, run.generator)
-    index, count = index_groups(rows.group)  # pyright: ignore[reportArgumentType] - every task numbers the groups
+    index, count = index_groups(rows.need("group"))
     if count == len(requests) and requests[0].start is not None:
         rows = rows.but(start=torch.tensor([r.start for r in requests], device=index.device)[index])
     return rows.but(group=index), metrics

@@ -57,11 +57,6 @@ def find(stage: str, name: str) -> type:
     return PARTS[stage][name]
 
 
-def stage_of(part: Any) -> str:
-    """Return the stage a part belongs to."""
-    return next(s for s, parts in PARTS.items() if type(part) in parts.values())
-
-
 def describe(part: Any) -> str:
     """Return a part as short text, `clip(low=0.2, high=0.28)`: its settings, None and defaults of False left out."""
     settings = []

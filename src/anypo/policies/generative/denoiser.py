@@ -89,6 +89,9 @@ class Denoiser(MLPPolicy):
     def functionals(self) -> frozenset[str]:
         return frozenset({*self.base_functionals, self.imitation, *self.heads})
 
+    act_fn = None  # pyright: ignore[reportAssignmentType] - a decision takes several passes: it is not compiled with the task
+    compile_rollouts = None  # pyright: ignore[reportAssignmentType]
+
     # ---------------------------------------------------------------- to be defined by a subclass
 
     def transition(
