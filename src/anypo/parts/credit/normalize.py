@@ -51,7 +51,7 @@ class LimitAdvantage:
 class Whiten:
     """A <- (A - mean) / (std + 1e-8) over all valid decisions of the collected batch; return targets stay as they are.
 
-    Source: PPO's reference implementation (openai/baselines, ppo2).
+    Source: openai/baselines, ppo2, which does so per minibatch and with ddof=0.
     """
 
     ddof: int = 1
