@@ -55,8 +55,8 @@ def modes(seeds: int) -> None:
             for when in ("before", "after"):
                 if when == "after":
                     trained(anypo.method("grpo", terms=[]), task, policy, batches, lr, seed)
-                action = task.sample(policy, seeded(seed))
-                measures, shares = task.evaluate(policy, seeded(seed)), task.shares(action).tolist()
+                action = task.sample(policy, seed)
+                measures, shares = task.evaluate(policy, seed), task.shares(action).tolist()
                 print(
                     f"{name:8} seed {seed} {when:6}  reward {measures['reward']:.2f}  modes kept {measures['modes']:.0f}"
                     f"  shares {' '.join(f'{s:.2f}' for s in shares)}"
@@ -139,8 +139,8 @@ class Pictures(Multimodal):
     def experts(self, policy: MLPPolicy, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return self.observations(policy, count), pictures(count, generator)[0]
 
-    def evaluate(self, policy: MLPPolicy, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
-        action = self.sample(policy, generator)
+    def evaluate(self, policy: MLPPolicy, seed: int, episodes: int | None = None) -> dict[str, float]:
+        action = self.sample(policy, seed)
         return {"reward": float(self.reward(action).mean()), "spread": float(action.std(0).mean())}
 
 
@@ -151,9 +151,9 @@ def images(seeds: int) -> None:
             torch.manual_seed(seed)
             task = Pictures()
             policy = cloned(FlowPolicy, task, 3000, seed, hidden=(128, 128))
-            before = task.evaluate(policy, seeded(1))
+            before = task.evaluate(policy, 1)
             trained(anypo.method(method), task, policy, 150, 1e-3, seed)
-            after = task.evaluate(policy, seeded(1))
+            after = task.evaluate(policy, 1)
             print(
                 f"images, {method:9} seed {seed}  classifier {task.accuracy:.2f}  reward {before['reward']:.2f} ->"
                 f" {after['reward']:.2f}  spread of pixels {before['spread']:.2f} -> {after['spread']:.2f}"

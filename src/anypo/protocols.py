@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypo.rng import Rng
 from anypo.types import Request, Trajectories
 
 
@@ -87,15 +88,14 @@ class Task(Protocol):
     continuing: bool
     default_policy: str | None
 
-    def rollout(
-        self, policy: Any, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Finished, scored rows, requests in order and their samples together, with `group` = index of the request;
-        and metrics of the rollout. Requests whose start is None continue current episodes.
+        and metrics of the rollout. What is random depends on the seed, the number of the request and the row's place in it
+        (`anypo.rng`). Requests whose start is None continue current episodes.
         A task with demonstrations has a method `demonstrate` beside it, which answers requests for them (`expert`)."""
         ...
 
-    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+    def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Greedy performance on held-out starts; holds at least `metric`."""
         ...
 
@@ -252,7 +252,7 @@ class ActsByTensors(Protocol):
     """A policy whose decisions are a function of tensors, which can be compiled together with an environment's steps."""
 
     def frozen_for_rollout(self) -> AbstractContextManager[None]: ...
-    def action_noise(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def action_noise(self, rng: Rng) -> Tensor: ...
     def act_params(self) -> list[Tensor]: ...
     def act_fn(self, obs: Tensor, noise: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]: ...
 

@@ -28,6 +28,7 @@ class Request:
     solution that is shown, in [0, 1]. prefix: an unfinished row to go on with instead of beginning again.
     expert: to be answered by the task's demonstrations instead of the policy. random: probability that a decision is drawn
     uniformly instead; noise: deviation of what is added to continuous actions, which are in [-1, 1].
+    key: number of the request in the run, which its random numbers follow from (None: its place among those asked together).
     """
 
     start: int | None
@@ -38,6 +39,7 @@ class Request:
     expert: bool = False
     random: float = 0.0
     noise: float = 0.0
+    key: int | None = None
 
 
 @dataclass(slots=True)

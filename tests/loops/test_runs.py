@@ -134,8 +134,8 @@ def test_numbers_that_are_not_finite_skip_the_step_then_stop_the_run(tmp_path):
     run = start(tmp_path / "r", step={"epochs": PATIENCE + 1})
     learn_one = run.task.rollout
 
-    def broken(policy, requests, generator):
-        rows, metrics = learn_one(policy, requests, generator)
+    def broken(policy, requests, seed):
+        rows, metrics = learn_one(policy, requests, seed)
         return rows.but(logp_old=torch.full_like(rows.logp_old, torch.nan)), metrics
 
     run.task.rollout = broken
@@ -243,8 +243,8 @@ def test_a_policy_evaluated_under_another_temperature_than_it_sampled_is_reporte
     run = start(tmp_path / "r", **{**text, "steps": 1})
     rollout = run.task.rollout
 
-    def hotter(policy, requests, generator):
-        rows, metrics = rollout(policy, requests, generator)
+    def hotter(policy, requests, seed):
+        rows, metrics = rollout(policy, requests, seed)
         policy.filter = Filter(temperature=3.0)
         return rows, metrics
 

@@ -29,6 +29,7 @@ from anypo.policies.control.mlp import MLPPolicy
 from anypo.policies.generative.diffusion import DiffusionPolicy
 from anypo.policies.generative.flow import FlowPolicy
 from anypo.policies.generative.pretrain import pretrain
+from anypo.rng import BatchRng
 from anypo.runs.folder import create
 from anypo.tasks.plane import Multimodal
 from anypo.types import Request
@@ -193,7 +194,7 @@ def test_the_normalised_ratio_is_centred_and_alike_at_every_noise():
 def test_dppo_with_one_step_is_ppo_on_a_gaussian_policy():
     task = Multimodal()
     policy = MLPPolicy(task.observation_space, task.action_space, normalize=False).double()
-    rows, _ = task.rollout(policy, [Request(0, 32)], seeded())
+    rows, _ = task.rollout(policy, [Request(0, 32)], 0)
     rows = rows.map(lambda t: t.double() if t.is_floating_point() else t)
     with torch.no_grad():
         policy.actor[-1].bias += 0.3
@@ -209,7 +210,7 @@ def test_dppo_with_one_step_is_ppo_on_a_gaussian_policy():
 def test_reinflow_with_one_step_and_constant_noise_is_ppo_on_a_gaussian_with_mean_x0_plus_v():
     task = Multimodal()
     policy = made(steps=1, noise="learned", low=0.2, high=0.2, normalize=False).double()
-    rows, _ = task.rollout(policy, [Request(0, 32)], seeded())
+    rows, _ = task.rollout(policy, [Request(0, 32)], 0)
     rows = rows.map(lambda t: t.double() if t.is_floating_point() else t)
     with torch.no_grad():
         policy.actor[-1].bias += 0.05
@@ -229,7 +230,7 @@ def test_reinflow_with_one_step_and_constant_noise_is_ppo_on_a_gaussian_with_mea
 
 def on_policy(policy, seed=0):
     task = Multimodal()
-    rows, _ = task.rollout(policy, [Request(0, 12), Request(0, 12)], seeded(seed))
+    rows, _ = task.rollout(policy, [Request(0, 12), Request(0, 12)], seed)
     return rows.map(lambda t: t.double() if t.is_floating_point() else t)
 
 
@@ -279,7 +280,7 @@ def test_the_gradient_of_ddpo_is_that_of_the_expected_reward():
     n, target = 100_000, 0.5
 
     def sampled():
-        return policy.act(torch.ones(n, 1), seeded(1))
+        return policy.act(torch.ones(n, 1), BatchRng(seeded(1), n))
 
     decided = sampled()
     reward = -(decided.action[:, 0] - target).square()

@@ -14,6 +14,7 @@ from anypo.errors import RunError, UsageError
 from anypo.policies.control.distributions import Categoricals
 from anypo.policies.control.mlp import MLPPolicy
 from anypo.policies.control.normalize import RunningNorm
+from anypo.rng import BatchRng
 from anypo.types import Trajectories
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -28,10 +29,14 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def rng(obs, seed=0):
+    return BatchRng(generator(seed), len(obs))
+
+
 def sampled(policy, rows=3, steps=7, mask=None, seed=0):
     """A batch of decisions on random observations; `mask` marks the valid ones."""
     obs = torch.randn(rows * steps, len(policy.encode.boxed), generator=generator(seed))
-    decided = policy.act(obs, generator(seed + 1))
+    decided = policy.act(obs, rng(obs, seed + 1))
     shape = (rows, steps)
     return Trajectories(
         logp_old=decided.logp.view(shape),
@@ -82,7 +87,7 @@ def test_samples_follow_the_stated_probabilities():
     with torch.no_grad():
         policy.actor[-1].bias.copy_(torch.tensor([0.0, 1.0, 2.0, -1.0]))
     obs = torch.zeros(40_000, 3)
-    decided = policy.act(obs, generator())
+    decided = policy.act(obs, rng(obs))
     frequency = torch.bincount(decided.action, minlength=4) / len(obs)
     torch.testing.assert_close(frequency, torch.tensor([0.0, 1.0, 2.0, -1.0]).softmax(0), atol=0.01, rtol=0)
 
@@ -90,7 +95,7 @@ def test_samples_follow_the_stated_probabilities():
 def test_samples_are_those_of_torch_multinomial():
     logits = torch.randn(500, 9, generator=torch.Generator().manual_seed(1))
     logits[:, 3] = -torch.inf
-    drawn = Categoricals(logits, [5, 4]).sample(torch.Generator().manual_seed(2))
+    drawn = Categoricals(logits, [5, 4]).sample(BatchRng(torch.Generator().manual_seed(2), 500))
     g = torch.Generator().manual_seed(2)
     each = [torch.multinomial(x.softmax(-1), 1, generator=g) for x in logits.split([5, 4], -1)]
     assert torch.equal(drawn, torch.cat(each, -1))
@@ -174,7 +179,7 @@ def test_a_masked_action_has_probability_exactly_zero():
     policy = MLPPolicy(BOX, spaces.Discrete(4))
     mask = torch.tensor([True, False, True, False]).expand(5000, 4)
     obs = torch.randn(5000, 3, generator=generator())
-    decided = policy.act(obs, generator(1), action_mask=mask)
+    decided = policy.act(obs, rng(obs, 1), action_mask=mask)
     assert set(decided.action.tolist()) == {0, 2}
     every = torch.arange(4)
     b = Trajectories(
@@ -189,7 +194,7 @@ def test_a_masked_action_has_probability_exactly_zero():
     (found["entropy"].sum() + found["logp"][[0, 2]].sum()).backward()
     assert all(torch.isfinite(p.grad).all() for p in policy.actor.parameters())
     assert policy.actor[-1].bias.grad[[1, 3]].eq(0).all()
-    greedy = policy.act(obs, generator(), greedy=True, action_mask=~mask)
+    greedy = policy.act(obs, rng(obs), greedy=True, action_mask=~mask)
     assert set(greedy.action.tolist()) <= {1, 3}
 
 
@@ -197,7 +202,7 @@ def test_a_row_whose_actions_are_all_masked_is_named_unless_it_is_padding():
     policy = MLPPolicy(BOX, spaces.Discrete(2))
     mask = torch.tensor([[True, True], [False, False]])
     with pytest.raises(RunError, match="forbids every action in row 1"):
-        policy.act(torch.zeros(2, 3), generator(), action_mask=mask)
+        policy.act(torch.zeros(2, 3), rng(torch.zeros(2, 3)), action_mask=mask)
     trace = {"obs": torch.zeros(2, 1, 3), "action": torch.zeros(2, 1, dtype=torch.long), "action_mask": mask[:, None]}
     with pytest.raises(RunError, match="row 1"):
         policy.evaluate(Trajectories(mask=torch.ones(2, 1), trace=trace), ("logp",))
@@ -238,7 +243,7 @@ def test_statistics_move_only_in_observe_and_travel_with_the_state():
     policy = MLPPolicy(BOX, spaces.Discrete(2), seed=0)
     b = sampled(policy)
     before = policy.evaluate(b, ("logp",))["logp"]
-    policy.act(b.trace["obs"].flatten(0, 1), generator())
+    policy.act(b.trace["obs"].flatten(0, 1), rng(b.trace["obs"].flatten(0, 1)))
     assert torch.equal(policy.evaluate(b, ("logp",))["logp"], before)
     policy.observe(b)
     after = policy.evaluate(b, ("logp",))["logp"]
@@ -267,7 +272,7 @@ def test_normalization_can_be_switched_off():
 
 def test_a_policy_without_value_head_says_so():
     policy = MLPPolicy(BOX, spaces.Discrete(2), value=False)
-    assert policy.act(torch.zeros(2, 3), generator()).value is None
+    assert policy.act(torch.zeros(2, 3), rng(torch.zeros(2, 3))).value is None
     assert policy.value_of(torch.zeros(2, 3)) is None
     b = Trajectories(mask=torch.ones(1, 1), trace={"obs": torch.zeros(1, 1, 3), "action": torch.zeros(1, 1).long()})
     with pytest.raises(UsageError, match="no value head"):
@@ -304,16 +309,16 @@ def test_a_policy_frozen_for_a_rollout_decides_the_same_and_thaws_with_its_weigh
     policy = MLPPolicy(BOX, ACTIONS[kind], seed=4)
     policy.observe(sampled(policy, seed=5))
     obs = torch.randn(40, 3, generator=generator(6))
-    live = policy.act(obs, generator(7))
+    live = policy.act(obs, rng(obs, 7))
     with policy.frozen_for_rollout():
-        frozen = policy.act(obs, generator(7))
+        frozen = policy.act(obs, rng(obs, 7))
     torch.testing.assert_close(frozen.action, live.action, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(frozen.logp, live.logp, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         policy.actor[-1].bias += 1.0
-    later = policy.act(obs, generator(7))
+    later = policy.act(obs, rng(obs, 7))
     with policy.frozen_for_rollout():
-        torch.testing.assert_close(policy.act(obs, generator(7)).logp, later.logp, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(policy.act(obs, rng(obs, 7)).logp, later.logp, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -323,12 +328,12 @@ def test_decisions_as_a_function_of_tensors_are_those_of_act(space):
     policy = MLPPolicy(BOX, space, seed=3)
     policy.observe(Trajectories(mask=torch.ones(50, 1), trace={"obs": 3 * torch.randn(50, 1, 3) + 1}))
     obs = torch.randn(40, 3)
-    acted = policy.act(obs, generator(), valued=False)
-    action, logp = policy.act_fn(obs, policy.action_noise(40, generator()), *policy.act_params())
+    acted = policy.act(obs, rng(obs), valued=False)
+    action, logp = policy.act_fn(obs, policy.action_noise(rng(obs)), *policy.act_params())
     torch.testing.assert_close(action.squeeze(-1) if policy.scalar else action, acted.action)
     torch.testing.assert_close(logp, acted.logp)
     others = [torch.rand_like(x) if x.is_floating_point() else x for x in policy.act_params()]
-    assert not torch.allclose(policy.act_fn(obs, policy.action_noise(40, generator()), *others)[1], acted.logp)
+    assert not torch.allclose(policy.act_fn(obs, policy.action_noise(rng(obs)), *others)[1], acted.logp)
 
 
 @pytest.mark.slow
@@ -336,9 +341,9 @@ def test_decisions_as_a_function_of_tensors_are_those_of_act(space):
 def test_compiled_decisions_are_those_of_act():
     policy = MLPPolicy(BOX, spaces.Discrete(3), seed=3)
     obs = torch.randn(5, 3)
-    plain = policy.act(obs, generator(), valued=False)
+    plain = policy.act(obs, rng(obs), valued=False)
     policy.compile_rollouts()
     with policy.frozen_for_rollout():
-        fast = policy.act(obs, generator(), valued=False)
+        fast = policy.act(obs, rng(obs), valued=False)
     assert torch.equal(fast.action, plain.action)
     torch.testing.assert_close(fast.logp, plain.logp)

@@ -52,12 +52,13 @@ def test_it_gives_the_hidden_states_of_the_modules(architecture: str, rounding: 
 SAMPLES = """
 import sys, torch
 from anypo.policies.language.model import LanguageModel
+from anypo.rng import row_seeds
 found = []
 for compiles in (False, True):
     policy = LanguageModel.load(sys.argv[1])
     if compiles:
         policy.compile_rollouts()
-    found.append(policy.sample([[5, 6, 7], [8, 9]], torch.Generator().manual_seed(0), samples=2, max_new=3))
+    found.append(policy.sample([[5, 6, 7], [8, 9]], row_seeds(0, range(2), [2, 2]), samples=2, max_new=3))
 assert torch.equal(found[0].ids, found[1].ids)
 torch.testing.assert_close(found[1].logp, found[0].logp, rtol=1e-5, atol=1e-5)
 assert len(torch._dynamo.utils.counters["frames"]) and not torch._dynamo.utils.counters["graph_break"]

@@ -18,6 +18,7 @@ from anypo.policies.generative import diffusion
 from anypo.policies.generative.diffusion import DiffusionPolicy
 from anypo.policies.generative.flow import FlowPolicy
 from anypo.policies.generative.pretrain import pretrain
+from anypo.rng import BatchRng
 from anypo.runs.folder import create, reopen
 from anypo.tasks.control.gym import Gym
 from anypo.tasks.plane import Multimodal
@@ -53,7 +54,7 @@ def made(kind, task=None, seed=1):
 @pytest.mark.parametrize("kind", KINDS)
 def test_logps_kept_from_sampling_are_those_of_a_fresh_evaluation(kind):
     task, policy = Multimodal(), made(kind)
-    rows, _ = task.rollout(policy, [Request(0, 7)], seeded())
+    rows, _ = task.rollout(policy, [Request(0, 7)], 0)
     found = policy.evaluate(rows, {"logp", "value"})
     assert rows.shape == (7, 3 if kind == "tuned" else policy.steps)
     torch.testing.assert_close(found["logp"], rows.logp_old, rtol=1e-5, atol=1e-5)
@@ -65,7 +66,7 @@ def test_logps_kept_from_sampling_are_those_of_a_fresh_evaluation(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_decision_evaluated_alone_is_the_decision_in_its_row(kind):
     task, policy = Multimodal(), made(kind)
-    rows, _ = task.rollout(policy, [Request(0, 4)], seeded())
+    rows, _ = task.rollout(policy, [Request(0, 4)], 0)
     rows.mask[1, 2:] = False
     want = policy.functionals - {"step_mean", "guess"}
     whole, alone = policy.evaluate(rows, want), policy.evaluate(rows.decisions(), want)
@@ -78,7 +79,7 @@ def test_a_decision_evaluated_alone_is_the_decision_in_its_row(kind):
 def test_a_chain_has_the_logps_and_entropies_of_its_gaussians(over):
     task = Multimodal()
     policy = FlowPolicy(task.observation_space, task.action_space, steps=4, noise="learned", over=over)
-    rows, _ = task.rollout(policy, [Request(0, 5)], seeded())
+    rows, _ = task.rollout(policy, [Request(0, 5)], 0)
     obs, x, step = (rows.trace[name].flatten(0, 1) for name in ("obs", "latent", "step"))
     mean, std = policy.transition(policy.features(obs), x, step)
     assert 0.1 - 1e-6 <= float(std.detach().min()) < float(std.detach().max()) <= 0.24 + 1e-6
@@ -97,7 +98,7 @@ def test_a_chain_has_the_logps_and_entropies_of_its_gaussians(over):
 def test_an_environment_step_is_consecutive_decisions_with_the_reward_on_the_last():
     task = Gym("Pendulum-v1", envs=2, scale_reward=False)
     policy = made("sde", task).double()  # in float32 rounding grows with 1 / std^2 of a step
-    rows, metrics = task.rollout(policy, [Request(3, 2, 5), Request(4, 1, 5)], seeded())
+    rows, metrics = task.rollout(policy, [Request(3, 2, 5), Request(4, 1, 5)], 0)
     assert rows.shape == (3, 50)
     assert metrics["env_steps"] == 15
     assert torch.equal(rows.segment, torch.arange(5).repeat_interleave(10).expand(3, -1))
@@ -114,10 +115,10 @@ def test_only_the_tuned_steps_learn():
     task = Multimodal()
     policy = made("tuned")
     policy.freeze_base()
-    before = policy.act(task.observations(policy, 6), seeded()).trace
+    before = policy.act(task.observations(policy, 6), BatchRng(seeded(), 6)).trace
     with torch.no_grad():
         policy.actor[-1].bias.add_(1.0)
-    after = policy.act(task.observations(policy, 6), seeded()).trace
+    after = policy.act(task.observations(policy, 6), BatchRng(seeded(), 6)).trace
     assert before["step"][0].tolist() == [7, 8, 9]
     torch.testing.assert_close(before["latent"][:, 0], after["latent"][:, 0])
     assert (before["next"][:, 0] - after["next"][:, 0]).abs().max() > 0.01
@@ -142,7 +143,7 @@ def gaussian_flow(m, s, steps, level=0.7):
 @pytest.mark.parametrize("level", [0.0, 0.3, 0.7])
 def test_the_noise_of_a_flow_leaves_its_marginals_alone(level):
     policy = gaussian_flow(1.5, 0.5, steps=400, level=level or 1.0)
-    decided = policy.act(torch.ones(20_000, 1), seeded(), greedy=level == 0)
+    decided = policy.act(torch.ones(20_000, 1), BatchRng(seeded(), 20_000), greedy=level == 0)
     assert abs(decided.action.mean() - 1.5) < 0.01
     assert abs(decided.action.std() - 0.5) < 0.01
     halfway = decided.trace["latent"][:, 200]  # a / 2 + z / 2
@@ -174,7 +175,7 @@ def test_denoising_with_the_exact_noise_gives_gaussian_data_back(monkeypatch):
             return (1 - abar).sqrt() * (x - abar.sqrt() * m) / (abar * s**2 + 1 - abar)
 
         policy.network = noise
-        action = policy.act(torch.ones(20_000, 1), seeded()).action
+        action = policy.act(torch.ones(20_000, 1), BatchRng(seeded(), 20_000)).action
         assert float(action.mean()) == pytest.approx(m, rel=0.02)
         return s - float(action.std())
 
@@ -240,8 +241,8 @@ def test_generative_policies_clone_every_mode_and_a_gaussian_none():
         options = {} if steps is None else {"steps": steps, "hidden": (64, 64, 64)}
         policy = cls(task.observation_space, task.action_space, value=False, **options)
         pretrain(policy, task.experts(policy, 2000, seeded()), 3000 if steps else 500)
-        action = task.sample(policy, seeded(1))
-        found[cls] = task.evaluate(policy, seeded(1)), task.shares(action)
+        action = task.sample(policy, 1)
+        found[cls] = task.evaluate(policy, 1), task.shares(action)
     for cls in (FlowPolicy, DiffusionPolicy):
         measures, shares = found[cls]
         assert measures["precision"] >= (0.9 if cls is FlowPolicy else 0.95)

@@ -17,6 +17,7 @@ from anypo.policies.language import forward, model, slots
 from anypo.policies.language.filter import Filter
 from anypo.policies.language.generate import draw_tokens, uniform
 from anypo.policies.language.model import LanguageModel
+from anypo.rng import row_seeds
 from anypo.types import Trajectories
 
 FILTERS = {
@@ -55,9 +56,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def streams(prompts: list[list[int]], samples: int, seed: int = 0) -> torch.Tensor:
+    return row_seeds(seed, range(len(prompts)), [samples] * len(prompts))
+
+
 def rows(policy: LanguageModel, prompts: list[list[int]], samples: int = 1, seed: int = 0, **more) -> Trajectories:
     """Sampled completions as a batch."""
-    done = policy.sample(prompts, seeded(seed), samples=samples, **more)
+    done = policy.sample(prompts, streams(prompts, samples, seed), samples=samples, **more)
     width = max(map(len, prompts))
     padded = torch.tensor([p + [0] * (width - len(p)) for p in prompts])
     trace = {
@@ -130,10 +135,10 @@ def test_greedy_output_does_not_depend_on_the_rest_of_the_batch(name: str, reque
     policy = LanguageModel.load(request.getfixturevalue(name), max_new=20)
     likely_to_end(policy)
     prompts = [policy.encode(p) for p in PROMPTS]
-    together = policy.sample(prompts, seeded(), greedy=True)
+    together = policy.sample(prompts, None, greedy=True)
     assert len(set(together.lengths.tolist())) > 1
     for i, prompt in enumerate(prompts):
-        alone = policy.sample([prompt], seeded(), greedy=True)
+        alone = policy.sample([prompt], None, greedy=True)
         n = int(alone.lengths[0])
         assert n == together.lengths[i]
         assert torch.equal(alone.ids[0], together.ids[i, :n])
@@ -143,7 +148,7 @@ def test_greedy_output_does_not_depend_on_the_rest_of_the_batch(name: str, reque
 def test_samples_of_a_prompt_stand_together_and_differ(llama: Path):
     policy = forget_eos(LanguageModel.load(llama, max_new=8))
     prompts = [policy.encode(p) for p in PROMPTS[:2]]
-    done = policy.sample(prompts, seeded(), samples=[3, 1])
+    done = policy.sample(prompts, row_seeds(0, range(2), [3, 1]), samples=[3, 1])
     assert done.ids.shape == (4, 8)
     assert len({tuple(r) for r in done.ids.tolist()}) == 4
     first = [policy.evaluate(rows(policy, [p]), ["entropy"])["entropy"][0, 0] for p in prompts]
@@ -163,7 +168,7 @@ def test_equal_seeds_give_equal_samples_and_other_seeds_others(llama: Path):
     policy = forget_eos(LanguageModel.load(llama, max_new=8))
     prompts = [policy.encode("the cat")]
     torch.rand(3)  # the global generator plays no part
-    one, two, three = (policy.sample(prompts, seeded(s), samples=4).ids for s in (1, 1, 2))
+    one, two, three = (policy.sample(prompts, streams(prompts, 4, s), samples=4).ids for s in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
 
@@ -171,8 +176,8 @@ def test_equal_seeds_give_equal_samples_and_other_seeds_others(llama: Path):
 def test_when_other_rows_end_does_not_change_a_rows_draws(llama: Path):
     policy = forget_eos(LanguageModel.load(llama, max_new=20))
     prompts = [policy.encode("the cat")]
-    whole = policy.sample(prompts, seeded(), samples=8)
-    ended = likely_to_end(policy, 10).sample(prompts, seeded(), samples=8)
+    whole = policy.sample(prompts, streams(prompts, 8), samples=8)
+    ended = likely_to_end(policy, 10).sample(prompts, streams(prompts, 8), samples=8)
     assert ended.lengths.min() < ended.lengths.max()
     for i, n in enumerate(ended.lengths.tolist()):
         assert torch.equal(whole.ids[i, :n], ended.ids[i, :n])
@@ -186,10 +191,10 @@ def test_rows_that_wait_for_a_slot_are_written_as_if_they_had_not(
     monkeypatch.setattr(cache, "BLOCK", 5)
     policy = likely_to_end(LanguageModel.load(request.getfixturevalue(name), max_new=24), 10)
     prompts = [policy.encode(p) for p in PROMPTS]
-    whole = policy.sample(prompts, seeded(), samples=5)
+    whole = policy.sample(prompts, streams(prompts, 5), samples=5)
     assert whole.lengths.min() < whole.lengths.max()
     policy.slots = slots
-    few = policy.sample(prompts, seeded(), samples=5)
+    few = policy.sample(prompts, streams(prompts, 5), samples=5)
     for field in ("ids", "lengths", "stopped"):
         assert torch.equal(getattr(few, field), getattr(whole, field))
     torch.testing.assert_close(few.logp, whole.logp, rtol=0, atol=1e-4)
@@ -221,11 +226,11 @@ def test_no_more_rows_than_slots_are_written_at_a_time_and_a_prompt_is_read_once
     policy = likely_to_end(LanguageModel.load(llama, max_new=24), 10)
     seen = reading(policy, monkeypatch)
     prompts = [policy.encode(p) for p in PROMPTS]
-    policy.sample(prompts, seeded(), samples=5)
+    policy.sample(prompts, streams(prompts, 5), samples=5)
     assert [rows for rows, width in seen if width > 1] == [4]
     seen.clear()
     policy.slots = 6
-    policy.sample(prompts, seeded(), samples=5)
+    policy.sample(prompts, streams(prompts, 5), samples=5)
     assert max(rows for rows, _ in seen) == 6
     assert sum(width > 1 for _, width in seen) > 1, "slots were taken again"
 
@@ -282,7 +287,7 @@ def test_sampled_frequencies_are_the_probabilities():
 def written(policy: LanguageModel, prompt: list[int]) -> tuple[list[int], int]:
     """Greedy tokens after the prompt when nothing ends them, and the place (at least 2) of one that is new there."""
     eos, policy.eos = policy.eos, ()
-    tokens = policy.sample([prompt], seeded(), greedy=True, max_new=20).ids[0].tolist()
+    tokens = policy.sample([prompt], None, greedy=True, max_new=20).ids[0].tolist()
     policy.eos = eos
     return tokens, next(k for k in range(2, 20) if tokens[k] not in tokens[:k])
 
@@ -292,7 +297,7 @@ def test_a_terminator_is_trained_exactly_once(llama: Path):
     prompts = [policy.encode(p) for p in PROMPTS]
     tokens, k = written(policy, prompts[0])
     policy.eos = (tokens[k],)
-    done = policy.sample(prompts, seeded(), greedy=True, max_new=20)
+    done = policy.sample(prompts, None, greedy=True, max_new=20)
     assert done.ids[0, : k + 1].tolist() == tokens[: k + 1]
     assert done.lengths[0] == done.mask[0].sum() == k + 1
     assert done.stopped[0]
@@ -327,7 +332,7 @@ def test_a_second_end_token_of_the_model_ends_a_completion(tmp_path: Path):
     (tmp_path / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [3, tokens[k]]}))
     policy = LanguageModel.load(source)
     assert policy.eos == tuple(sorted({2, 3, tokens[k]})), "the tokenizer's and all of the model's"
-    done = policy.sample([policy.encode("the cat")], seeded(), greedy=True, max_new=20)
+    done = policy.sample([policy.encode("the cat")], None, greedy=True, max_new=20)
     assert done.ids.tolist() == [tokens[: k + 1]]
     assert done.stopped.all()
 
@@ -336,7 +341,7 @@ def test_a_completion_cut_by_the_budget_has_not_stopped(llama: Path):
     policy = LanguageModel.load(llama)
     tokens, k = written(policy, policy.encode("the cat"))
     policy.eos = (tokens[k],)
-    done = policy.sample([policy.encode("the cat")], seeded(), greedy=True, max_new=k)
+    done = policy.sample([policy.encode("the cat")], None, greedy=True, max_new=k)
     assert done.lengths.tolist() == [k]
     assert not done.stopped.any()
     assert done.mask.all()
@@ -345,7 +350,7 @@ def test_a_completion_cut_by_the_budget_has_not_stopped(llama: Path):
 def test_a_stop_string_ends_the_row_with_the_token_that_completes_it(qwen2: Path):
     policy = forget_eos(LanguageModel.load(qwen2, max_new=24))
     prompts = [policy.encode("the cat")]
-    free = policy.sample(prompts, seeded(), samples=64).ids.tolist()
+    free = policy.sample(prompts, streams(prompts, 64), samples=64).ids.tolist()
 
     def pair(row: list[int], k: int) -> str:
         return policy.decode(row[k - 1 : k + 1])
@@ -358,7 +363,7 @@ def test_a_stop_string_ends_the_row_with_the_token_that_completes_it(qwen2: Path
     )
     policy.stop = ("never written", pair(free[row], k))
     assert LanguageModel.load(qwen2, stop="ab").stop == ("ab",)
-    done = policy.sample(prompts, seeded(), samples=64)
+    done = policy.sample(prompts, streams(prompts, 64), samples=64)
     assert done.ids[row, : done.lengths[row]].tolist() == free[row][: k + 1]
     assert done.stopped[row]
     assert not done.stopped.all()
@@ -705,4 +710,4 @@ def test_prompts_the_tokenizer_cannot_take_are_refused(tmp_path: Path, llama: Pa
     with pytest.raises(UsageError, match="no tokens"):
         LanguageModel.load(llama).encode("")
     with pytest.raises(UsageError, match="prompt 1 has 100 tokens, which with 40 new ones exceeds the context of 128"):
-        LanguageModel.load(llama).sample([[5], [5] * 100], seeded(), max_new=40)
+        LanguageModel.load(llama).sample([[5], [5] * 100], None, max_new=40)

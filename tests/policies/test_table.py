@@ -4,12 +4,13 @@ import numpy as np
 import torch
 
 from anypo.policies.tabular import SoftmaxTable
+from anypo.rng import BatchRng
 from anypo.types import Trajectories
 
 
 def batch(policy):
     obs = torch.tensor([[0, 2], [1, 0]])
-    decided = policy.act(obs.flatten(), torch.Generator().manual_seed(0))
+    decided = policy.act(obs.flatten(), BatchRng(torch.Generator().manual_seed(0), obs.numel()))
     return Trajectories(
         logp_old=decided.logp.view(2, 2),
         value=decided.value.view(2, 2),
@@ -41,7 +42,7 @@ def test_greedy_takes_the_best_arm_and_arms_reach_the_environment_as_integers():
     policy = SoftmaxTable(2, 3, value=False)
     with torch.no_grad():
         policy.logits.copy_(torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 1.0]]))
-    decided = policy.act(torch.tensor([0, 1]), torch.Generator(), greedy=True)
+    decided = policy.act(torch.tensor([0, 1]), BatchRng(torch.Generator(), 2), greedy=True)
     assert policy.env_action(decided.action).tolist() == [1, 0]
     assert decided.value is None
     assert policy.encode(np.int64(1)) == 1

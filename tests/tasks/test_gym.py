@@ -84,10 +84,6 @@ class Walker(ActorCritic):
         return 10 + features[:, :1]
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def going_on(horizon):
     return [Request(None, horizon=horizon)]
 
@@ -129,7 +125,7 @@ def episodes_of_vector_env(mode, steps=60):
 def test_episodes_equal_those_of_both_autoreset_conventions(mode, whole):
     task = Gym("Chain-v0", envs=4, scale_reward=False)
     requests = [Request(i) for i in range(30)] if whole else going_on(60)
-    b, _ = task.rollout(Walker(), requests, generator())
+    b, _ = task.rollout(Walker(), requests, 0)
     ended = b.done | (b.lengths == 5)
     places, total = b.trace["obs"][:, :, 0], b.reward.sum(1)
     found = {
@@ -143,7 +139,7 @@ def test_episodes_equal_those_of_both_autoreset_conventions(mode, whole):
 @pytest.mark.parametrize("requests", [[Request(i) for i in range(12)], going_on(12)])
 def test_a_time_limit_bootstraps_from_the_final_observation_and_a_terminal_state_does_not(requests, shared):
     task = Gym("Chain-v0", envs=4, scale_reward=False, env_kwargs={"shared": shared})
-    b, _ = task.rollout(Walker(), requests, generator())
+    b, _ = task.rollout(Walker(), requests, 0)
     stayed = b.trace["obs"][:, 0, 0] == 0
     assert stayed.any()
     assert b.done.any()
@@ -155,13 +151,13 @@ def test_a_time_limit_bootstraps_from_the_final_observation_and_a_terminal_state
 
 def test_a_row_cut_by_the_end_of_the_rollout_bootstraps_and_its_episode_goes_on_in_the_next():
     task = Gym("Chain-v0", envs=8, scale_reward=False)
-    b, metrics = task.rollout(Walker(), going_on(1), generator())
+    b, metrics = task.rollout(Walker(), going_on(1), 0)
     walked = b.trace["obs"][:, 0, 0] == 1
     assert b.shape == (8, 1)
     assert "train/return" not in metrics
     assert not b.done.any()
     torch.testing.assert_close(b.bootstrap, torch.where(walked, 12.0, 10.0))
-    after, metrics = task.rollout(Walker(), going_on(1), generator())
+    after, metrics = task.rollout(Walker(), going_on(1), 0)
     assert after.trace["obs"][:, 0, 1].tolist() == [1.0] * 8
     assert torch.equal(after.done, walked)
     assert metrics["train/return"] == 5
@@ -170,7 +166,7 @@ def test_a_row_cut_by_the_end_of_the_rollout_bootstraps_and_its_episode_goes_on_
 
 def test_rows_never_cross_episodes_and_hold_every_step_taken():
     task = Gym("Chain-v0", envs=3)
-    b, metrics = task.rollout(mlp(task), going_on(50), generator())
+    b, metrics = task.rollout(mlp(task), going_on(50), 0)
     assert b.check().mask.sum() == 150 == metrics["env_steps"]
     clock = b.trace["obs"][:, :, 1]
     steps = torch.arange(clock.shape[1])
@@ -182,19 +178,19 @@ def test_rows_never_cross_episodes_and_hold_every_step_taken():
 
 def test_metrics_are_raw_and_rewards_scaled_so_that_discounted_returns_are_about_one():
     task = Gym("Chain-v0", envs=4)
-    b, metrics = task.rollout(Walker(), [Request(i) for i in range(20)], generator())
+    b, metrics = task.rollout(Walker(), [Request(i) for i in range(20)], 0)
     raw = torch.where(b.mask, 1 + b.trace["obs"][:, :, 0], 0).double()
     size = raw[b.mask].square().mean().sqrt()
     torch.testing.assert_close(b.reward, (raw * 0.01 / size).float())
     assert metrics["train/return"] == pytest.approx(raw.sum(1).mean().item())
-    again, _ = task.rollout(Walker(), [Request(100 + i) for i in range(20)], generator())
+    again, _ = task.rollout(Walker(), [Request(100 + i) for i in range(20)], 0)
     assert task.scale.count == b.mask.sum() + again.mask.sum()
 
 
 def test_a_group_shares_its_start_state_and_rows_stand_in_the_order_of_requests():
     task = Gym("CartPole-v1", envs=4)
     requests = [Request(7, 3), Request(2, 5), Request(7, 1)]
-    b, _ = task.rollout(mlp(task), requests, generator())
+    b, _ = task.rollout(mlp(task), requests, 0)
     assert b.group.tolist() == [0] * 3 + [1] * 5 + [2]
     first = b.trace["obs"][:, 0]
     assert all(torch.equal(first[n], first[0 if g != 1 else 3]) for n, g in enumerate(b.group.tolist()))
@@ -205,11 +201,11 @@ def test_a_group_shares_its_start_state_and_rows_stand_in_the_order_of_requests(
 def test_a_horizon_caps_rows_and_bootstraps():
     task = Gym("CartPole-v1", envs=4)
     policy = mlp(task)
-    b, _ = task.rollout(policy, [Request(i, 2, horizon=6) for i in range(5)], generator())
+    b, _ = task.rollout(policy, [Request(i, 2, horizon=6) for i in range(5)], 0)
     assert b.shape == (10, 6)
     assert b.mask.all()
     assert (b.bootstrap != 0).all()
-    without, _ = task.rollout(mlp(task, value=False), [Request(0, horizon=6)], generator())
+    without, _ = task.rollout(mlp(task, value=False), [Request(0, horizon=6)], 0)
     assert without.value is None
     assert without.bootstrap.tolist() == [0.0]
 
@@ -219,8 +215,8 @@ def test_a_horizon_caps_rows_and_bootstraps():
 def test_an_unchanged_policy_gives_ratio_one_on_what_was_played(env_id, requests):
     task = Gym(env_id, envs=3)
     policy = mlp(task)
-    policy.observe(task.rollout(policy, going_on(20), generator())[0])
-    b, _ = task.rollout(policy, requests, generator())
+    policy.observe(task.rollout(policy, going_on(20), 0)[0])
+    b, _ = task.rollout(policy, requests, 0)
     again = policy.evaluate(b, ("logp", "value"))
     torch.testing.assert_close(again["logp"], b.logp_old, atol=1e-5, rtol=0)
     torch.testing.assert_close(again["value"], b.value, atol=1e-5, rtol=0)
@@ -229,13 +225,13 @@ def test_an_unchanged_policy_gives_ratio_one_on_what_was_played(env_id, requests
 def test_masks_in_observations_and_in_info_are_obeyed_and_kept():
     task = Gym("Masked-v0", envs=2)
     policy = mlp(task)
-    b, _ = task.rollout(policy, going_on(20), generator())
+    b, _ = task.rollout(policy, going_on(20), 0)
     assert len(policy.encode.boxed) == 3
     assert (b.trace["action_mask"][b.mask].sum(-1) == 1).all()
     assert (b.logp_old[b.mask] == 0).all()
-    assert task.evaluate(policy, generator(), episodes=3)["return"] == 4
+    assert task.evaluate(policy, 0, episodes=3)["return"] == 4
     taxi = Gym(TAXI, envs=2)
-    b, _ = taxi.rollout(SoftmaxTable(500, 6), going_on(20), generator())
+    b, _ = taxi.rollout(SoftmaxTable(500, 6), going_on(20), 0)
     allowed = b.trace["action_mask"].gather(-1, b.trace["action"][..., None])[..., 0]
     assert allowed[b.mask].all()
     assert not b.trace["action_mask"][b.mask].all()
@@ -244,7 +240,7 @@ def test_masks_in_observations_and_in_info_are_obeyed_and_kept():
 def test_equal_seeds_give_equal_rollouts_and_other_seeds_other_starts():
     def roll(seed):
         task = Gym("CartPole-v1", envs=2, seed=seed)
-        return task.rollout(mlp(task), going_on(40), generator(1))[0]
+        return task.rollout(mlp(task), going_on(40), 1)[0]
 
     same(roll(0), roll(0))
     assert not torch.equal(roll(0).trace["obs"][:, 0], roll(1).trace["obs"][:, 0])
@@ -253,18 +249,15 @@ def test_equal_seeds_give_equal_rollouts_and_other_seeds_other_starts():
 def test_evaluation_uses_the_same_held_out_starts_and_leaves_training_alone():
     task, twin = Gym("CartPole-v1", envs=2), Gym("CartPole-v1", envs=2)
     policy = mlp(task)
-    task.rollout(policy, going_on(30), generator())
-    twin.rollout(policy, going_on(30), generator())
-    state = generator(4)
-    before = state.get_state()
-    first = task.evaluate(policy, state)
-    assert first == task.evaluate(policy, state)
-    assert torch.equal(state.get_state(), before)
+    task.rollout(policy, going_on(30), 0)
+    twin.rollout(policy, going_on(30), 0)
+    first = task.evaluate(policy, 4)
+    assert first == task.evaluate(policy, 4)
     assert set(first) == {"return", "return_std", "length"}
     assert first["return"] == first["length"]
-    assert task.evaluate(policy, state, episodes=3) != first
-    assert Gym("CartPole-v1", seed=5, envs=1).evaluate(policy, state) == first
-    same(task.rollout(policy, going_on(30), generator(1))[0], twin.rollout(policy, going_on(30), generator(1))[0])
+    assert task.evaluate(policy, 4, episodes=3) != first
+    assert Gym("CartPole-v1", seed=5, envs=1).evaluate(policy, 4) == first
+    same(task.rollout(policy, going_on(30), 1)[0], twin.rollout(policy, going_on(30), 1)[0])
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Hopper-v5", TAXI])
@@ -274,30 +267,30 @@ def test_a_restored_task_goes_on_exactly_where_it_stood(env_id, tmp_path):
         pytest.importorskip("imageio", reason="Gymnasium's MuJoCo environments import imageio")
     task = Gym(env_id, envs=3, seed=2)
     policy = mlp(task)
-    task.rollout(policy, going_on(33), generator())
+    task.rollout(policy, going_on(33), 0)
     torch.save({"task": task.state_dict(), "policy": policy.state_dict()}, tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    expected = [task.rollout(policy, going_on(40), generator(i))[0] for i in range(2)]
+    expected = [task.rollout(policy, going_on(40), i)[0] for i in range(2)]
     restored = Gym(env_id, envs=3, seed=2)
     restored.load_state_dict(state["task"])
     loaded = mlp(restored, seed=9)
     loaded.load_state_dict(state["policy"])
     for i, b in enumerate(expected):
-        same(restored.rollout(loaded, going_on(40), generator(i))[0], b)
-    assert restored.evaluate(loaded, generator(), 3) == task.evaluate(policy, generator(), 3)
+        same(restored.rollout(loaded, going_on(40), i)[0], b)
+    assert restored.evaluate(loaded, 0, 3) == task.evaluate(policy, 0, 3)
 
 
 def test_a_task_restored_between_episodes_goes_on_exactly():
     task, restored = Gym("CartPole-v1", envs=2), Gym("CartPole-v1", envs=2)
     policy = mlp(task)
-    task.rollout(policy, [Request(3, 2)], generator())
+    task.rollout(policy, [Request(3, 2)], 0)
     restored.load_state_dict(task.state_dict())
-    same(*(t.rollout(policy, going_on(20), generator(1))[0] for t in (task, restored)))
+    same(*(t.rollout(policy, going_on(20), 1)[0] for t in (task, restored)))
 
 
 def test_a_simulator_that_does_not_come_back_to_the_same_state_is_reported():
     task = Gym("Chain-v0", envs=1, env_kwargs={"noise": True})
-    task.rollout(mlp(task), going_on(1), generator())
+    task.rollout(mlp(task), going_on(1), 0)
     with pytest.raises(RunError, match="environment 0 again did not reach the saved observation"):
         task.load_state_dict(task.state_dict())
 
@@ -310,7 +303,7 @@ def test_a_checkpoint_with_another_number_of_environments_is_refused():
 def test_a_reward_that_is_not_finite_stops_the_run_with_its_place():
     task = Gym("Chain-v0", envs=2, env_kwargs={"reward": float("nan")})
     with pytest.raises(RunError, match="gym:Chain-v0 gave the reward nan at step 0"):
-        task.rollout(Walker(), going_on(3), generator())
+        task.rollout(Walker(), going_on(3), 0)
 
 
 @pytest.mark.parametrize(
@@ -341,9 +334,9 @@ def test_a_missing_simulator_names_the_extra_to_install():
 def test_requests_that_cannot_be_played_are_refused():
     task = Gym("Chain-v0", envs=2)
     with pytest.raises(UsageError, match="need a horizon"):
-        task.rollout(Walker(), [Request(None)], generator())
+        task.rollout(Walker(), [Request(None)], 0)
     with pytest.raises(UsageError, match="cannot mix"):
-        task.rollout(Walker(), [Request(None, horizon=3), Request(1)], generator())
+        task.rollout(Walker(), [Request(None, horizon=3), Request(1)], 0)
 
 
 def test_recipes_name_every_setting_of_the_loop():
@@ -365,5 +358,5 @@ def test_replaying_methods_get_one_environment_and_its_rewards_unless_requested_
     assert (task.envs, task.scale is not None) == (envs, scaled)
     task.configure(task.recipe({"critic": True}))
     assert (task.envs, task.scale is not None) == (options.get("envs", 8), True)
-    b, _ = task.rollout(Walker(), going_on(5), generator())
+    b, _ = task.rollout(Walker(), going_on(5), 0)
     assert b.mask.sum() == 5 * task.envs

@@ -63,7 +63,7 @@ def test_a_record_is_a_group_of_its_two_answers_with_marks(policy: LanguageModel
     records = [check_pair(Record(rule(i)), "here") for i in range(4)]
     task = Pairs("p", records[:3], records[3:])
     task.prepare(policy)
-    b, metrics = task.rollout(policy, [Request(2, 8), Request(0)], torch.Generator())
+    b, metrics = task.rollout(policy, [Request(2, 8), Request(0)], 0)
     assert b.check() is b
     assert b.group.tolist() == [0, 0, 1, 1]
     assert b.extra["preferred"].tolist() == [1, 0, 1, 0]
@@ -127,7 +127,7 @@ def test_answers_beyond_the_context_are_named_or_cut(policy: LanguageModel, tmp_
         Pairs("p", records, records).prepare(policy)
     task = Pairs("p", records, records, max_new=10)
     task.prepare(policy)
-    b, _ = task.rollout(policy, [Request(1)], torch.Generator())
+    b, _ = task.rollout(policy, [Request(1)], 0)
     assert b.lengths.tolist() == [10, 3]
     assert b.trace["completion"][0, -1] != policy.end
 
@@ -136,7 +136,7 @@ def test_scores_of_the_file_are_the_score(policy: LanguageModel) -> None:
     records = [check_pair(Record(rule(i) | {"score_chosen": 2 + i, "score_rejected": 0.5}), "x") for i in range(3)]
     task = Pairs("p", records, records)
     task.prepare(policy)
-    b, _ = task.rollout(policy, [Request(1), Request(2)], torch.Generator())
+    b, _ = task.rollout(policy, [Request(1), Request(2)], 0)
     assert b.score.tolist() == [3.0, 0.5, 4.0, 0.5]
 
 
@@ -148,17 +148,17 @@ def test_held_out_measures_are_those_of_the_log_ratios_to_the_start(model: Path)
     records = [check_pair(Record(rule(i)), "x") for i in range(40)]
     task = Pairs("p", records[:1], records)
     task.prepare(policy)
-    assert task.evaluate(policy, torch.Generator())["ranking_accuracy"] == 0.5
+    assert task.evaluate(policy, 0)["ranking_accuracy"] == 0.5
     before = [logp(policy, r, k) for r in records for k in ("chosen", "rejected")]
     with torch.no_grad():
         policy.inner.get_output_embeddings().weight.mul_(0.9)
     after = [logp(policy, r, k) for r in records for k in ("chosen", "rejected")]
     gap = [(after[i] - before[i]) - (after[i + 1] - before[i + 1]) for i in range(0, 80, 2)]
-    found = task.evaluate(policy, torch.Generator())
+    found = task.evaluate(policy, 0)
     assert found["margin"] == pytest.approx(sum(gap) / 40, abs=1e-4)
     assert found["ranking_accuracy"] == pytest.approx(sum(g > 0 for g in gap) / 40)
     assert found["logp_chosen"] == pytest.approx(sum(after[::2]) / 40, abs=1e-4)
-    few = task.evaluate(policy, torch.Generator(), episodes=10)
+    few = task.evaluate(policy, 0, episodes=10)
     assert few["margin"] == pytest.approx(sum(gap[:10]) / 10, abs=1e-4)
 
 
@@ -175,7 +175,7 @@ def test_mismatched_answers_are_those_of_the_next_group(policy: LanguageModel) -
     records = [check_pair(Record(rule(i)), "x") for i in range(3)]
     task = Pairs("p", records, records)
     task.prepare(policy)
-    b, _ = task.rollout(policy, [Request(0), Request(1), Request(2)], torch.Generator())
+    b, _ = task.rollout(policy, [Request(0), Request(1), Request(2)], 0)
     found = policy.mismatched(b)
     for row, (i, j) in enumerate([(0, 1), (0, 1), (1, 2), (1, 2), (2, 0), (2, 0)]):
         wanted = logp(policy, {"prompt": records[i]["prompt"], "chosen": records[j]["chosen"]}, "chosen")
@@ -188,11 +188,11 @@ def test_rewards_judge_greedy_answers_of_held_out_prompts(tmp_path: Path, model:
     data = write(tmp_path / "p.jsonl", [rule(i) for i in range(30)])
     made = run(tmp_path / "r", data, model, "dpo", task={"reward": "regex:a", "heldout": 0.3}, steps=1)
     found = held_out(made)
-    task, g = made.task, torch.Generator()
+    task = made.task
     prompts = [made.policy.encode(r["prompt"]) for r in task.heldout]
     texts = [
         made.policy.decode(row[:n])
-        for done in [made.policy.sample(prompts, g, max_new=task.max_new, greedy=True)]
+        for done in [made.policy.sample(prompts, None, max_new=task.max_new, greedy=True)]
         for row, n in zip(done.ids.tolist(), done.lengths.tolist(), strict=True)
     ]
     assert found["eval/accuracy"] == pytest.approx(sum("a" in t for t in texts) / 9)
@@ -252,7 +252,7 @@ def test_the_gradient_of_a_run_is_that_of_the_formula(model: Path) -> None:
     records = [check_pair(Record(rule(i)), "x") for i in range(5)]
     task = Pairs("p", records, records)
     task.prepare(policy)
-    b, _ = task.rollout(policy, [Request(i) for i in range(5)], torch.Generator())
+    b, _ = task.rollout(policy, [Request(i) for i in range(5)], 0)
     ref = policy.evaluate(b, {"logp"})["logp"].detach()
     with torch.no_grad():
         policy.inner.get_output_embeddings().weight.mul_(0.9)
@@ -305,7 +305,7 @@ def test_several_reward_models_are_channels_of_an_ensemble(
     }  # fmt: skip
     made = create(configuration.from_dict(config))
     assert made.task.channels == ("rm0", "rm1")
-    b, _ = made.task.rollout(made.policy, [Request(0, 3)], torch.Generator().manual_seed(0))
+    b, _ = made.task.rollout(made.policy, [Request(0, 3)], 0)
     spread = (b.scores[:, 0] - b.scores[:, 1]).square() / 2
     torch.testing.assert_close(made.method.prepare(b).score, b.scores.mean(1) - 0.1 * spread)
     assert learn(made)["batch"] == 1

@@ -16,6 +16,7 @@ from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals
 from anypo.policies.control.mlp import MLPPolicy
 from anypo.policies.generative.flow import FlowPolicy
+from anypo.rng import keyed
 from anypo.tasks.control.tensor import ENVIRONMENTS, Tensors
 from anypo.tasks.control.tensor.play import stride_fn
 from anypo.types import Request, Trajectories
@@ -183,11 +184,10 @@ class Tilt(ActorCritic):
         return 10 + features[:, 2:3]
 
 
-def by_hand(task, steps):
+def by_hand(task, steps, seed):
     """The same windows by a loop over environments: [(obs, actions, rewards, done, last observation)] in the order of rows, and the
     states reached. Every step draws a start for every environment, as in the task."""
-    env, g = task.env, torch.Generator()
-    g.set_state(task.generator.get_state())
+    env, g = task.env, torch.Generator().manual_seed(int(keyed(seed, 0, 1, 0)[0]))  # of starts, the first block
     states = [task.state[:, i : i + 1].clone() for i in range(task.envs)]
     rows = [[[[], [], [], False, None]] for _ in states]
     for t in range(steps):
@@ -215,9 +215,9 @@ def by_hand(task, steps):
 def test_rows_are_the_pieces_of_episodes(steps):
     task = Tensors("CartPole-v1", envs=5, scale_reward=False)
     task.env.limit = 47  # so that some episodes are cut by time
-    for _ in range(3):
-        expected, states = by_hand(task, steps)
-        b, metrics = task.rollout(Tilt(), going_on(steps), generator())
+    for seed in range(3):
+        expected, states = by_hand(task, steps, seed)
+        b, metrics = task.rollout(Tilt(), going_on(steps), seed)
         b.check()
         assert torch.equal(task.state, states)
         assert b.lengths.tolist() == [len(row[0]) for row in expected]
@@ -249,9 +249,8 @@ def test_several_steps_as_one_function_are_the_same_steps(name, steps):
         if several:
             task.compile_rollouts()
             task.compiled[policy] = partial(stride_fn, task, policy)
-        g = generator()
-        for _ in range(2):
-            batch, metrics = task.rollout(policy, going_on(steps), g)
+        for seed in range(2):
+            batch, metrics = task.rollout(policy, going_on(steps), seed)
             found.append((batch.to_dict(), metrics, task.state))
     for (plain, told, state), (fast, also, reached) in zip(found[:2], found[2:], strict=True):
         assert told == pytest.approx(also, rel=1e-6)
@@ -270,7 +269,7 @@ def test_compiled_code_makes_the_same_windows():
         policy = mlp(task)
         if compiles:
             task.compile_rollouts()
-        found.append(task.rollout(policy, going_on(11), generator())[0].to_dict())
+        found.append(task.rollout(policy, going_on(11), 0)[0].to_dict())
     for field, x in found[0].items():
         torch.testing.assert_close(found[1][field], x, rtol=1e-4, atol=1e-5, msg=lambda m, field=field: f"{field}: {m}")
 
@@ -282,7 +281,7 @@ def test_a_policy_that_decides_in_several_passes_acts_as_before_where_the_run_co
         if compiles:
             task.compile_rollouts()
         policy = FlowPolicy(task.observation_space, task.action_space, value=True, seed=0)
-        windows.append(task.rollout(policy, going_on(5), generator())[0].to_dict())
+        windows.append(task.rollout(policy, going_on(5), 0)[0].to_dict())
     assert windows[0]["reward"].shape == (3, 5 * policy.steps)
     assert all(torch.equal(windows[1][field], x) for field, x in windows[0].items())
 
@@ -290,10 +289,12 @@ def test_a_policy_that_decides_in_several_passes_acts_as_before_where_the_run_co
 def test_returns_and_lengths_of_episodes_run_over_the_ends_of_windows():
     found = []
     for steps in (7, 210):
-        task = Tensors("CartPole-v1", envs=1)
+        task, starts = Tensors("CartPole-v1", envs=1), generator()
+        # a window draws starts of its own; here both runs of windows draw the same ones
+        task.env.reset = lambda _, n, env=type(task.env)(), starts=starts: env.reset(starts, n)
         returns, lengths = [], []
         for _ in range(210 // steps):
-            _, metrics = task.rollout(Tilt(), going_on(steps), generator())
+            _, metrics = task.rollout(Tilt(), going_on(steps), 0)
             returns += [metrics["train/return"]] if "train/return" in metrics else []
             lengths += [metrics["train/length"]] if "train/length" in metrics else []
         assert returns == lengths
@@ -304,7 +305,7 @@ def test_returns_and_lengths_of_episodes_run_over_the_ends_of_windows():
 @pytest.mark.parametrize("part", [Gae(), NStep(4), Returns(0.9)])
 def test_credit_is_that_of_every_row_alone(part):
     task = Tensors("CartPole-v1", envs=6)
-    b, _ = task.rollout(mlp(task), going_on(60), generator())
+    b, _ = task.rollout(mlp(task), going_on(60), 0)
     assert b.shape[0] > 12
     together = part(b).advantage
     for n in range(b.shape[0]):
@@ -324,7 +325,7 @@ def test_chunks_see_the_same_policy_and_hold_every_environment():
     policy = mlp(whole)
     policy.distribution = lambda features, mask: Mode(MLPPolicy.distribution(policy, features, mask))
     for _ in range(2):
-        a, b = (task.rollout(policy, going_on(90), generator())[0] for task in (whole, pieces))
+        a, b = (task.rollout(policy, going_on(90), 0)[0] for task in (whole, pieces))
         assert a.shape == b.shape == (7, 90)
         for name in ("reward", "value", "bootstrap", "logp_old"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=1e-4, rtol=1e-4)
@@ -337,7 +338,7 @@ class Mode:
     def __init__(self, of):
         self.of = of
 
-    def sample(self, generator):
+    def sample(self, rng):
         return self.of.mode()
 
     def __getattr__(self, name):
@@ -348,9 +349,9 @@ class Mode:
 def test_given_starts_share_states_and_an_unchanged_policy_gives_ratio_one(name):
     task = Tensors(name, envs=4)
     policy = mlp(task)
-    policy.observe(task.rollout(policy, going_on(20), generator())[0])
+    policy.observe(task.rollout(policy, going_on(20), 0)[0])
     before = task.state_dict()
-    b, metrics = task.rollout(policy, [Request(3, 4, horizon=25), Request(5, 2, horizon=10)], generator())
+    b, metrics = task.rollout(policy, [Request(3, 4, horizon=25), Request(5, 2, horizon=10)], 0)
     assert torch.equal(task.state_dict()["state"], before["state"])
     assert b.check().group.tolist() == [0, 0, 0, 0, 1, 1]
     first = b.trace["obs"][:, 0]
@@ -369,7 +370,7 @@ def test_given_starts_share_states_and_an_unchanged_policy_gives_ratio_one(name)
 def test_an_action_of_several_decisions_is_several_steps_of_a_row():
     task = Tensors("PointMass", envs=3, scale_reward=False)
     policy = FlowPolicy(task.observation_space, task.action_space, value=True)
-    b, metrics = task.rollout(policy, going_on(12), generator())
+    b, metrics = task.rollout(policy, going_on(12), 0)
     draws = b.check().shape[1] // 12
     assert draws > 1
     assert metrics["env_steps"] == 36 == b.mask.sum() / draws
@@ -380,8 +381,8 @@ def test_an_action_of_several_decisions_is_several_steps_of_a_row():
 
 def test_rewards_are_scaled_so_that_discounted_returns_are_about_one():
     task, raw = Tensors("Pendulum-v1", envs=4), Tensors("Pendulum-v1", envs=4, scale_reward=False)
-    b, metrics = task.rollout(mlp(task), going_on(200), generator())
-    c, same = raw.rollout(mlp(raw), going_on(200), generator())
+    b, metrics = task.rollout(mlp(task), going_on(200), 0)
+    c, same = raw.rollout(mlp(raw), going_on(200), 0)
     torch.testing.assert_close(b.reward, 0.01 * c.reward / c.reward.square().mean().sqrt())
     assert metrics == same
     assert metrics["train/return"] == pytest.approx(float(c.reward.sum(1).mean()), rel=1e-5)
@@ -389,14 +390,14 @@ def test_rewards_are_scaled_so_that_discounted_returns_are_about_one():
 
 def test_evaluation_uses_the_same_held_out_starts_and_leaves_training_alone():
     task, twin = Tensors("CartPole-v1", envs=3), Tensors("CartPole-v1", envs=3)
-    policy, state = mlp(task), generator(4)
+    policy, state = mlp(task), 4
     first = task.evaluate(policy, state)
     assert first == task.evaluate(policy, state)
     assert set(first) == {"return", "return_std", "length"}
     assert first["return"] == first["length"]
     assert task.evaluate(policy, state, episodes=3) != first
     assert Tensors("CartPole-v1", seed=5, envs=1).evaluate(policy, state) == first
-    mine, other = (t.rollout(policy, going_on(30), generator(1))[0] for t in (task, twin))
+    mine, other = (t.rollout(policy, going_on(30), 1)[0] for t in (task, twin))
     assert torch.equal(mine.trace["obs"], other.trace["obs"])
 
 
@@ -404,13 +405,13 @@ def test_evaluation_uses_the_same_held_out_starts_and_leaves_training_alone():
 def test_a_restored_task_goes_on_exactly_where_it_stood(name, tmp_path):
     task = Tensors(name, envs=3, seed=2)
     policy = mlp(task)
-    task.rollout(policy, going_on(33), generator())
+    task.rollout(policy, going_on(33), 0)
     torch.save(task.state_dict(), tmp_path / "state.pt")
-    expected = [task.rollout(policy, going_on(80), generator(i)) for i in range(2)]
+    expected = [task.rollout(policy, going_on(80), i) for i in range(2)]
     restored = Tensors(name, envs=3, seed=2)
     restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for i, (b, metrics) in enumerate(expected):
-        again, same = restored.rollout(policy, going_on(80), generator(i))
+        again, same = restored.rollout(policy, going_on(80), i)
         assert same == metrics
         assert again.to_dict().keys() == b.to_dict().keys()
         assert all(torch.equal(x, y) for x, y in zip(again.to_dict().values(), b.to_dict().values(), strict=True))
@@ -429,9 +430,9 @@ def test_mistakes_end_in_one_sentence():
     with pytest.raises(UsageError, match="2 environments, the task 3"):
         Tensors("PointMass", envs=3).load_state_dict(task.state_dict())
     with pytest.raises(UsageError, match="need a horizon"):
-        task.rollout(mlp(task), [Request(None)], generator())
+        task.rollout(mlp(task), [Request(None)], 0)
     with pytest.raises(UsageError, match="cannot mix"):
-        task.rollout(mlp(task), [Request(None, horizon=3), Request(1)], generator())
+        task.rollout(mlp(task), [Request(None, horizon=3), Request(1)], 0)
 
 
 def test_recipes_name_every_setting_of_the_loop():

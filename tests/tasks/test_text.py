@@ -42,7 +42,7 @@ def size(completions: list[Any], **_: Any) -> list[float]:
 
 
 def test_rows_follow_their_requests_and_can_be_evaluated_again(policy: LanguageModel):
-    b, metrics = task(size).rollout(policy, [Request(1, 3), Request(0, 2), Request(1, 1)], seeded())
+    b, metrics = task(size).rollout(policy, [Request(1, 3), Request(0, 2), Request(1, 1)], 0)
     assert b.check() is b
     assert b.group.tolist() == [0, 0, 0, 1, 1, 2]
     assert b.trace["prompt_length"].tolist() == [len(policy.encode(RECORDS[i]["prompt"])) for i in (1, 1, 1, 0, 0, 1)]
@@ -64,7 +64,7 @@ def test_rewards_see_prompts_completions_ids_and_columns_of_their_rows(policy: L
         seen.update(given)
         return [0.0] * len(given["prompts"])
 
-    b, _ = task(spy).rollout(policy, [Request(0, 2), Request(1, 1)], seeded())
+    b, _ = task(spy).rollout(policy, [Request(0, 2), Request(1, 1)], 0)
     assert seen["prompts"] == ["the cat", "the cat", CHAT]
     assert seen["answer"] == ["sat", "sat", "4"]
     assert seen["level"] == [None, None, 2]
@@ -72,12 +72,12 @@ def test_rewards_see_prompts_completions_ids_and_columns_of_their_rows(policy: L
     assert seen["completion_ids"][0] == b.trace["completion"][0, : b.lengths[0]].tolist()
     assert isinstance(seen["completions"][0], str)
     assert [m["role"] for m in seen["completions"][2]] == ["assistant"]
-    task(spy).rollout(policy, [Request(0, 1)], seeded())
+    task(spy).rollout(policy, [Request(0, 1)], 0)
     assert seen["level"] == [None], "a column of the data set is there even where no row of the batch has it"
 
 
 def test_cut_and_empty_completions_are_counted(policy: LanguageModel):
-    b, metrics = task(size).rollout(policy, [Request(0, 64)], seeded())
+    b, metrics = task(size).rollout(policy, [Request(0, 64)], 0)
     assert b.budget == 8
     assert 0 < metrics["truncated"] < 1
     assert metrics["truncated"] == pytest.approx(float(b.truncated.float().mean()))
@@ -89,20 +89,20 @@ def test_cut_and_empty_completions_are_counted(policy: LanguageModel):
 
 
 def test_a_request_may_bring_its_horizon_and_a_hint(policy: LanguageModel):
-    b, _ = task(size).rollout(policy, [Request(0, 2, horizon=3, hint=" sat"), Request(0, 1, horizon=3)], seeded())
+    b, _ = task(size).rollout(policy, [Request(0, 2, horizon=3, hint=" sat"), Request(0, 1, horizon=3)], 0)
     assert b.budget == 3
     assert b.mask.shape[1] <= 3
     hinted = b.trace["prompt"][0, : b.trace["prompt_length"][0]].tolist()
     assert policy.decode(hinted) == "the cat sat"
     assert hinted[: b.trace["prompt_length"][2]] == policy.encode("the cat")
     with pytest.raises(UsageError, match="share their horizon"):
-        task(size).rollout(policy, [Request(0, 2, horizon=3), Request(0, 1)], seeded())
+        task(size).rollout(policy, [Request(0, 2, horizon=3), Request(0, 1)], 0)
     with pytest.raises(UsageError, match="starts every request at a record"):
-        task(size).rollout(policy, [Request(None)], seeded())
+        task(size).rollout(policy, [Request(None)], 0)
 
 
 def test_equal_seeds_give_equal_rollouts(policy: LanguageModel):
-    one, two, three = (task(size).rollout(policy, [Request(0, 4)], seeded(s))[0] for s in (0, 0, 1))
+    one, two, three = (task(size).rollout(policy, [Request(0, 4)], s)[0] for s in (0, 0, 1))
     assert torch.equal(one.logp_old, two.logp_old)
     assert not torch.equal(one.score, three.score) or one.logp_old.shape != three.logp_old.shape
 
@@ -125,8 +125,8 @@ def test_one_missing_reward_leaves_every_other_row_as_it_was(policy: LanguageMod
         return [None, *half(completions)[1:]]
 
     requests = [Request(0, 3), Request(1, 3)]
-    whole, _ = task(size, half, weights=[1.0, 0.3]).rollout(policy, requests, seeded())
-    holed, metrics = task(size, gap, weights=[1.0, 0.3]).rollout(policy, requests, seeded())
+    whole, _ = task(size, half, weights=[1.0, 0.3]).rollout(policy, requests, 0)
+    holed, metrics = task(size, gap, weights=[1.0, 0.3]).rollout(policy, requests, 0)
     assert torch.equal(whole.score[1:], holed.score[1:])
     assert torch.equal(whole.scores[1:], holed.scores[1:])
     assert holed.score[0] == whole.scores[0, 0], "the channel that is there, alone"
@@ -140,23 +140,23 @@ def test_a_failing_reward_ends_the_run_naming_itself_and_the_prompt(policy: Lang
         return [1.0, math.nan]
 
     with pytest.raises(RunError, match=r"'bad' returned nan for row 1 \(prompt 'the cat'\)"):
-        task(bad).rollout(policy, [Request(0, 2)], seeded())
+        task(bad).rollout(policy, [Request(0, 2)], 0)
 
 
 # held-out
 
 
 def test_evaluation_is_greedy_and_counts_first_rewards_above_one_half(policy: LanguageModel):
-    done = policy.sample([policy.encode(r["prompt"]) for r in RECORDS], seeded(), greedy=True)
+    done = policy.sample([policy.encode(r["prompt"]) for r in RECORDS], None, greedy=True)
     first = policy.decode(done.ids[0, : done.lengths[0]])
     heldout = [RECORDS[0] | {"answer": first}, RECORDS[1] | {"answer": "something else"}]
     t = task("exact", size, heldout=heldout, weights=[1.0, 0.0])
-    one, two = t.evaluate(policy, seeded(1)), t.evaluate(policy, seeded(2))
+    one, two = t.evaluate(policy, 1), t.evaluate(policy, 2)
     assert one == two
     assert one["accuracy"] == 0.5
     assert one["reward"] == 0.5
     assert one["length"] == pytest.approx(float(done.lengths.float().mean()))
-    assert t.evaluate(policy, seeded(), episodes=1)["accuracy"] == 1.0
+    assert t.evaluate(policy, 0, episodes=1)["accuracy"] == 1.0
 
 
 # what is refused before a run
@@ -276,12 +276,12 @@ def test_failing_rewards_of_a_jsonl_task_may_be_dropped_and_are_counted(policy: 
     path = write(tmp_path / "a.jsonl", *({"prompt": p} for p in "abc"))
     spec = f"{tmp_path / 'mine.py'}:mine"
     t = jsonl.make_jsonl_task(path, [spec], heldout=path, max_new=4, timeout=5.0, on_error="drop")
-    b, metrics = t.rollout(policy, [Request(i, 2) for i in range(3)], seeded())
+    b, metrics = t.rollout(policy, [Request(i, 2) for i in range(3)], 0)
     torch.testing.assert_close(b.score, torch.tensor([1.0, 1.0] + [math.nan] * 4), equal_nan=True)
     assert metrics["reward_failed/mine"] == 4
     assert metrics["reward"] == 1
     with pytest.raises(RunError, match="'mine' raised ZeroDivisionError"):
-        jsonl.make_jsonl_task(path, [spec], heldout=path, max_new=4).rollout(policy, [Request(1, 2)], seeded())
+        jsonl.make_jsonl_task(path, [spec], heldout=path, max_new=4).rollout(policy, [Request(1, 2)], 0)
 
 
 # reasoning-gym

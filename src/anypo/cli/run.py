@@ -116,6 +116,7 @@ def sample(
     """Complete a prompt with a run's language model."""
     import torch
 
+    from anypo.rng import row_seeds
     from anypo.runs.folder import reopen
     from anypo.tasks.text.task import TextTask
 
@@ -124,9 +125,9 @@ def sample(
         raise UsageError(f"{folder} is a run of {run.task.name}; `sample` needs a language model")
     chat = not isinstance(run.task.records[0]["prompt"], str)
     ids = run.policy.encode([{"role": "user", "content": prompt}] if chat else prompt)
-    generator = torch.Generator().manual_seed(seed)
+    seeds = row_seeds(seed, [0], [n])
     with torch.no_grad():
-        completions = run.policy.sample([ids], generator, samples=n, max_new=max_new or run.task.max_new, greedy=greedy)
+        completions = run.policy.sample([ids], seeds, samples=n, max_new=max_new or run.task.max_new, greedy=greedy)
     for row, length in zip(completions.ids.tolist(), completions.lengths.tolist(), strict=True):
         if tokens:
             pieces = run.policy.tokenizer.convert_ids_to_tokens([*ids, *row[:length]])

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypo.rng import BatchRng, Rng, RowRng, held_out_seeds, request_seeds
 from anypo.types import Request, Trajectories
 
 MOVES = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -60,13 +61,13 @@ class Reach:
     def begin(self, count: int, g: torch.Generator) -> Float[Tensor, "row 2"]:
         return torch.zeros(count, 2) if self.peaks else 2 * torch.rand(count, 2, generator=g) - 1
 
-    def step(self, x: Float[Tensor, "row 2"], action: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    def step(self, x: Float[Tensor, "row 2"], action: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """Return (next positions, rewards)."""
         if self.peaks:
             a = action[:, 0]
             return x, self.scale * ((-(a - 0.7).square() / 0.02).exp() + (-(a + 0.7).square() / 0.02).exp())
         move = MOVES[action] if self.discrete else action.clamp(-1, 1)
-        x = (x + self.stride * move + self.noise * torch.randn(x.shape, generator=g)).clamp(-1, 1)
+        x = (x + self.stride * move + self.noise * rng.randn(2)).clamp(-1, 1)
         return x, self.scale * (1 - (x - self.goal).norm(dim=1))
 
     def expert_action(self, x: Float[Tensor, "row 2"]) -> Tensor:
@@ -84,7 +85,7 @@ class Reach:
         for t in range(self.horizon):
             noisy = (self.expert_action(x) + 0.1 * torch.randn(x.shape, generator=g)).clamp(-1, 1)
             action = torch.where(skilled[:, None], noisy, 2 * torch.rand(x.shape, generator=g) - 1)
-            following, reward = self.step(x, action, g)
+            following, reward = self.step(x, action, BatchRng(g, episodes))
             reward = torch.where(torch.rand(episodes, generator=g) < outliers, 100.0, reward)
             terminal = torch.full((episodes,), float(t == self.horizon - 1))
             columns.append({"obs": x, "action": action, "next": following, "reward": reward, "terminal": terminal})
@@ -95,9 +96,7 @@ class Reach:
             table["expert"] = skilled.repeat_interleave(self.horizon).float()
         return table
 
-    def rollout(
-        self, policy: Any, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Roll out whole episodes; the rows of a request begin in the same place."""
         samples = torch.tensor([r.samples for r in requests])
         places = [self.begin(1, torch.Generator().manual_seed(hash((self.seed, r.start)) % 2**31)) for r in requests]
@@ -105,14 +104,15 @@ class Reach:
         explore = {"random": requests[0].random, "noise": requests[0].noise}
         explore = explore if any(explore.values()) else {}
         log: dict[str, list[Tensor]] = {name: [] for name in ("obs", "action", "logp", "reward", "value")}
-        for _ in range(self.horizon):
-            decision = policy.act(x, generator, **explore)
+        rng = RowRng(request_seeds(seed, requests), self.horizon)
+        for t in range(self.horizon):
+            decision = policy.act(x, rng.at(t), **explore)
             log["obs"].append(x)
             log["action"].append(decision.action)
             log["logp"].append(decision.logp)
             if decision.value is not None:
                 log["value"].append(decision.value)
-            x, reward = self.step(x, decision.action, generator)
+            x, reward = self.step(x, decision.action, rng)
             log["reward"].append(reward)
         columns = {name: torch.stack(values, 1) for name, values in log.items() if values}
         reward = columns["reward"]
@@ -130,17 +130,18 @@ class Reach:
         )
         return b, {"env_steps": float(reward.numel()), "train/return": float(reward.sum(1).mean())}
 
-    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+    def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Measure 200 greedy episodes: mean return (in units of reward 1); overestimation: mean Q minus the discounted return, where
         the policy has a network q; modes: peaks that at least a tenth of its samples hit."""
         g = torch.Generator().manual_seed(12345)
         x = start = self.begin(200, g)
+        rng = RowRng(held_out_seeds(seed, 200))
         total, discounted = torch.zeros(200), torch.zeros(200)
-        first = action = policy.act(x, generator, greedy=not self.peaks).action
+        first = action = policy.act(x, rng, greedy=not self.peaks).action
         for t in range(self.horizon):
             if t > 0:
-                action = policy.act(x, generator, greedy=True).action
-            x, reward = self.step(x, action, g)
+                action = policy.act(x, rng.at(t), greedy=True).action
+            x, reward = self.step(x, action, BatchRng(g, 200))
             total, discounted = total + reward, discounted + 0.99**t * reward
         measures = {"return": float(total.mean()) / self.scale}
         if "q" in policy.functionals:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anypo.policies.tabular import SoftmaxTable
 from anypo.policies.weights import snapshot, swap_params
+from anypo.rng import Rng, RowRng, request_seeds
 from anypo.types import Request, Trajectories
 
 
@@ -43,25 +44,24 @@ class Toy:
         """Do nothing: the task is a function of its settings."""
 
     def rollout(
-        self, policy: SoftmaxTable, requests: list[Request], generator: torch.Generator
+        self, policy: SoftmaxTable, requests: list[Request], seed: int
     ) -> tuple[Trajectories, dict[str, float]]:
         """Sample rows with the policy's weights of the last synchronisation, every `sync` rollouts."""
         if self.rollouts % self.sync == 0:
             self.stale = snapshot(policy)
         self.rollouts += 1
+        rng = RowRng(request_seeds(seed, requests), self.horizon)
         with swap_params(policy, self.stale):
-            b, metrics = self.play(policy, requests, generator)
+            b, metrics = self.play(policy, requests, rng)
         if self.noise_logp:
             logp_old = b.need("logp_old")
-            b = b.but(logp_old=logp_old + self.noise_logp * torch.randn(logp_old.shape, generator=generator))
+            b = b.but(logp_old=logp_old + self.noise_logp * rng.randn(logp_old.shape[1]))
         return b, metrics
 
     rollouts = 0
     stale: dict[str, Tensor]
 
-    def play(
-        self, policy: SoftmaxTable, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def play(self, policy: SoftmaxTable, requests: list[Request], rng: RowRng) -> tuple[Trajectories, dict[str, float]]:
         raise NotImplementedError
 
 
@@ -136,9 +136,7 @@ class Codes(Toy):
         expected = self.codes[problem, position.clamp(max=self.length - 1)]
         return ((symbol - expected) % self.code_symbols <= self.slack) & (symbol < self.code_symbols)
 
-    def play(
-        self, policy: SoftmaxTable, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def play(self, policy: SoftmaxTable, requests: list[Request], rng: RowRng) -> tuple[Trajectories, dict[str, float]]:
         samples = torch.tensor([r.samples for r in requests])
         group = torch.arange(len(requests)).repeat_interleave(samples)
         problem = torch.tensor([r.start for r in requests])[group]
@@ -148,9 +146,10 @@ class Codes(Toy):
         position, alive = first.clone(), torch.ones_like(problem, dtype=torch.bool)
         hits = torch.arange(self.length) < first[:, None]
         log: dict[str, list[Tensor]] = {"obs": [], "action": [], "logp": [], "value": [], "mask": [], "position": []}
-        for _ in range(self.horizon):
+        for t in range(self.horizon):
+            rng.at(t)
             obs, live = self.observe(problem, position, alive), position < ends
-            decision = policy.act(obs, generator)
+            decision = policy.act(obs, rng)
             moves = live & (decision.action < self.code_symbols)
             good = self.right(problem, position, decision.action)
             row = moves.nonzero()[:, 0]
@@ -161,7 +160,7 @@ class Codes(Toy):
                     log[name].append(entry)
             alive, position = alive & (good | ~moves), position + moves.long()
         t = {name: torch.stack(entries, 1) for name, entries in log.items() if entries}
-        scores = self.noisy_scores(problem, hits, position >= ends, generator)
+        scores = self.noisy_scores(problem, hits, position >= ends, rng)
         mask = t["mask"]
         b = Trajectories(
             logp_old=torch.where(mask, t["logp"], 0.0),
@@ -187,7 +186,7 @@ class Codes(Toy):
         return b, metrics
 
     def noisy_scores(
-        self, problem: Tensor, hits: Tensor, complete: Tensor, generator: torch.Generator
+        self, problem: Tensor, hits: Tensor, complete: Tensor, rng: RowRng
     ) -> Float[Tensor, "row channel"]:
         """Score finished rows in every channel, with the task's noise."""
         ends = self.lengths[problem][:, None]
@@ -202,13 +201,13 @@ class Codes(Toy):
             channels.append(self.scale**k * (good if self.share else (good == 1).float() * complete))
         scores = torch.stack(channels, 1)
         if self.flips:
-            wrong = torch.rand(scores.shape, generator=generator) < self.flips
+            wrong = rng.rand(self.parts) < self.flips
             scores = torch.where(wrong, 1 - scores, scores)
-        normal = torch.randn(scores.shape, generator=generator)
+        normal = rng.randn(self.parts)
         if self.noise:
             scores = scores + self.noise * normal
         if self.tail:  # Student's t with 2 degrees of freedom: normal / sqrt(chi2_2 / 2), chi2_2 = -2 log U
-            uniform = torch.rand(scores.shape, generator=generator).clamp(min=1e-6, max=1 - 1e-6)
+            uniform = rng.rand(self.parts).clamp(min=1e-6, max=1 - 1e-6)
             scores = scores + self.tail * normal / (-uniform.log()).sqrt()
         return scores
 
@@ -236,9 +235,7 @@ class Codes(Toy):
         )
 
     @torch.no_grad()
-    def evaluate(
-        self, policy: SoftmaxTable, generator: torch.Generator, episodes: int | None = None
-    ) -> dict[str, float]:
+    def evaluate(self, policy: SoftmaxTable, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Compute exactly, for the sampling policy without hints: success, its share above one half (`solved`), of the worst fifth
         (`worst`), pass@8 (`passk`), the success of every channel's stretch (`weakest`), and the entropy per decision (nats)."""
         problem, position = torch.meshgrid(torch.arange(self.starts), torch.arange(self.length), indexing="ij")
@@ -335,19 +332,18 @@ class Sequences(Toy):
     def index(self, symbols: Int[Tensor, "row step"]) -> Int[Tensor, " row"]:
         return (symbols * self.symbols ** torch.arange(self.length - 1, -1, -1)).sum(1)
 
-    def play(
-        self, policy: SoftmaxTable, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def play(self, policy: SoftmaxTable, requests: list[Request], rng: RowRng) -> tuple[Trajectories, dict[str, float]]:
         group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
-        b = self.batch(policy, group, generator)
+        b = self.batch(policy, group, rng)
         return b, {"reward": float(b.need("score").mean()), "env_steps": float(b.valid.sum())}
 
-    def batch(self, policy: SoftmaxTable, group: Int[Tensor, " row"], generator: torch.Generator) -> Trajectories:
+    def batch(self, policy: SoftmaxTable, group: Int[Tensor, " row"], rng: Rng) -> Trajectories:
         """Sample one row per entry of `group` from the exact distribution over outcomes."""
         logps = self.log_probs(policy.logits.detach())
-        which = torch.multinomial(logps.sum(1).exp(), len(group), replacement=True, generator=generator)
+        chances = logps.sum(1).exp().cumsum(0)
+        which = torch.searchsorted(chances, chances[-1] * rng.rand(), right=True)
         symbols = self.outcomes[which]
-        noise = self.noise * torch.randn(len(group), generator=generator, dtype=torch.float64)
+        noise = self.noise * rng.randn().double()
         scores = (self.shown[which] + noise[:, None]).to(policy.logits.dtype)
         obs = self.observations(symbols)
         return Trajectories(
@@ -372,9 +368,7 @@ class Sequences(Toy):
         return gradient
 
     @torch.no_grad()
-    def evaluate(
-        self, policy: SoftmaxTable, generator: torch.Generator, episodes: int | None = None
-    ) -> dict[str, float]:
+    def evaluate(self, policy: SoftmaxTable, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Compute the exact expected reward, scaled to 0 for the worst and 1 for the best outcome."""
         mean = (self.log_probs(policy.logits).sum(1).exp() * self.rewards).sum()
         low, high = self.rewards.min(), self.rewards.max()

@@ -31,6 +31,7 @@ def collect(run: Run) -> Rollout:
         return Rollout(None, {})
     offset, totals = 0, {}
     while True:
+        requests = run.pool.number(requests)
         rows, metrics = answer(run, requests)
         for name, value in metrics.items():
             totals.setdefault(name, []).append(value)
@@ -50,7 +51,7 @@ def answer(run: Run, requests: list[Request]) -> tuple[Trajectories, dict[str, f
         if requests[0].expert:
             rows, metrics = demonstrate(run, requests), {}
         else:
-            rows, metrics = run.task.rollout(run.policy, requests, run.generator)
+            rows, metrics = run.task.rollout(run.policy, requests, run.config.seed)
     index, count = index_groups(rows.need("group"))
     if count == len(requests) and requests[0].start is not None:
         rows = rows.but(start=torch.tensor([r.start for r in requests], device=index.device)[index])

@@ -11,5 +11,5 @@ from anypo.runs.run import Run
 def held_out(run: Run) -> dict[str, float]:
     """Measure the greedy policy on held-out starts, with a generator of its own so that training does not change."""
     with torch.no_grad(), autocast(run):
-        measures = run.task.evaluate(run.policy, torch.Generator().manual_seed(run.config.seed), run.config.episodes)
+        measures = run.task.evaluate(run.policy, run.config.seed, run.config.episodes)
     return {f"eval/{name}": float(value) for name, value in measures.items()}

@@ -93,9 +93,9 @@ def record_episodes(run: Run, weights: dict[str, torch.Tensor], episodes: int, r
     """
     first = run.pool.position
     run.pool.position += episodes
-    requests = [Request(first + i, random=random) for i in range(episodes)]
+    requests = run.pool.number([Request(first + i, random=random) for i in range(episodes)])
     with torch.no_grad(), swap_params(run.policy, weights):
-        rows, _ = run.task.rollout(run.policy, requests, run.generator)
+        rows, _ = run.task.rollout(run.policy, requests, run.config.seed)
         action = rows.trace["action"]
         flat = run.policy.env_action(action.reshape(-1, *action.shape[2:]))
     return rows.put({"env_action": torch.as_tensor(flat.reshape(*action.shape[:2], *flat.shape[1:]))})

@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from anypo.rng import RowRng, held_out_seeds, keyed, request_keys, request_seeds
 from anypo.types import Request, Trajectories
+
+START = -1
+"""The sample whose stream a drawn context is taken from."""
 
 
 class Bandit:
@@ -41,17 +45,16 @@ class Bandit:
 
         return Discrete(self.arms)
 
-    def rollout(
-        self, policy: Any, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """`samples` decisions for the context of each request (a random one where `start` is None); score [N]."""
-        random = torch.randint(self.starts, (len(requests),), generator=generator).tolist()
-        contexts = [c if r.start is None else r.start for c, r in zip(random, requests, strict=True)]
+        random = keyed(seed, request_keys(requests), START) % np.uint64(self.starts)
+        contexts = [c if r.start is None else r.start for c, r in zip(random.tolist(), requests, strict=True)]
+        rng = RowRng(request_seeds(seed, requests))
         samples = torch.tensor([r.samples for r in requests])
         context = torch.tensor(contexts).repeat_interleave(samples)
         obs = torch.from_numpy(np.stack([policy.encode(c) for c in context.tolist()]))
-        decided = policy.act(obs, generator)
-        score = self.means[context, decided.action] + self.noise * torch.randn(len(context), generator=generator)
+        decided = policy.act(obs, rng)
+        score = self.means[context, decided.action] + self.noise * rng.randn()
         logp, value, trace = decided.rows(obs)
         batch = Trajectories(
             logp_old=logp,
@@ -66,10 +69,10 @@ class Bandit:
         )
         return batch, {"train/reward": score.mean().item(), "env_steps": float(len(context))}
 
-    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+    def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Expected reward of the greedy arms over all contexts, and the regret: how much more the best arms give."""
         obs = torch.from_numpy(np.stack([policy.encode(c) for c in range(self.starts)]))
-        arms = policy.act(obs, generator, greedy=True).action
+        arms = policy.act(obs, RowRng(held_out_seeds(seed, self.starts)), greedy=True).action
         reward = self.means.gather(1, arms[:, None]).mean()
         return {"reward": reward.item(), "regret": (self.means.max(1).values.mean() - reward).item()}
 
@@ -87,7 +90,7 @@ class Bandit:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the means follow from the seed, everything else from the caller's generator."""
+        """Nothing: the means follow from the seed, everything else from the seed given."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

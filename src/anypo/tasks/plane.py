@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypo.errors import UsageError
+from anypo.rng import RowRng, held_out_seeds, request_seeds
 from anypo.types import Request, Trajectories
 
 REACH = 1.5
@@ -85,13 +86,11 @@ class Multimodal:
     def observations(self, policy: Any, count: int) -> Tensor:
         return torch.from_numpy(np.stack([policy.encode(0)])).expand(count, -1)
 
-    def rollout(
-        self, policy: Any, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """`samples` actions for each request; score [N]."""
         samples = torch.tensor([r.samples for r in requests])
         obs = self.observations(policy, int(samples.sum()))
-        decided = policy.act(obs, generator)
+        decided = policy.act(obs, RowRng(request_seeds(seed, requests)))
         action = torch.from_numpy(policy.env_action(decided.action))
         score = self.reward(action)
         logp, value, trace = decided.rows(obs)
@@ -139,17 +138,18 @@ class Multimodal:
             trace=b.trace,
         )
 
-    def sample(self, policy: Any, generator: torch.Generator, count: int = SAMPLES) -> Float[Tensor, "sample 2"]:
+    def sample(self, policy: Any, seed: int, count: int = SAMPLES) -> Float[Tensor, "sample 2"]:
         """Sample actions of the policy; of a generative policy with its deterministic sampler."""
-        decided = policy.act(self.observations(policy, count), generator, greedy=policy.implicit)
+        rng = RowRng(held_out_seeds(seed, count))
+        decided = policy.act(self.observations(policy, count), rng, greedy=policy.implicit)
         return torch.from_numpy(policy.env_action(decided.action))
 
     def shares(self, action: Float[Tensor, "sample 2"]) -> Float[Tensor, " paying"]:
         """Share of the samples within 0.4 of each paying mode."""
         return (torch.cdist(action, self.paying) < 2 * NEAR).float().mean(0)
 
-    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
-        action = self.sample(policy, generator, SAMPLES if episodes is None else episodes)
+    def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
+        action = self.sample(policy, seed, SAMPLES if episodes is None else episodes)
         shares = self.shares(action)
         return {
             "reward": self.reward(action).mean().item(),
@@ -173,7 +173,7 @@ class Multimodal:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """How many demonstrations there were; everything else follows from the caller's generator."""
+        """How many demonstrations there were; everything else follows from the seed given."""
         return {"shown": self.demo_count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ class StartPool:
 
     continuing: requests continue current episodes instead of naming a start. rank, world: this process draws
     every world-th start, so that several processes share one order. unfinished: rows (one each) to go on with.
-    decisions: how many were collected so far. batches: number of the present batch, from 1.
+    decisions: how many were collected so far. batches: number of the present batch, from 1. numbered: requests numbered so far.
     """
 
     size: int | None
@@ -29,6 +29,7 @@ class StartPool:
     unfinished: list[Trajectories] = field(default_factory=list)
     decisions: int = 0
     batches: int = 0
+    numbered: int = 0
     _order: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -39,6 +40,11 @@ class StartPool:
         if self.continuing:
             return [Request(None, 1, horizon)]
         return [Request(self._next(), samples, horizon) for _ in range(requests)]
+
+    def number(self, requests: list[Request]) -> list[Request]:
+        """Give every request the next number of the run."""
+        first, self.numbered = self.numbered, self.numbered + len(requests)
+        return [replace(r, key=(first + i) * self.world + self.rank) for i, r in enumerate(requests)]
 
     def _next(self) -> int:
         index = self.position * self.world + self.rank
@@ -58,6 +64,7 @@ class StartPool:
             "seed": self.seed,
             "unfinished": rows,
             "decisions": self.decisions,
+            "numbered": self.numbered,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -65,5 +72,5 @@ class StartPool:
             raise UsageError(
                 f"the checkpoint's task had {state['size']} starts, this one has {self.size}: the data changed"
             )
-        self.position, self.decisions = state["position"], state["decisions"]
+        self.position, self.decisions, self.numbered = state["position"], state["decisions"], state["numbered"]
         self.unfinished = [Trajectories.from_dict(row) for row in state["unfinished"]]

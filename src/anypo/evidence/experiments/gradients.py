@@ -13,6 +13,7 @@ from anypo.loops.learn import learn
 from anypo.loops.views import minibatch_views, with_views
 from anypo.method.method import Method
 from anypo.protocols import KeepsDirection
+from anypo.rng import BatchRng
 
 
 def gradient_quality(
@@ -50,7 +51,9 @@ def gradient_quality(
     for _ in range(repeats):
         with torch.no_grad():
             run.policy.logits.copy_(old)
-        rows = method.prepare(with_views(run, method, toy.batch(run.policy, group, run.generator)))
+        rows = method.prepare(
+            with_views(run, method, toy.batch(run.policy, group, BatchRng(run.generator, len(group))))
+        )
         with torch.no_grad():
             run.policy.logits.copy_(new)
         run.policy.logits.grad = None

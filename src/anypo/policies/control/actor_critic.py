@@ -17,6 +17,7 @@ from anypo.policies.control.distributions import Categoricals
 from anypo.policies.control.spaces import Flat
 from anypo.policies.curvature import Moments, step_products
 from anypo.policies.decisions import MASK, Decisions, flat, scatter_valid, valid_mask
+from anypo.rng import Rng
 from anypo.types import Trajectories
 from anypo.views import Network
 
@@ -87,7 +88,7 @@ class ActorCritic(nn.Module):
     def act(
         self,
         obs: Shaped[Tensor, "batch ..."],
-        generator: torch.Generator,
+        rng: Rng,
         *,
         greedy: bool = False,
         action_mask: Bool[Tensor, "batch choice"] | None = None,
@@ -99,36 +100,36 @@ class ActorCritic(nn.Module):
 
         valued: include the states' values. `value_of` gives them for all steps of a rollout at once, which costs less.
         """
-        action, logp = self.decide(obs, generator, greedy, action_mask)
+        action, logp = self.decide(obs, rng, greedy, action_mask)
         value = self.value_of(obs) if valued else None
         if random or noise:
-            action = self.explore(action, generator, random, noise)
+            action = self.explore(action, rng, random, noise)
         return Decisions(action.squeeze(-1) if self.scalar else action, logp, value)
 
     def decide(
         self,
         obs: Shaped[Tensor, "batch ..."],
-        generator: torch.Generator,
+        rng: Rng,
         greedy: bool,
         mask: Bool[Tensor, "batch choice"] | None,
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
         """Sample actions, or take the modes; return them with their log-probabilities (nats)."""
         distribution = self.distribution(self.features(obs), mask)
-        action = distribution.mode() if greedy else distribution.sample(generator)
+        action = distribution.mode() if greedy else distribution.sample(rng)
         return action, distribution.logp(action)
 
-    def explore(self, action: Tensor, generator: torch.Generator, random: float, noise: float) -> Tensor:
+    def explore(self, action: Tensor, rng: Rng, random: float, noise: float) -> Tensor:
         """Add Gaussian noise of deviation `noise` to actions, and replace them by uniform ones with probability `random`."""
         if noise:
-            action = (action + noise * torch.randn(action.shape, generator=generator)).clamp(-1, 1)
+            action = (action + noise * rng.randn(*action.shape[1:])).clamp(-1, 1)
         if random:
-            chance = torch.rand(len(action), generator=generator).reshape(-1, *[1] * (action.ndim - 1))
-            action = torch.where(chance < random, self.uniform_action(action, generator), action)
+            chance = rng.rand().reshape(-1, *[1] * (action.ndim - 1))
+            action = torch.where(chance < random, self.uniform_action(action, rng), action)
         return action
 
-    def uniform_action(self, action: Tensor, generator: torch.Generator) -> Tensor:
+    def uniform_action(self, action: Tensor, rng: Rng) -> Tensor:
         """Sample uniform actions of the same shape: in [-1, 1], or any choice."""
-        uniform = torch.rand(action.shape, generator=generator)
+        uniform = rng.rand(*action.shape[1:])
         return (uniform * torch.tensor(self.sizes)).long() if self.sizes else 2 * uniform - 1
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anypo.errors import RunError
 from anypo.kernels.squashed_normal import squashed_sample
 from anypo.policies.decisions import MASK
+from anypo.rng import Rng
 
 
 class Squashed:
@@ -27,8 +28,8 @@ class Squashed:
         """Return the action of standard normal noise, differentiable, and its log-probability."""
         return squashed_sample(self.mean, self.log_std, noise)
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+    def sample(self, rng: Rng) -> Tensor:
+        noise = rng.randn(*self.mean.shape[1:]).to(self.mean.dtype)
         return (self.mean + self.log_std.exp() * noise).tanh()
 
     def mode(self) -> Tensor:
@@ -52,7 +53,7 @@ class Dirac:
     def mode(self) -> Tensor:
         return self.action
 
-    def sample(self, generator: torch.Generator) -> Tensor:
+    def sample(self, rng: Rng) -> Tensor:
         return self.action
 
     def logp(self, action: Tensor) -> Tensor:
@@ -72,9 +73,9 @@ class Mixture:
     def mode(self) -> Tensor:
         return self._select(self.gate.argmax(-1), self.parts.mode())
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        which = torch.multinomial(self.gate.exp(), 1, generator=generator).squeeze(-1)
-        return self._select(which, self.parts.sample(generator))
+    def sample(self, rng: Rng) -> Tensor:
+        which = (self.gate.exp() / rng.exponential(self.gate.shape[-1])).argmax(-1)
+        return self._select(which, self.parts.sample(rng))
 
     def logp(self, action: Tensor) -> Tensor:
         return (self.gate + self.parts.logp(action.unsqueeze(-2))).logsumexp(-1)
@@ -89,7 +90,7 @@ class Choice:
     def mode(self) -> Tensor:
         return self.values.argmax(-1, keepdim=True)
 
-    def sample(self, generator: torch.Generator) -> Tensor:
+    def sample(self, rng: Rng) -> Tensor:
         return self.mode()
 
     def logp(self, action: Tensor) -> Tensor:
@@ -116,11 +117,9 @@ class Categoricals:
         parts = (logits,) if len(sizes) == 1 else logits.split(list(sizes), -1)
         self.logps = [x.log_softmax(-1) for x in parts]
 
-    def sample(self, generator: torch.Generator) -> Int[Tensor, "*decision component"]:
+    def sample(self, rng: Rng) -> Int[Tensor, "*decision component"]:
         """Sample the choice with the smallest exponential number, rates p: as torch.multinomial does, without its checks."""
-        return self.from_noise(
-            exponential_noise(self.logps[0].shape[:-1], [x.shape[-1] for x in self.logps], generator)
-        )
+        return self.from_noise(exponential_noise([x.shape[-1] for x in self.logps], rng))
 
     def from_noise(self, noise: Float[Tensor, "*decision choice"]) -> Int[Tensor, "*decision component"]:
         """Return the sample as a function of standard exponential numbers."""
@@ -150,17 +149,14 @@ class Categoricals:
         return torch.stack(each, -1).sum(-1)
 
 
-def exponential_noise(
-    shape: Sequence[int], sizes: Sequence[int], generator: torch.Generator
-) -> Float[Tensor, "... choice"]:
+def exponential_noise(sizes: Sequence[int], rng: Rng) -> Float[Tensor, "row choice"]:
     """Draw standard exponential numbers for every choice of every component.
 
     Args:
-        shape: of the decisions.
         sizes: choices of every component.
-        generator: draws them.
+        rng: draws them.
     """
-    return _concat([torch.empty(*shape, size).exponential_(generator=generator) for size in sizes])
+    return _concat([rng.exponential(size) for size in sizes])
 
 
 def _concat(columns: list[Tensor]) -> Tensor:
@@ -173,8 +169,8 @@ class Gaussian:
     def __init__(self, mean: Float[Tensor, "*decision component"], log_std: Float[Tensor, " component"]):
         self.mean, self.log_std = mean, log_std
 
-    def sample(self, generator: torch.Generator) -> Float[Tensor, "*decision component"]:
-        return self.from_noise(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
+    def sample(self, rng: Rng) -> Float[Tensor, "*decision component"]:
+        return self.from_noise(rng.randn(*self.mean.shape[1:]).to(self.mean.dtype))
 
     def from_noise(self, noise: Float[Tensor, "*decision component"]) -> Float[Tensor, "*decision component"]:
         """Return the sample as a function of standard normal numbers."""

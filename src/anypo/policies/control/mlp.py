@@ -20,6 +20,7 @@ from anypo.policies.control.normalize import RunningNorm, normalized_obs
 from anypo.policies.control.spaces import Flat, from_space, to_space
 from anypo.policies.decisions import MASK, names_of, valid_mask
 from anypo.policies.weights import swap_params, trainable_state
+from anypo.rng import Rng
 from anypo.types import Trajectories
 
 
@@ -116,20 +117,20 @@ class MLPPolicy(ActorCritic):
     def decide(
         self,
         obs: Float[Tensor, "batch dim"],
-        generator: torch.Generator,
+        rng: Rng,
         greedy: bool,
         mask: Bool[Tensor, "batch choice"] | None,
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
         if self.compiled is None or not self.frozen_params or greedy or mask is not None:
-            return super().decide(obs, generator, greedy, mask)
-        action, logp = self.compiled(obs, self.action_noise(len(obs), generator), *self.frozen_params)
+            return super().decide(obs, rng, greedy, mask)
+        action, logp = self.compiled(obs, self.action_noise(rng), *self.frozen_params)
         return action, logp
 
-    def action_noise(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch number"]:
-        """Draw the random numbers of n decisions."""
+    def action_noise(self, rng: Rng) -> Float[Tensor, "batch number"]:
+        """Draw the random numbers of a decision of every row."""
         if self.log_std is None:
-            return exponential_noise([n], self.sizes, generator)
-        return torch.randn(n, len(self.log_std), generator=generator, dtype=self.log_std.dtype)
+            return exponential_noise(self.sizes, rng)
+        return rng.randn(len(self.log_std)).to(self.log_std.dtype)
 
     def act_params(self) -> list[Tensor]:
         """Return the tensors that decisions depend on."""

@@ -16,6 +16,7 @@ from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.mlp import MLPPolicy
 from anypo.policies.decisions import Decisions, valid_mask
 from anypo.policies.weights import snapshot, swap_params
+from anypo.rng import BatchRng, Rng
 from anypo.types import Trajectories
 
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -139,7 +140,7 @@ class Denoiser(MLPPolicy):
     def act(
         self,
         obs: Float[Tensor, "batch dim"],
-        generator: torch.Generator,
+        rng: Rng,
         *,
         greedy: bool = False,
         action_mask: Tensor | None = None,
@@ -151,8 +152,8 @@ class Denoiser(MLPPolicy):
         if random or noise:
             raise UsageError(f"the policy {type(self).__name__} explores by its own noise, not by random actions")
         features, n, shape = self.features(obs), len(obs), (len(obs), self.steps, self.size)
-        x = torch.randn(n, self.size, generator=generator)
-        noises = torch.zeros(shape) if greedy else self.chain_noise(shape, generator)
+        x = rng.randn(self.size)
+        noises = torch.zeros(shape) if greedy else self.chain_noise(rng)
         chain, logps = [x], []
         for k in range(self.steps):
             step = torch.full((n,), k)
@@ -162,7 +163,7 @@ class Denoiser(MLPPolicy):
             chain.append(x)
             logps.append(self.density(x, mean, std))
         values = self.values(features) if valued else None
-        trace = self.draw_times(obs, x, generator) | {
+        trace = self.draw_times(obs, x, rng) | {
             "latent": torch.stack(chain[:-1], 1),
             "next": torch.stack(chain[1:], 1),
         }
@@ -172,9 +173,9 @@ class Denoiser(MLPPolicy):
         )
         return Decisions(x, logp, None if values is None else values[:, 0], trace)
 
-    def chain_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    def chain_noise(self, rng: Rng) -> Tensor:
         """Draw the standard normal numbers of a chain."""
-        return torch.randn(shape, generator=generator)
+        return rng.randn(self.steps, self.size)
 
     def density(self, x: Float[Tensor, "draw component"], mean: Tensor, std: Tensor) -> Float[Tensor, " draw"]:
         """Return log N(x; mean, std^2), its mean or sum over components by `over`."""
@@ -185,7 +186,7 @@ class Denoiser(MLPPolicy):
         return x.mean(-1) if self.over == "mean" else x.sum(-1)
 
     def draw_times(
-        self, obs: Float[Tensor, "batch dim"], action: Float[Tensor, "batch component"], generator: torch.Generator
+        self, obs: Float[Tensor, "batch dim"], action: Float[Tensor, "batch component"], rng: Rng
     ) -> dict[str, Tensor]:
         """Draw one (time, noise) per step for the matching loss of an action, stratified over the steps."""
         shape = len(obs), self.steps
@@ -194,14 +195,14 @@ class Denoiser(MLPPolicy):
             "obs": obs[:, None].expand(*shape, -1),
             "action": action[:, None].expand(*shape, -1),
             "step": step,
-            "time": (step + torch.rand(shape, generator=generator)) / self.steps,
-            "noise": torch.randn(*shape, self.size, generator=generator),
+            "time": (step + rng.rand(self.steps)) / self.steps,
+            "noise": rng.randn(self.steps, self.size),
         }
 
     def trace(
         self, obs: Float[Tensor, "batch dim"], action: Float[Tensor, "batch component"], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        draws = self.draw_times(obs, action, generator)
+        draws = self.draw_times(obs, action, BatchRng(generator, len(obs)))
         noise = torch.randn(len(obs), 1, self.size, generator=generator)
         times = torch.linspace(0, 1, self.steps + 1)[:, None].expand(len(obs), -1, 1)
         chain = self.blend(action[:, None].expand(-1, self.steps + 1, -1), noise.expand(-1, self.steps + 1, -1), times)

@@ -13,6 +13,7 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.kernels.mlp import build_mlp
 from anypo.policies.generative.denoiser import BOX, FREQUENCIES, Denoiser, time_embedding
+from anypo.rng import Rng
 
 
 class FlowPolicy(Denoiser):
@@ -79,8 +80,8 @@ class FlowPolicy(Denoiser):
         x = x + self.network(features, x, step.to(x.dtype) / self.steps) / self.steps
         return x if self.spread is None else x.clamp(-BOX, BOX)
 
-    def chain_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        noise = super().chain_noise(shape, generator)
+    def chain_noise(self, rng: Rng) -> Tensor:
+        noise = super().chain_noise(rng)
         return noise if self.spread is None else noise.clamp(-3, 3)
 
     def blend(

@@ -80,7 +80,7 @@ def generate(
     forward: Forward,
     prompts: Sequence[Sequence[int]],
     samples: Sequence[int],
-    generator: torch.Generator,
+    seeds: Int[Tensor, " row"] | None,
     *,
     filter: Filter,
     max_new: int,
@@ -93,13 +93,13 @@ def generate(
 
     A prompt is read once for all its samples that begin together, and where none waits, so is every token that follows while
     most samples of a prompt agree. Rows that have ended leave their slots to rows that wait. The draws of a row depend on its
-    place in the batch, not on when it is written or when others end.
+    seed alone, not on its place in the batch or when it is written.
 
     Args:
         forward: the model.
         prompts: token ids.
         samples: completions of each prompt.
-        generator: of the rows' seeds.
+        seeds: of the rows; None where nothing is drawn (greedy).
         filter: the distribution of a token, given its logits.
         max_new: tokens a completion may have.
         greedy: take the likeliest token each time.
@@ -110,7 +110,7 @@ def generate(
     device = eos.device
     origin = [i for i, count in enumerate(samples) for _ in range(count)]
     n = len(origin)
-    seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device).to(device)
+    seeds = torch.zeros(n, dtype=torch.long, device=device) if seeds is None else seeds.to(device)
     writer = Writer(forward, prompts, origin, max_new, min(slots or n, n), device)
     rows = Completions(n, max_new, device)
     while True:
@@ -129,6 +129,11 @@ def generate(
             return rows.to_sample(writer.logits.dtype)
 
 
+def skip(seed: Int[Tensor, " row"], steps: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """Return the streams that begin where others are after so many numbers."""
+    return seed + steps * -0x61C8864680B583EB
+
+
 def uniform(seed: Int[Tensor, " row"], step: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
     """Return number `step` of the stream `seed`, uniform in [0, 1): the hash of a counter, so streams are read at any place.
 
@@ -138,7 +143,7 @@ def uniform(seed: Int[Tensor, " row"], step: Int[Tensor, " row"]) -> Float[Tenso
     def shifted(x: Tensor, bits: int) -> Tensor:
         return (x >> bits) & (2 ** (64 - bits) - 1)
 
-    z = seed + (step + 1) * -0x61C8864680B583EB
+    z = skip(seed, step + 1)
     z = (z ^ shifted(z, 30)) * -0x40A7B892E31B1A47
     z = (z ^ shifted(z, 27)) * -0x6B2FB644ECCEEE15
     return shifted(z ^ shifted(z, 31), 11).double() * 2.0**-53

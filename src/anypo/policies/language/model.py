@@ -175,7 +175,7 @@ class LanguageModel(nn.Module):
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
-        generator: torch.Generator,
+        seeds: Int[Tensor, " row"] | None,
         *,
         samples: int | Sequence[int] = 1,
         max_new: int | None = None,
@@ -183,7 +183,7 @@ class LanguageModel(nn.Module):
     ) -> Sample:
         """Sample completions of token-id prompts, `samples` of each (one number, or one per prompt), together in prompt order.
 
-        At most `slots` of them are written at a time: as one ends, the next one waiting begins.
+        seeds: of the rows' streams of random numbers; greedy completions need none. At most `slots` are written at a time.
         Raises UsageError for a prompt that leaves no room for `max_new` tokens in the model's context.
         """
         max_new = max_new or self.max_new
@@ -195,7 +195,7 @@ class LanguageModel(nn.Module):
                 self.backbone.next_logits,
                 prompts,
                 [samples] * len(prompts) if isinstance(samples, int) else samples,
-                generator,
+                seeds,
                 filter=self.filter,
                 max_new=max_new,
                 greedy=greedy,

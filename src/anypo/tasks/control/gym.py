@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anypo.errors import RunError, UsageError, unknown
 from anypo.policies.control.normalize import RunningNorm
+from anypo.rng import SPAN, EpisodeRng, RowRng, held_out_seeds, request_keys, request_seeds, row_seeds
 from anypo.tasks.control.env_copy import EnvCopy
 from anypo.tasks.control.rollout_log import RolloutLog
 from anypo.tasks.control.starts import configured_scale, reward_factor, scales_reward, start_seed
@@ -109,9 +110,7 @@ class Gym:
         except TypeError as error:
             raise UsageError(f"{self.name} cannot be made with env_kwargs {self.env_kwargs}: {error}") from error
 
-    def rollout(
-        self, policy: Any, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.
 
         A given start is a reset seed derived from it: the rows of its request share the start state, and `horizon` cuts
@@ -127,8 +126,9 @@ class Gym:
             horizon = requests[0].horizon
             if horizon is None:
                 raise UsageError(f"{self.name}: requests that continue current episodes need a horizon")
+            rng = RowRng(row_seeds(seed, request_keys(requests)[:1], [self.envs]), min(horizon, SPAN))
             with policy.frozen_for_rollout():
-                log = self._play(policy, self.copies, self._fresh(), generator, steps=horizon, explore=explore)
+                log = self._play(policy, self.copies, self._fresh(), rng, steps=horizon, explore=explore)
             group = torch.arange(len(log.done))
         elif len(episodes) < len(requests):
             raise UsageError(f"{self.name}: one rollout cannot mix given starts with starts that are None")
@@ -136,18 +136,20 @@ class Gym:
             for copy in self.copies:
                 copy.over = True
             starts = ((start_seed(self.seed, 0, start), limit) for start, n, limit in episodes for _ in range(n))
+            rng = EpisodeRng(request_seeds(seed, requests))
             with policy.frozen_for_rollout():
-                log = self._play(policy, self.copies, starts, generator, explore=explore)
+                log = self._play(policy, self.copies, starts, rng, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         return self._batch(policy, log, group), log.metrics()
 
-    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+    def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Mean, standard deviation and mean length of greedy episodes from held-out seeds, the same ones every time."""
         episodes = self.eval_episodes if episodes is None else episodes
         while len(self.eval_copies) < min(episodes, self.eval_episodes):
             self.eval_copies.append(EnvCopy(self._make()))
         starts = ((start_seed(i, held_out=True), self.limit) for i in range(episodes))
-        log = self._play(policy, self.eval_copies, starts, generator, greedy=True)
+        rng = EpisodeRng(held_out_seeds(seed, episodes))
+        log = self._play(policy, self.eval_copies, starts, rng, greedy=True)
         returns, lengths = np.array(log.finished).T
         return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
 
@@ -211,7 +213,7 @@ class Gym:
         policy: Any,
         copies: list[EnvCopy],
         starts: Iterator[tuple[int, int | None]],
-        generator: torch.Generator,
+        rng: RowRng,
         *,
         steps: int | None = None,
         greedy: bool = False,
@@ -220,6 +222,7 @@ class Gym:
         """Step the copies together; one whose episode is over takes the next (seed, limit), until there is none.
 
         Rows are numbered in the order of `starts`, after those of the episodes already under way.
+        rng: numbers of a seat each with `steps`, of a row each without.
         """
         log = RolloutLog()
         for copy in copies:
@@ -235,7 +238,8 @@ class Gym:
                 break
             obs = torch.from_numpy(policy.encode_batch([copy.observation for copy in live]))
             mask = None if live[0].mask is None else torch.from_numpy(np.stack([copy.mask for copy in live]))
-            decided = policy.act(obs, generator, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
+            begin_decision(rng, live, len(log.obs))
+            decided = policy.act(obs, rng, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only
                 log.add_decisions(obs, mask, decided)
             log.row += [copy.row for copy in live]
@@ -282,3 +286,17 @@ class Gym:
             trace={name: rows(x) for name, x in trace.items()},
             extra={"last": final},
         )
+
+
+def begin_decision(rng: RowRng, copies: list[EnvCopy], step: int) -> None:
+    """Go on to the numbers of the next decision: of every row where episodes are rows, else of every environment.
+
+    Args:
+        rng: of the rollout.
+        copies: those that are stepped.
+        step: decisions of the rollout so far.
+    """
+    if isinstance(rng, EpisodeRng):
+        rng.at_each(np.array([len(copy.actions) for copy in copies]), np.array([copy.row for copy in copies]))
+    else:
+        rng.at(step)

@@ -83,9 +83,7 @@ class Pairs(TextTask):
             encoded.append((prompt, answer, mark))
         return encoded
 
-    def rollout(
-        self, policy: Any, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """The recorded answers of the requested records; `samples` and `horizon` of a request are ignored."""
         starts = [self._start(r) for r in requests]
         b = self._batch(policy, [self._training[i] for i in starts])
@@ -101,7 +99,7 @@ class Pairs(TextTask):
         preferred = torch.tensor([mark for _, _, mark in rows], device=b.valid.device)
         return b.but(group=group.to(b.valid.device)).put({"preferred": preferred})
 
-    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+    def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """On the held-out records (the first `episodes` of them):
 
         ranking_accuracy: share of pairs whose preferred answer has the larger implicit reward, ties count one half; margin: mean
@@ -124,7 +122,7 @@ class Pairs(TextTask):
         if not policy.heads and bool(good.any()):
             measures["logp_chosen"] = float(now[good].mean())
         if self.rewards:
-            greedy = super().evaluate(policy, generator, episodes)
+            greedy = super().evaluate(policy, seed, episodes)
             measures |= {"accuracy" if name == self.metric else name: value for name, value in greedy.items()}
         return measures
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.policies.language.batching import pad
-from anypo.policies.language.generate import Sample
+from anypo.policies.language.generate import Sample, skip
+from anypo.rng import request_seeds
 from anypo.tasks.text.rewards import Reward, make_reward
 from anypo.types import Request, Trajectories
 
@@ -103,9 +104,7 @@ class TextTask:
                 if not policy.fits(length, self.max_new):
                     raise UsageError(f"the prompt of {self._where(records, i)} {policy.room(length, self.max_new)}")
 
-    def rollout(
-        self, policy: Any, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Completions of the requested records, scored, with metrics."""
         horizons = {r.horizon or self.max_new or policy.max_new for r in requests}
         if len(horizons) > 1:
@@ -120,8 +119,9 @@ class TextTask:
         ]
         counts = [r.samples for r in requests]
         beginnings = [p + b for p, b in zip(prompts, begun, strict=True)]
-        done = policy.sample(beginnings, generator, samples=counts, max_new=budget)
         group = torch.repeat_interleave(torch.arange(len(requests)), torch.tensor(counts))
+        seeds = skip(request_seeds(seed, requests), torch.tensor([len(b) for b in begun])[group])
+        done = policy.sample(beginnings, seeds, samples=counts, max_new=budget)
         fresh = done.mask
         if any(begun):
             done = join_prefixes(done, [r.prefix for r in requests], begun, group)
@@ -218,14 +218,14 @@ class TextTask:
             "tokens": float(done.lengths.sum()),
         }
 
-    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+    def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Greedy completions of the held-out records (the first `episodes` of them)."""
         records = self.heldout[:episodes]
         scores, lengths = [], []
         for at in range(0, len(records), AT_ONCE):
             chunk = records[at : at + AT_ONCE]
             prompts = [policy.encode(r["prompt"]) for r in chunk]
-            done = policy.sample(prompts, generator, max_new=self.max_new, greedy=True)
+            done = policy.sample(prompts, None, max_new=self.max_new, greedy=True)
             scores.append(self.score(chunk, _texts(policy, done), done))
             lengths.append(done.lengths)
         score = torch.cat(scores)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anypo.kernels.compiler import CompiledFn
 from anypo.protocols import ActsByTensors
+from anypo.rng import ChunkRng, RowRng
 from anypo.tasks.control.tensor.environment import State
 from anypo.tasks.control.tensor.rows import add_values, make_batch
 from anypo.tasks.control.tensor.window import StepWindow, pad_rows
@@ -34,7 +35,7 @@ def play_episodes(
     state: State,
     limits: Int[Tensor, " row"],
     group: Int[Tensor, " row"],
-    generator: torch.Generator,
+    rng: RowRng,
     explore: dict[str, float],
 ) -> tuple[Trajectories, dict[str, float]]:
     """Play one episode from every state; one that is over is not stepped any more.
@@ -45,7 +46,7 @@ def play_episodes(
         state: where the episodes begin.
         limits: steps of an episode at most.
         group: of the rows.
-        generator: of the policy's samples.
+        rng: of the policy's samples, a stream per row.
         explore: noise of the policy's actions.
     """
     rows = len(limits)
@@ -54,7 +55,8 @@ def play_episodes(
     obs, t = task.env.observe(state), 0
     last = torch.empty(rows, obs.shape[1])
     while len(live):
-        decided = policy.act(obs, generator, valued=False, **explore)
+        rng.at(t, live)
+        decided = policy.act(obs, rng, valued=False, **explore)
         state, reward, terminated, _ = task.env.step(state, task.env_action(decided.action))
         window.write(live, t, decided, obs, reward=reward)
         obs, t = task.env.observe(state), t + 1
@@ -77,7 +79,7 @@ def play_episodes(
 
 
 def continue_episodes(
-    task: Tensors, policy: Any, horizon: int, generator: torch.Generator, explore: dict[str, float]
+    task: Tensors, policy: Any, horizon: int, key: tuple[int, int], explore: dict[str, float]
 ) -> tuple[Trajectories, dict[str, float]]:
     """Continue the current episodes: `horizon` steps of every environment, chunk by chunk, cut into one row per piece of an episode.
 
@@ -85,11 +87,11 @@ def continue_episodes(
         task: its states are advanced.
         policy: decides.
         horizon: steps of every environment.
-        generator: of the policy's samples.
+        key: seed and number of the request, of which all random numbers follow.
         explore: noise of the policy's actions.
     """
     window, before = StepWindow(task.envs, horizon), task.state[-1].long()
-    stops = walk_window(task, policy, window, generator, explore)
+    stops = walk_window(task, policy, window, key, explore)
     # flat, one environment after the other, a piece is a run that ends with its episode or with the window
     over = window.fields.pop("over")
     closing = over.clone()
@@ -119,7 +121,7 @@ def continue_episodes(
 
 
 def walk_window(
-    task: Tensors, policy: Any, window: StepWindow, generator: torch.Generator, explore: dict[str, float]
+    task: Tensors, policy: Any, window: StepWindow, key: tuple[int, int], explore: dict[str, float]
 ) -> Stops:
     """Fill the window chunk by chunk, in compiled code where task and policy allow it.
 
@@ -127,7 +129,7 @@ def walk_window(
         task: its states are advanced.
         policy: decides.
         window: is filled.
-        generator: of the policy's samples.
+        key: seed and number of the request, of which all random numbers follow.
         explore: noise of the policy's actions.
     """
     several = task.compiles and isinstance(policy, ActsByTensors) and not explore
@@ -136,12 +138,19 @@ def walk_window(
     with nullcontext() if several else policy.frozen_for_rollout():
         for first in range(0, task.envs, task.chunk):
             envs = slice(first, min(first + task.chunk, task.envs))
-            stops += walk(task, policy, window, envs, generator)
+            decisions, resets = (ChunkRng((*key, use), envs, task.envs) for use in range(2))
+            stops += walk(task, policy, window, envs, decisions, resets)
     return stops
 
 
 def walk_chunk(
-    task: Tensors, policy: Any, window: StepWindow, envs: slice, generator: torch.Generator, explore: dict[str, float]
+    task: Tensors,
+    policy: Any,
+    window: StepWindow,
+    envs: slice,
+    rng: ChunkRng,
+    resets: ChunkRng,
+    explore: dict[str, float],
 ) -> Stops:
     """Fill the window of one chunk, step by step.
 
@@ -152,27 +161,28 @@ def walk_chunk(
         policy: decides.
         window: is filled.
         envs: the chunk.
-        generator: of the policy's samples.
+        rng: of the policy's samples.
+        resets: of new starts.
         explore: noise of the policy's actions.
     """
     state = task.state[:, envs].contiguous()
     obs, at = task.env.observe(state), torch.arange(envs.start, envs.stop) * window.steps
     stops: Stops = []
     for t in range(window.steps):
-        decided = policy.act(obs, generator, valued=False, **explore)
+        decided = policy.act(obs, rng, valued=False, **explore)
         state, reward, terminated, truncated = task.env.step(state, task.env_action(decided.action))
         over = terminated | truncated
         window.write(envs, t, decided, obs, reward=reward, over=over, done=terminated)
         ended = over.nonzero()[:, 0] if t < window.steps - 1 else slice(None)
         stops.append((at[ended] + t, task.env.observe(state[:, ended]).clone()))
-        state = torch.where(over, task.env.reset(task.generator, len(over)), state)
+        state = torch.where(over, task.fresh_states(resets), state)
         obs = task.env.observe(state)
     task.state[:, envs] = state
     return stops
 
 
 def walk_compiled(
-    task: Tensors, policy: ActsByTensors, window: StepWindow, envs: slice, generator: torch.Generator
+    task: Tensors, policy: ActsByTensors, window: StepWindow, envs: slice, rng: ChunkRng, resets: ChunkRng
 ) -> Stops:
     """`walk_chunk`, several steps at a time in compiled code.
 
@@ -181,16 +191,17 @@ def walk_compiled(
         policy: decides.
         window: is filled.
         envs: the chunk.
-        generator: of the policy's noise.
+        rng: of the policy's noise.
+        resets: of new starts.
     """
     stride = task.compiled.setdefault(policy, CompiledFn(partial(stride_fn, task, policy)))
-    state, params, n = task.state[:, envs].contiguous(), policy.act_params(), envs.stop - envs.start
+    state, params = task.state[:, envs].contiguous(), policy.act_params()
     at = torch.arange(envs.start, envs.stop) * window.steps
     stops: Stops = []
     for t in range(0, window.steps, STRIDE):
         count = min(STRIDE, window.steps - t)
-        noise = torch.stack([policy.action_noise(n, generator) for _ in range(count)])
-        fresh = torch.stack([task.env.reset(task.generator, n) for _ in range(count)])
+        noise = torch.stack([policy.action_noise(rng) for _ in range(count)])
+        fresh = torch.stack([task.fresh_states(resets) for _ in range(count)])
         state, after, obs, action, logp, reward, over, done = stride(state, noise, fresh, *params)
         fields = {"logp": logp.unsqueeze(-1), "trace.obs": obs.unsqueeze(2), "trace.action": action.unsqueeze(2)}
         window.fill(envs, t, fields | {"reward": reward, "over": over, "done": done})

@@ -11,6 +11,7 @@ from torch import Tensor
 from anypo.errors import UsageError, unknown
 from anypo.kernels.compiler import CompiledFn
 from anypo.policies.control.normalize import RunningNorm
+from anypo.rng import SPAN, ChunkRng, RowRng, held_out_seeds, request_keys, request_seeds
 from anypo.tasks.control.starts import configured_scale, scales_reward, start_seed
 from anypo.tasks.control.tensor.classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
 from anypo.tasks.control.tensor.environment import Environment, State
@@ -71,8 +72,7 @@ class Tensors:
         self.envs, self.seed, self.chunk, self.eval_episodes = envs, seed, chunk, eval_episodes
         self.scale_reward = scale_reward
         self.scale = None if scale_reward is False else RunningNorm(1)
-        self.generator = torch.Generator().manual_seed(start_seed(seed, 1))
-        self.state = self.env.reset(self.generator, envs)
+        self.state = self.env.reset(torch.Generator().manual_seed(start_seed(seed, 1)), envs)
         self.total = torch.zeros(envs, dtype=torch.float64)
         """Undiscounted return of the episode every environment is in."""
         self.compiled: dict[Any, CompiledFn] = {}
@@ -87,9 +87,7 @@ class Tensors:
         """Scale rewards or not, as the recipe says."""
         self.scale = configured_scale(self.scale, recipe)
 
-    def rollout(
-        self, policy: Any, requests: list[Request], generator: torch.Generator
-    ) -> tuple[Trajectories, dict[str, float]]:
+    def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.
 
         A given start is a seed: the rows of its request begin in the same state, and `horizon` cuts them. Otherwise the current
@@ -103,23 +101,25 @@ class Tensors:
             horizon = requests[0].horizon
             if horizon is None:
                 raise UsageError(f"{self.name}: requests that continue current episodes need a horizon")
-            return continue_episodes(self, policy, horizon, generator, explore)
+            return continue_episodes(self, policy, horizon, (seed, request_keys(requests)[0]), explore)
         if len(starts) < len(requests):
             raise UsageError(f"{self.name}: one rollout cannot mix given starts with starts that are None")
         samples = torch.tensor([r.samples for r in requests])
         limits = torch.tensor([min(r.horizon or self.limit, self.limit) for r in requests]).repeat_interleave(samples)
         state = self._begin([start_seed(self.seed, 0, start) for start in starts]).repeat_interleave(samples, 1)
         group = torch.arange(len(requests)).repeat_interleave(samples)
-        return play_episodes(self, policy, state, limits, group, generator, explore)
+        rng = RowRng(request_seeds(seed, requests), SPAN)
+        return play_episodes(self, policy, state, limits, group, rng, explore)
 
-    def evaluate(self, policy: Any, generator: torch.Generator, episodes: int | None = None) -> dict[str, float]:
+    def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Mean, standard deviation and mean length of greedy episodes from held-out seeds, the same ones every time."""
         episodes = self.eval_episodes if episodes is None else episodes
         state = self._begin([start_seed(i, held_out=True) for i in range(episodes)])
         total, live = torch.zeros(episodes, dtype=torch.float64), torch.arange(episodes)
-        lengths = torch.zeros(episodes, dtype=torch.float64)
+        lengths, rng = torch.zeros(episodes, dtype=torch.float64), RowRng(held_out_seeds(seed, episodes), SPAN)
         while len(live):
-            decided = policy.act(self.env.observe(state), generator, greedy=True, valued=False)
+            rng.at(int(lengths[live[0]]), live)
+            decided = policy.act(self.env.observe(state), rng, greedy=True, valued=False)
             state, reward, terminated, truncated = self.env.step(state, self.env_action(decided.action))
             total[live] += reward
             lengths[live] += 1
@@ -146,11 +146,10 @@ class Tensors:
         return rows | {"horizon": self.limit, "lr": 3e-3, "epochs": 1, "minibatch": 4096, "steps": steps}
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the environments, the generator of their starts, and the scale of the rewards."""
+        """The states of the environments, and the scale of the rewards."""
         return {
             "state": self.state.clone(),
             "total": self.total.clone(),
-            "generator": self.generator.get_state(),
             "scale": self.scale.state_dict() if self.scale else None,
         }
 
@@ -161,13 +160,16 @@ class Tensors:
                 "use the same number"
             )
         self.state, self.total = state["state"].clone(), state["total"].clone()
-        self.generator.set_state(state["generator"])
         if self.scale:
             self.scale.load_state_dict(state["scale"])
 
     def _begin(self, seeds: list[int]) -> State:
         """The state each seed starts in."""
         return torch.cat([self.env.reset(torch.Generator().manual_seed(seed), 1) for seed in seeds], 1)
+
+    def fresh_states(self, rng: ChunkRng) -> State:
+        """Return a start for every environment of a chunk."""
+        return rng.gather(lambda block: self.env.reset(block.generator, block.rows), 1)
 
     def env_action(self, action: Shaped[Tensor, "env *component"]) -> Shaped[Tensor, "env *component"]:
         """Map decisions to the environment's actions: choices as they are, numbers from [-1, 1] onto its bounds and clipped to them."""
