@@ -106,6 +106,10 @@ class Trajectories:
         more = {name: tensor for name, tensor in found.items() if name not in FIELDS}
         return replace(self, **named, extra=self.extra | more) if more else replace(self, **named)
 
+    def put_clean(self, found: dict[str, Tensor]) -> Trajectories:
+        """`put` on a clean batch, which stays clean."""
+        return self.put({name: zero_masked(tensor, self.mask) for name, tensor in found.items()})
+
     @property
     def shape(self) -> tuple[int, int]:
         """(N, T), read off the first [row, step] field present."""

@@ -47,13 +47,13 @@ def gradient(
     """
     if fits(batch, micro):
         values = evaluate_views(policy, batch, method.live)
-        loss, metrics = method.loss(batch.put(values))
+        loss, metrics = method.loss_of_clean(batch.put_clean(values))
         if loss.requires_grad:
             loss.backward()
         return metrics | ({"mismatch": mismatch(values["logp"], batch)} if on_policy else {})
     views = method.live
     leaves = {name: view.requires_grad_() for name, view in views_without_grad(policy, batch, views, micro).items()}
-    loss, metrics = method.loss(batch.put(leaves))
+    loss, metrics = method.loss_of_clean(batch.put_clean(leaves))
     grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True))
     grads = {name: grad for name, grad in grads.items() if grad is not None}
     views = {name: views[name] for name in grads}
@@ -68,7 +68,7 @@ def gradient(
 
 def loss_on(method: Method, policy: Policy, batch: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
     """The method's loss on `batch` in one forward pass, and its metrics: loss = F(views(policy, batch))."""
-    return method.loss(batch.put(evaluate_views(policy, batch, method.live)))
+    return method.loss_of_clean(batch.put_clean(evaluate_views(policy, batch, method.live)))
 
 
 def replay_loss(run: Run, method: Method, rows: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:

@@ -72,19 +72,23 @@ class Method(Requirements):
     # ---------------------------------------------------------------- the tensor contract
 
     def prepare(self, b: Trajectories) -> Trajectories:
-        """Run score and credit: fills advantage [N, T], and mask, weight, return targets where the links write them."""
-        clean = done = mask_expert_scores(b.check().clean())
+        """Run score and credit: fills advantage [N, T], and mask, weight, return targets where the links write them.
+
+        What it returns is checked and clean.
+        """
+        b = mask_expert_scores(b.check().clean())
         for slot, part in self.batch_links():
-            done = self._run(slot, part, done, part)
-        if done.advantage is not None:
-            done = done.but(advantage=torch.where(done.valid, done.advantage, 0.0).detach())
-        kept = {f.name: getattr(b, f.name) for f in fields(b) if getattr(done, f.name) is getattr(clean, f.name)}
-        return done.but(**kept)
+            b = self._run(slot, part, b, part)
+        return b.but(advantage=None if b.advantage is None else b.advantage.detach()).clean()
 
     def loss(self, b: Trajectories | Comparisons) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar to minimise and its metrics; differentiable through logp, entropy and value; moves no state."""
         b = b.rows() if isinstance(b, Comparisons) else b
-        b = self._run_minibatch_links(b.check().clean())
+        return self.loss_of_clean(b.check().clean())
+
+    def loss_of_clean(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss` of rows that `prepare` returned, with their views added by `put_clean`."""
+        b = self._run_minibatch_links(b)
         expert = b.get("expert_mask")
         sampled = b if expert is None else b.rows(expert == 0)
         fresh = sampled
