@@ -51,13 +51,14 @@ class Network:
 
     of: Q(s, a) of `action`, or V(s) of `state`; `autoencoder`: a variational one of actions given states. ensemble: how
     many, initialised apart and evaluated together. spread: each also has a standard deviation (`NAME_std`). norm: layer
-    normalization before every activation.
+    normalization before every activation. lr: a learning rate of its own.
     """
 
     of: Literal["action", "state", "autoencoder"] = "action"
     ensemble: int = 1
     spread: bool = False
     norm: bool = False
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
