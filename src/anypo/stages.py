@@ -35,11 +35,12 @@ CHAINS = frozenset({"score", "critic", "credit", "terms"})
 """Slots that hold a chain of parts; the others hold exactly one."""
 
 
-Level = Literal["decision", "row", "group", "batch"]
-"""What has to stay together for a part to be exact: single decisions, whole rows, whole groups, the whole batch."""
+Level = Literal["decision", "segment", "row", "group", "batch"]
+"""What has to stay together for a part to be exact: single decisions, the decisions of one action, whole rows, whole groups, the
+whole batch."""
 
 
-LEVELS: tuple[Level, ...] = ("decision", "row", "group", "batch")
+LEVELS: tuple[Level, ...] = ("decision", "segment", "row", "group", "batch")
 
 
 DECLARATIONS: dict[str, Any] = {

@@ -34,6 +34,7 @@ def absorb(run: Run, rollout: Rollout, observers: tuple[Observer, ...] = DIAGNOS
         for _ in range(draws - 1):
             batch, again = learn_again(run, method)
             updates.append(again)
+        refresh(run, late=True)
         metrics |= merge_metrics(updates)
         for observer in observers:
             observer.updated(run, metrics)

@@ -19,7 +19,7 @@ dsac_t = register_method(
             arxiv="2310.05858",
             family="control",
             equation="grad_q = m^2 (q - y_q) / (std^2 + eps);  grad_std = m^2 (std^2 - (y_z - q)^2) / (std^3 + eps),  y_z within 3 m of q",
-            source="arXiv 2310.05858; Jingliang-Duan/DSAC-v2, dsac_v2.py (gradient scale; first m; policy, alpha, targets every other time)",
+            source="arXiv 2310.05858; Jingliang-Duan/DSAC-v2, dsac_v2.py (gradient scale; first m; delay_update 2)",
             claim="Matches or beats SAC without tuning and is robust to the scale of rewards.",
             claims=(
                 Claim(

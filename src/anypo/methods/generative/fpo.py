@@ -6,6 +6,7 @@ from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import SegmentGae, Whiten
 from anypo.parts.critic import Value
 from anypo.parts.ratio import MatchingRatio
+from anypo.parts.step import Adam
 from anypo.parts.trust import Clip
 
 fpo = register_method(
@@ -14,6 +15,7 @@ fpo = register_method(
         credit=[SegmentGae(0.995, 0.95), Whiten()],
         ratio=MatchingRatio("segment", limit=3.0),
         trust=Clip(0.05, 0.05),
+        step=Adam(grad_norm=None, epochs=16),
         card=Card(
             id="fpo",
             title="Flow Matching Policy Gradients",
@@ -21,7 +23,7 @@ fpo = register_method(
             arxiv="2507.21053",
             family="generative",
             equation="L = -mean min(r A, clip(r) A) + c_v L_V,  r = exp(mean_j L_old,j - L_j),  L_j = mean_d |v - (a - z_j)|^2",
-            source="arXiv 2507.21053, eq. 11; akanazawa/fpo, playground/src/flow_policy/fpo.py",
+            source="arXiv 2507.21053, eq. 11; akanazawa/fpo, playground/src/flow_policy/fpo.py (16 passes in minibatches of actions)",
             claim="It matches Gaussian PPO in control while it learns multimodal actions, with any sampler.",
             claims=(
                 Claim(
@@ -30,6 +32,7 @@ fpo = register_method(
                     "reward",
                     against="ppo",
                     margin=-0.05,
+                    settings={"epochs": 16},
                 ),
             ),
         ),

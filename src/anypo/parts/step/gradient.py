@@ -21,8 +21,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Gradient:
-    """lr: learning rate. epochs: passes over a batch. minibatch: rows per update (single decisions where method and
-    policy allow cutting), 0 for the whole batch. grad_norm: the gradient is scaled down to this global norm.
+    """lr: learning rate. epochs: passes over a batch. minibatch: rows per update (single decisions or actions where
+    method and policy allow cutting), 0 for the whole batch. grad_norm: the gradient is scaled down to this global norm.
     schedule: of the learning rate over the run, after `warmup` updates that ramp it up. policy_lr: of the policy itself, where
     value networks beside it learn at `lr`.
     """
