@@ -239,8 +239,7 @@ def test_the_bound_of_learned_noise_holds_and_then_falls_by_three_tenths_of_its_
 
 @pytest.mark.entry("reinflow")
 def test_a_run_of_reinflow_moves_the_bound_with_its_progress() -> None:
-    run = gym("reinflow", steps=256)
-    assert run.config.policy["noise"] == "learned"
+    run = plane("reinflow")
     learn(run)
     assert run.policy.bound.item() == pytest.approx(0.3 * 0.1 + 0.7 * 0.24)
 
@@ -248,7 +247,8 @@ def test_a_run_of_reinflow_moves_the_bound_with_its_progress() -> None:
 @pytest.mark.entry("reinflow")
 def test_reinflow_learns_its_noise_whether_or_not_the_flow_is_named() -> None:
     for policy in ({}, {"name": "flow"}):
-        assert gym("reinflow", policy=policy).policy.spread is not None
+        run = gym("reinflow", policy=policy)
+        assert run.policy.spread is not None and run.config.policy["noise"] == "learned"
     assert gym("reinflow", policy={"name": "flow", "noise": "sde"}).policy.spread is None
 
 

@@ -34,11 +34,11 @@ def absorb(run: Run, rollout: Rollout, observers: tuple[Observer, ...] = DIAGNOS
         for _ in range(draws - 1):
             batch, again = learn_again(run, method)
             updates.append(again)
-        refresh(run, late=True)
         metrics |= merge_metrics(updates)
         for observer in observers:
             observer.updated(run, metrics)
         run.policy.observe(batch)
+        refresh(run, late=True)
     else:
         metrics |= merge_metrics([])
     run.advance(metrics)

@@ -65,7 +65,7 @@ class FlowPolicy(Denoiser):
         generator = torch.Generator().manual_seed(seed)
         self.spread = build_mlp([inputs, 64, 64, self.size], 0.01, generator) if noise == "learned" else None
         if noise == "learned":
-            self.register_buffer("bound", torch.tensor(high))
+            self.register_buffer("bound", torch.tensor(high, dtype=torch.float64))
 
     def anneal(self, progress: float) -> None:
         """Set the upper bound of learned noise for this share of a run."""
