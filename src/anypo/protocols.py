@@ -151,6 +151,13 @@ class HasRecords(Protocol):
 
 
 @runtime_checkable
+class Anneals(Protocol):
+    """A policy that changes with the progress of the run, in [0, 1]."""
+
+    def anneal(self, progress: float) -> None: ...
+
+
+@runtime_checkable
 class Proposes(Protocol):
     """A policy that can propose actions beside those taken. latent: random numbers per decision its autoencoder reads."""
 

@@ -3,8 +3,8 @@
 Beside `reads`, a part may declare: `views`, batch fields the engine fills by forward passes without gradient before the
 update (per minibatch for a minibatch link); `live`, fields filled with gradient, where they differ from the plain
 functional of that name; `anchors`, refresh rules; `heads`, the value functions a critic learns as outputs of the policy's
-critic, `networks`, those with networks of their own; `policy`, the kind of policy for control it presumes. Undeclared
-fields are not computed.
+critic, `networks`, those with networks of their own; `policy`, the kind of policy for control it presumes, and `policy_options`, that
+kind's options where a run leaves them open. Undeclared fields are not computed.
 
 A *part* is one stage's function with its configuration: a frozen dataclass with one `__call__`. Parts are pure functions of
 tensors: they have no access to a model, an optimizer or a process group, so that robots and language models are trained by
@@ -35,11 +35,12 @@ CHAINS = frozenset({"score", "critic", "credit", "terms"})
 """Slots that hold a chain of parts; the others hold exactly one."""
 
 
-Level = Literal["decision", "row", "group", "batch"]
-"""What has to stay together for a part to be exact: single decisions, whole rows, whole groups, the whole batch."""
+Level = Literal["decision", "segment", "row", "group", "batch"]
+"""What has to stay together for a part to be exact: single decisions, the decisions of one action, whole rows, whole groups, the
+whole batch."""
 
 
-LEVELS: tuple[Level, ...] = ("decision", "row", "group", "batch")
+LEVELS: tuple[Level, ...] = ("decision", "segment", "row", "group", "batch")
 
 
 DECLARATIONS: dict[str, Any] = {
@@ -50,6 +51,7 @@ DECLARATIONS: dict[str, Any] = {
     "heads": None,
     "networks": {},
     "policy": None,
+    "policy_options": {},
     "when": "batch",
     "rows": "own",
     "coef": None,

@@ -190,6 +190,20 @@ class Trajectories:
             changes["mask"] = None
         return replace(self, **changes)
 
+    def regroup(self, index: Int[Tensor, "new slot"], row: Int[Tensor, " new"]) -> Trajectories:
+        """Return new rows, whose decisions are those at `index` in the flattened batch, with the row fields of the rows `row`."""
+        shape = self.shape
+        changes: dict[str, Any] = {}
+        for name in FIELDS:
+            tensor = getattr(self, name)
+            if isinstance(tensor, Tensor):
+                changes[name] = tensor.flatten(0, 1)[index] if name in STEP_FIELDS else tensor.index_select(0, row)
+        changes["trace"] = {k: t.flatten(0, 1)[index] for k, t in self.trace.items()}
+        changes["extra"] = {
+            k: t.flatten(0, 1)[index] if t.shape[:2] == shape else t.index_select(0, row) for k, t in self.extra.items()
+        }
+        return replace(self, **changes)
+
     def _full_mask(self) -> Tensor | None:
         """Return what a mask without a gap is replaced with: None, or itself where no other field has the batch's shape."""
         alone = all(getattr(self, name) is None for name in STEP_FIELDS if name != "mask")

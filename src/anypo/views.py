@@ -51,24 +51,28 @@ class Network:
 
     of: Q(s, a) of `action`, or V(s) of `state`; `autoencoder`: a variational one of actions given states. ensemble: how
     many, initialised apart and evaluated together. spread: each also has a standard deviation (`NAME_std`). norm: layer
-    normalization before every activation.
+    normalization before every activation. lr: a learning rate of its own.
     """
 
     of: Literal["action", "state", "autoencoder"] = "action"
     ensemble: int = 1
     spread: bool = False
     norm: bool = False
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
 class Refresh:
     """When an anchor, a frozen copy of the policy, is renewed: before the update of every `every`-th batch, or of batch `at`
-    alone (counted from 1); never otherwise. decay: what it keeps of itself then (an exponential moving average).
-    per: with `update`, the count is of parameter updates, and the renewal follows the update."""
+    alone (counted from 1); never otherwise. decay: what it keeps of itself then (an exponential moving average), at most `ramp` times
+    the number of updates so far. late: after the batch's update instead. per: with `update`, the count is of parameter updates, and
+    the renewal follows the update."""
 
     every: int | None = None
     at: int | None = None
     decay: float = 0.0
+    ramp: float | None = None
+    late: bool = False
     per: Literal["batch", "update"] = "batch"
 
 

@@ -316,8 +316,6 @@ def test_policy_gradients_train_a_flow_policy(method, task, tmp_path):
     if task.startswith("gym"):
         values["task"] = {"name": task, "envs": 2, "eval_episodes": 1}
         small = {"steps": 400, "collect": {"requests": 1, "samples": 2}, "step": {"epochs": 1, "minibatch": 512}}
-        if anypo.method(method).traits["critic"]:
-            small["steps"] = 600
     run = create(configuration.from_dict({**values, **small}))
     before = [p.clone() for p in run.policy.parameters()]
     records = []

@@ -20,7 +20,8 @@ class FusedAdamW(torch.optim.AdamW):
             states = [self.state[p] for p in params]
             first, second, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
             torch._foreach_add_(steps, 1)
-            torch._fused_adamw_(
+            fused = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+            fused(
                 params,
                 [p.grad for p in params],
                 first,

@@ -38,6 +38,7 @@ def absorb(run: Run, rollout: Rollout, observers: tuple[Observer, ...] = DIAGNOS
         for observer in observers:
             observer.updated(run, metrics)
         run.policy.observe(batch)
+        refresh(run, late=True)
     else:
         metrics |= merge_metrics([])
     run.advance(metrics)

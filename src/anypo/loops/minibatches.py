@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anypo.method.method import Method
 from anypo.parts.ops.groups import index_groups
+from anypo.parts.ops.segments import split_segments
 from anypo.stages import LEVELS
 from anypo.types import Trajectories
 
@@ -34,7 +35,7 @@ def microbatches(batch: Trajectories, micro: int) -> list[Tensor]:
 
 
 def flatten_decisions(batch: Trajectories, method: Method, independent: bool, size: int | None) -> Trajectories:
-    """Make every decision a row of its own where minibatches may be cut from those; how a row ended is dropped.
+    """Make every decision, or every segment, a row of its own where minibatches may be cut from those; how a row ended is dropped.
 
     Args:
         batch: prepared rows.
@@ -42,10 +43,11 @@ def flatten_decisions(batch: Trajectories, method: Method, independent: bool, si
         independent: the policy evaluates each decision alone.
         size: of the minibatches; 0 or None keeps the rows.
     """
-    if not (size and independent and method.level == "decision"):
+    if not (size and independent and method.level in ("decision", "segment")):
         return batch
     extra = {name: tensor for name, tensor in batch.extra.items() if name != "last"}
-    return batch.but(bootstrap=None, done=None, truncated=None, extra=extra).decisions()
+    batch = batch.but(bootstrap=None, done=None, truncated=None, extra=extra)
+    return batch.decisions() if method.level == "decision" else split_segments(batch)
 
 
 def minibatches(

@@ -19,7 +19,7 @@ from anypo.method.knob_state import find_knobs, load_knobs
 from anypo.method.registry import method as registered
 from anypo.method.requirements import Requirements
 from anypo.numbers import Knob
-from anypo.parts.ops.log_ratio import importance_ratio
+from anypo.parts.ops.log_ratio import importance_ratio, k3
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import build_stage, describe
 from anypo.stages import SLOTS, declared
@@ -215,5 +215,5 @@ def ratio_metrics(x: Tensor, b: Trajectories) -> dict[str, Tensor]:
     return {
         "ratio": masked_mean(r, mask),
         "ratio_max": kept.max() if kept.numel() else r.new_zeros(()),
-        "kl_old": masked_mean(r.reciprocal() + x - 1, mask),
+        "kl_old": masked_mean(k3(-x), mask),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 from anypo.method.filling import LOSS, Filling, merge_declared
 from anypo.stages import LEVELS, SLOTS, Level, declared
@@ -29,6 +30,11 @@ class Requirements(Filling):
         """The kind of policy for control that some part presumes; None: the task's own."""
         kinds = (declared(part, "policy") for part in self.parts(*SLOTS))
         return next((kind for kind in kinds if kind is not None), None)
+
+    @cached_property
+    def policy_options(self) -> dict[str, Any]:
+        """Options of that kind of policy, where a run leaves them open."""
+        return merge_declared(self.parts(*SLOTS), "policy_options")
 
     @cached_property
     def anchors(self) -> dict[str, Refresh]:

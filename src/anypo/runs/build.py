@@ -115,12 +115,17 @@ def open_store(method: Method, task: Any, policy: Any) -> OpenStore:
 
 
 def param_groups(policy: Any) -> list[dict[str, Any]]:
-    """The trainable parameters in groups: value networks (`critics`) apart from the policy itself."""
-    groups: dict[str, list[Any]] = {"policy": [], "critics": []}
-    for name, p in policy.named_parameters():
+    """The trainable parameters in groups: value networks (`critics`) apart from the policy itself, and those with a learning
+    rate of their own apart from the others."""
+    rates = {name: net.lr for name, net in getattr(policy, "networks", {}).items() if net.lr is not None}
+    groups: dict[str, dict[str, Any]] = {name: {"params": [], "name": name} for name in ("policy", "critics")}
+    groups |= {f"critics.{name}": {"params": [], "name": name, "own_lr": lr} for name, lr in rates.items()}
+    for path, p in policy.named_parameters():
         if p.requires_grad:
-            groups["critics" if name.startswith("critics.") else "policy"].append(p)
-    return [{"params": params, "name": name} for name, params in groups.items() if params]
+            room, _, rest = path.partition(".")
+            network = f"critics.{rest.partition('.')[0]}"
+            groups["policy" if room != "critics" else network if network in groups else "critics"]["params"].append(p)
+    return [group for group in groups.values() if group["params"]]
 
 
 def resolve_device(name: str) -> torch.device:

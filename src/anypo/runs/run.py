@@ -12,7 +12,7 @@ import torch
 from anypo.config import Config
 from anypo.method.method import Method
 from anypo.policies.weights import snapshot
-from anypo.protocols import BatchSpec
+from anypo.protocols import Anneals, BatchSpec
 from anypo.stages import OpenStore, Stepper
 from anypo.tasks.pool import StartPool
 from anypo.views import Refresh
@@ -83,6 +83,8 @@ class Run:
         self.batch += 1
         self.before, self.done = self.done, self.done + int(lasted[self.task.unit] or 0)
         self.stepper.progress = min(1.0, self.done / self.steps)
+        if isinstance(self.policy, Anneals):
+            self.policy.anneal(self.stepper.progress)
         self.finished = self.done >= self.steps
 
     def state(self) -> dict[str, Any]:

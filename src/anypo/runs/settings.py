@@ -48,6 +48,8 @@ def resolve(config: Config, task: Task, method: Method) -> Settings:
     )
     kind = method.policy if isinstance(task, HasActionSpace) else None
     config.policy.setdefault("name", kind or task.default_policy)
+    if config.policy["name"] == kind:
+        config.policy = {**method.policy_options, **config.policy}
     steps = config.steps or 0
     return Settings(
         config, method, batch_spec(method, recipe), steps, task.continuing and not method.traits["whole"], recipe

@@ -66,7 +66,7 @@ def replay_reach(
         method = method.configure({"store": {"batch": 64, "start": first, "idle": 24, "ratio": updates}})
         if isinstance(method.stages["collect"], Explore):
             method = method.configure({"collect": {"first": first, "after": late}})
-        spec = {"name": method.policy, "hidden": [64, 64]}
+        spec = {"name": method.policy, "hidden": [64, 64], **method.policy_options}
     else:
         spec = {"name": "mlp"}
     policy = policies.make_policy(spec, toy, value=method.heads, networks=method.networks, seed=seed)

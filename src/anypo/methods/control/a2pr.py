@@ -18,7 +18,7 @@ a2pr = register_method(
             arxiv="2405.19909",
             family="control",
             equation="L = -lam mean Q_1(s, pi(s)) + mean[g (pi(s) - abar)^2],  abar = argmax over {a, VAE(s, pi(s))} of Q_1 - V",
-            source="ltlhuuu/A2PR; the gradient through the autoencoder's action only with `through`",
+            source="ltlhuuu/A2PR (autoencoder at 1e-3); the gradient through the autoencoder's action only with `through`",
             claim="Regularising to high-advantage actions alone beats TD3+BC, most clearly on mixed data.",
             claims=(
                 Claim(

@@ -11,7 +11,7 @@ awac = register_method(
     iql.but(
         critic=[TD(next="policy")],
         credit=[Advantage(beta=1.0, drawn=True)],
-        step=Adam(lr=3e-4, epochs=1, minibatch=0, grad_norm=None, schedule="constant", warmup=0),
+        step=Adam(lr=3e-4, epochs=1, minibatch=0, grad_norm=None, schedule="constant", warmup=0, policy_penalty=1e-4),
         card=Card(
             id="awac",
             title="AWAC: Accelerating Online Reinforcement Learning with Offline Datasets",
@@ -19,7 +19,7 @@ awac = register_method(
             arxiv="2006.09359",
             family="control",
             equation="L_pi = -min(exp(A / lambda), 100) log pi(a|s),  A = Q(s, a) - Q(s, a~),  a~ ~ pi",
-            source="arXiv 2006.09359, eq. 8 and 13; online with --collect explore",
+            source="arXiv 2006.09359, eq. 8 and 13; rail-berkeley/rlkit, awac1.py (penalty 1e-4); online with --collect explore",
             claim="Implicit constraints by advantage weighting allow offline learning and fine-tuning in one.",
             claims=(
                 Claim(

@@ -4,14 +4,14 @@ from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.critic import GaussianTD
-from anypo.parts.knobs import Temperature, Tracked
+from anypo.parts.knobs import Alternate, Temperature, Tracked
 from anypo.parts.trust import Pathwise
 
 alpha = Temperature()
 dsac_t = register_method(
     sac.but(
-        critic=[GaussianTD(alpha=alpha, mean1=Tracked("q_std1"), mean2=Tracked("q_std2"))],
-        trust=Pathwise(of="min", alpha=alpha),
+        critic=[GaussianTD(alpha=alpha, mean1=Tracked("q_std1"), mean2=Tracked("q_std2"), every=2)],
+        trust=Pathwise(of="min", alpha=alpha, coef=Alternate(period=2)),
         card=Card(
             id="dsac-t",
             title="Distributional Soft Actor-Critic with Three Refinements",
@@ -19,7 +19,7 @@ dsac_t = register_method(
             arxiv="2310.05858",
             family="control",
             equation="grad_q = m^2 (q - y_q) / (std^2 + eps);  grad_std = m^2 (std^2 - (y_z - q)^2) / (std^3 + eps),  y_z within 3 m of q",
-            source="arXiv 2310.05858; Jingliang-Duan/DSAC-v2 (gradient scale); the policy is updated every time",
+            source="arXiv 2310.05858; Jingliang-Duan/DSAC-v2, dsac_v2.py (gradient scale; first m; delay_update 2)",
             claim="Matches or beats SAC without tuning and is robust to the scale of rewards.",
             claims=(
                 Claim(

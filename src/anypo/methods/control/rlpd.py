@@ -8,7 +8,7 @@ from anypo.parts.knobs import Alternate, Clock, Temperature
 from anypo.parts.store import Transitions
 from anypo.parts.trust import Pathwise
 
-alpha = Temperature()
+alpha = Temperature(each=-0.5)
 rlpd = register_method(
     sac.but(
         store=Transitions(batch=256, ratio=20.0, share=0.5),
@@ -21,7 +21,7 @@ rlpd = register_method(
             arxiv="2302.02948",
             family="control",
             equation="y = r + gamma (1-d) [min over 2 of 10 Qbar_i(s', a') - alpha log pi(a'|s')], batches half data, 20 updates per step",
-            source="arXiv 2302.02948, alg. 1; ikostrikov/rlpd",
+            source="arXiv 2302.02948, alg. 1; ikostrikov/rlpd, sac_learner.py (target entropy of -dim / 2)",
             claim="A few changes to SAC make online learning with offline data up to 2.5 times better, without pre-training.",
             claims=(
                 Claim(

@@ -10,7 +10,7 @@ from anypo.parts.trust import Pathwise
 
 td3_bc = register_method(
     td3.but(
-        collect=FromData(),
+        collect=FromData(standardize=True),
         trust=Pathwise(of="first", soft=False, scale=2.5, coef=Alternate(period=2)),
         terms=[CloneAction(coef=Alternate(period=2))],
         card=Card(
@@ -20,7 +20,7 @@ td3_bc = register_method(
             arxiv="2106.06860",
             family="control",
             equation="L = -lam mean Q_1(s, pi(s)) + mean (pi(s) - a)^2,  lam = 2.5 / mean |Q_1|",
-            source="arXiv 2106.06860, eq. 3-5; states standardised with --policy.normalize true",
+            source="arXiv 2106.06860, eq. 3-5; sfujim/TD3_BC (states standardised)",
             claim="One cloning term and state normalisation make TD3 a strong offline method.",
             claims=(
                 Claim(

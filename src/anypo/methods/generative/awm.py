@@ -21,7 +21,7 @@ awm = register_method(
             arxiv="2509.25050",
             family="generative",
             equation="L = -mean_j min(r_j A, clip(r_j, 0, 2) A) + beta |v - v_ref|^2 + |v - v_ema|^2,  log r_j = g(L_old,j) - g(L_j)",
-            source="arXiv 2509.25050; scxue/advantage_weighted_matching, scripts/train_sd3_awm.py",
+            source="arXiv 2509.25050; scxue/advantage_weighted_matching, train_sd3_awm.py (there no times of first step and last tenth)",
             claim="Keeping the pretraining loss lowers the variance and trains many times faster than Flow-GRPO.",
             claims=(
                 Claim(

@@ -21,7 +21,8 @@ fpo = register_method(
             arxiv="2507.21053",
             family="generative",
             equation="L = -mean min(r A, clip(r) A) + c_v L_V,  r = exp(mean_j L_old,j - L_j),  L_j = mean_d |v - (a - z_j)|^2",
-            source="arXiv 2507.21053, eq. 11; akanazawa/fpo, playground/src/flow_policy/fpo.py",
+            source="arXiv 2507.21053, eq. 11; akanazawa/fpo, playground/src/flow_policy/fpo.py (minibatches of actions; passes over a"
+            " batch, there 16, are the task's)",
             claim="It matches Gaussian PPO in control while it learns multimodal actions, with any sampler.",
             claims=(
                 Claim(

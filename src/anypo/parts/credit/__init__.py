@@ -2,7 +2,7 @@
 
 from anypo.parts.credit.baselines import Baseline, Combine, WeightedBaseline
 from anypo.parts.credit.channels import BetaNormalize, DecoupledBaseline
-from anypo.parts.credit.denoising import DenoisingDiscount, SegmentGae
+from anypo.parts.credit.denoising import DenoisingDiscount, FirstSteps, SegmentGae
 from anypo.parts.credit.filters import (
     BalancedDrop,
     DropTruncated,
@@ -34,6 +34,7 @@ __all__ = [
     "DropTruncated",
     "EntropyModulate",
     "ExtendedGae",
+    "FirstSteps",
     "Gae",
     "GateBySuccess",
     "KeepExtremes",

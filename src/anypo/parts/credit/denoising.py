@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from anypo.numbers import Number
 from anypo.parts.credit.returns import Gae
@@ -45,6 +47,22 @@ class SegmentGae:
 
 @register_part("credit")
 @dataclass(frozen=True)
+class FirstSteps:
+    """mask = 1[i < floor(share n)] for the i-th of the n decisions of a segment: the last are not trained; one is, at least.
+
+    Source: Flow-GRPO, yifan123/flow_grpo, config/grpo.py (`timestep_fraction`).
+    """
+
+    share: float = 0.99
+    reads = ("advantage",)
+
+    def __call__(self, b: Trajectories) -> Trajectories:
+        i, n = place_in_segment(b)
+        return b.but(mask=b.valid & (i < (self.share * n).floor().clamp(min=1)))
+
+
+@register_part("credit")
+@dataclass(frozen=True)
 class DenoisingDiscount:
     """A_i <- gamma^(n - 1 - i) A_i for the i-th of the n decisions of a segment: the noisier a step, the less it is credited. Also
     writes `denoised` = i / (n - 1) [N, T], 1 in a segment of one. Source: DPPO, arXiv 2409.00588, sec. 4.3.
@@ -54,12 +72,17 @@ class DenoisingDiscount:
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
-        advantage = b.need("advantage")
-        (of, _), valid, one = segments(b), b.valid, torch.ones_like(advantage)
-        count = segment_sum(one, of, valid)
-        before = torch.cat([torch.zeros_like(count[:, :1]), count.cumsum(1)[:, :-1]], 1)
-        i = valid.to(one.dtype).cumsum(1) - 1 - before.gather(1, of)
-        n = count.gather(1, of)
+        advantage, valid = b.need("advantage"), b.valid
+        i, n = place_in_segment(b)
         denoised = torch.where(n > 1, i / (n - 1).clamp(min=1), 1.0)
         a = advantage * float(self.gamma) ** (n - 1 - i)
         return b.but(advantage=torch.where(valid, a, 0.0)).put({"denoised": torch.where(valid, denoised, 0.0)})
+
+
+def place_in_segment(b: Trajectories) -> tuple[Float[Tensor, "row step"], Float[Tensor, "row step"]]:
+    """Return for every valid decision its number i within its segment, from 0, and the number n of the segment's decisions."""
+    (of, _), valid = segments(b), b.valid
+    one = valid.to(b.need("advantage").dtype)
+    count = segment_sum(one, of, valid)
+    before = torch.cat([torch.zeros_like(count[:, :1]), count.cumsum(1)[:, :-1]], 1)
+    return one.cumsum(1) - 1 - before.gather(1, of), count.gather(1, of)

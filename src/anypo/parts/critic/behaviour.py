@@ -57,15 +57,19 @@ class PolicyValue:
 class AdvantageAutoencoder:
     """mean[w |recon - a|^2 (mean over dimensions)] + KL / 2, w = 1[Q_1(s, a) > V(s)]: good actions alone are encoded.
 
-    Source: A2PR, arXiv 2405.19909; ltlhuuu/A2PR.
+    lr: its learning rate; None: that of the step. Source: A2PR, arXiv 2405.19909; ltlhuuu/A2PR.
     """
 
+    lr: float | None = 1e-3
     level: ClassVar[Level] = "decision"
     heads: ClassVar[tuple[str, ...]] = ()
-    networks: ClassVar[dict[str, Network]] = {"vae": Network("autoencoder")}
     live: ClassVar[dict[str, View]] = {"vae": View("vae"), "vae_kl": View("vae_kl")}
     views: ClassVar[dict[str, View]] = {"q_now": View("q"), "v_now": View("v"), "taken": View("taken")}
     reads = ("vae", "vae_kl", "q_now", "v_now", "taken")
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        return {"vae": Network("autoencoder", lr=self.lr)}
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         error = (b.need("vae") - b.need("taken")).square().mean(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,18 +27,21 @@ class GaussianTD:
 
     whose gradient is -(y_q - q_i) / (std_i^2 + eps) in q_i and -((y_z - q_i)^2 - std_i^2) / (std_i^3 + eps) in std_i. j = argmin
     q_i' of the target; y_q = r + gamma (1 - d) (q_j' - alpha log pi'), y_z the same with z_j' ~ N(q_j', std_j'^2) (cut at 3
-    deviations), then within 3 m_i of q_i; omega_i = m_i^2; m_i: moving mean of std_i (`mean1`, `mean2`). a' ~ the target policy.
+    deviations), then within 3 m_i of q_i; omega_i = m_i^2. a' ~ the target policy, which follows after every `every`-th update.
+    m_i = (1 - rate) mean_i + rate mean(std_i); the batch's own mean where `mean1`, `mean2` are not given, or NaN as before the first.
     Source: DSAC-T, arXiv 2310.05858; the scale m^2 as in Jingliang-Duan/DSAC-v2.
     """
 
     alpha: Number = 0.0
-    mean1: Number = 1.0
-    mean2: Number = 1.0
+    mean1: Number | None = None
+    mean2: Number | None = None
+    rate: float = 0.005
     gamma: float = 0.99
     eps: float = 0.1
     tau: float = POLYAK
+    every: int = 1
     substitute: bool = True
-    level: ClassVar[Level] = "decision"
+    level: ClassVar[Level] = "batch"
     heads: ClassVar[tuple[str, ...]] = ()
     networks: ClassVar[dict[str, Network]] = {"q": Network("action", 2, spread=True)}
     live: ClassVar[dict[str, View]] = {"q": View("q"), "q_std": View("q_std")}
@@ -52,7 +56,7 @@ class GaussianTD:
 
     @property
     def anchors(self) -> dict[str, Refresh]:
-        return {"target": Refresh(every=1, decay=1 - self.tau, per="update")}
+        return {"target": Refresh(every=self.every, decay=1 - self.tau, per="update")}
 
     def targets(self, b: Trajectories) -> tuple[Float[Tensor, "row step"], Float[Tensor, "row step"]]:
         """(y_q, y_z) before the latter is bounded."""
@@ -67,12 +71,14 @@ class GaussianTD:
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         y_q, y_z = self.targets(b)
         q, std = b.need("q"), b.need("q_std")
-        m = torch.stack([torch.as_tensor(number(mean), dtype=q.dtype) for mean in (self.mean1, self.mean2)])
         now, width = q.detach(), std.detach()
+        batch = torch.stack([masked_mean(width[..., k], b.mask) for k in (0, 1)])
+        means = [math.nan if mean is None else number(mean) for mean in (self.mean1, self.mean2)]
+        before = torch.stack([torch.as_tensor(mean, dtype=q.dtype) for mean in means])
+        m = torch.where(before.isnan(), batch, (1 - self.rate) * before + self.rate * batch)
         near = now + torch.minimum(torch.maximum(y_z.unsqueeze(-1) - now, -3 * m), 3 * m)
         slope_q = (now - y_q.unsqueeze(-1)) / (width.square() + self.eps)
         slope_std = (width.square() - (near - now).square()) / (width.pow(3) + self.eps)
         loss = token_mean((m.square() * (slope_q * q + slope_std * std)).sum(-1), b)
-        each = [masked_mean(width[..., k], b.mask) for k in (0, 1)]
-        metrics = {"q": masked_mean(now.mean(-1), b.mask), "q_std1": each[0], "q_std2": each[1]}
+        metrics = {"q": masked_mean(now.mean(-1), b.mask), "q_std1": m[0], "q_std2": m[1]}
         return loss, {"q_loss": masked_mean((now - y_q.unsqueeze(-1)).square().mean(-1), b.mask), **metrics}

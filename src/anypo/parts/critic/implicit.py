@@ -71,7 +71,7 @@ class Gumbel(ImplicitValue):
         z = delta / self.beta
         z = z if self.clip is None else z.clamp(max=self.clip)
         if not self.scaled:
-            return z.exp() - z - 1
+            return z.expm1() - z
         top = torch.where(b.valid, z, -math.inf).max().clamp(min=-1.0).detach()
         top = torch.where(top.isfinite(), top, torch.zeros_like(top))
         return (z - top).exp() - (z + 1) * (-top).exp()

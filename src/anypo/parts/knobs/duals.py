@@ -40,8 +40,8 @@ class Dual(Moving):
 @register_knob
 @dataclass
 class Temperature(Moving):
-    """alpha = exp(x) by Adam on x (rate `lr`) with the gradient -alpha (log pi + target): entropy is held at `target`, minus the
-    number of action dimensions unless given. Rests at updates without the metric `logp_policy`.
+    """alpha = exp(x) by Adam on x (rate `lr`) with the gradient -alpha (log pi + target): entropy is held at `target`, by default
+    at `each` for each dimension of the action. Rests at updates without the metric `logp_policy`.
 
     Source: SAC, arXiv 1812.05905, eq. 18.
     """
@@ -49,6 +49,7 @@ class Temperature(Moving):
     start: float = 1.0
     lr: float = 3e-4
     target: float | None = None
+    each: float = -1.0
     state: tuple[float, float, float, int] = field(default=(0.0, 0.0, 0.0, 0), init=False)
     every: ClassVar[Literal["batch", "update"]] = "update"
 
@@ -59,12 +60,13 @@ class Temperature(Moving):
         return math.exp(self.state[0])
 
     def __str__(self) -> str:
-        return f"temperature({'-dim' if self.target is None else format(self.target, 'g')})"
+        each = "-dim" if self.each == -1 else f"{self.each:g} dim"
+        return f"temperature({each if self.target is None else format(self.target, 'g')})"
 
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         if not math.isfinite(logp := metrics.get("logp_policy", math.nan)):
             return
-        target = -float(b.trace["action"].shape[-1]) if self.target is None else self.target
+        target = self.each * b.trace["action"].shape[-1] if self.target is None else self.target
         x, m, v, n = self.state
         g = -math.exp(x) * (logp + target)
         n, m, v = n + 1, 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g

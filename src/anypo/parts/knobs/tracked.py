@@ -72,19 +72,18 @@ class TrackedQuantile(Moving):
 @register_knob
 @dataclass
 class Tracked(Moving):
-    """A moving mean of a metric, value <- (1 - rate) value + rate metric, from its first value on; 1 before that."""
+    """The last finite value of a metric; NaN before the first."""
 
     metric: str
-    rate: float = 0.005
     value: float = field(default=math.nan, init=False)
     every: ClassVar[Literal["batch", "update"]] = "update"
 
     def __float__(self) -> float:
-        return 1.0 if math.isnan(self.value) else self.value
+        return self.value
 
     def __str__(self) -> str:
-        return f"mean({self.metric})"
+        return f"last({self.metric})"
 
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         if math.isfinite(new := metrics.get(self.metric, math.nan)):
-            self.value = new if math.isnan(self.value) else (1 - self.rate) * self.value + self.rate * new
+            self.value = new

@@ -29,14 +29,23 @@ def sampled_kl(b: Trajectories) -> Float[Tensor, "row step"]:
 
 
 def importance_ratio(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """exp(x), with x limited only where its square would overflow: +-40 in float32, +-322 in float64.
+    """Return r = exp(x), with x limited."""
+    return limited(x).exp()
 
-    The slope beyond the limit is that at the limit, not 0: a penalty that has become huge still pulls the right way.
+
+def limited(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Limit x where the square of exp(x) would overflow: to +-40 in float32, +-322 in float64.
+
+    The slope beyond the limit is 1, not 0: a penalty that has become huge still pulls the right way.
     """
     limit = math.log(torch.finfo(x.dtype).max) / 2.2
-    if not x.requires_grad:
-        return x.clamp(-limit, limit).exp()
-    return (x + (x.clamp(-limit, limit) - x).detach()).exp()
+    near = x.clamp(-limit, limit)
+    return x + (near - x).detach() if x.requires_grad else near
+
+
+def k3(d: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Return k3 = exp(d) - d - 1 = expm1(d) - d, which rounding does not make negative where d is small."""
+    return limited(d).expm1() - d
 
 
 def divergence(d: Float[Tensor, "*any"], kind: str) -> Float[Tensor, "*any"]:
@@ -48,7 +57,7 @@ def divergence(d: Float[Tensor, "*any"], kind: str) -> Float[Tensor, "*any"]:
         return -r * d - r + 1
     if kind == "k1":
         return -d
-    return d.square() / 2 if kind == "k2" else importance_ratio(d) - d - 1
+    return d.square() / 2 if kind == "k2" else k3(d)
 
 
 def row_mean(b: Trajectories, x: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:

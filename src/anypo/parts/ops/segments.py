@@ -21,6 +21,20 @@ def segments(b: Trajectories) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "ro
     return (first.cumsum(1) - 1).clamp(min=0), first
 
 
+def split_segments(b: Trajectories) -> Trajectories:
+    """Return every segment as a row of its own, [M, K], shorter ones padded on the right with masked slots."""
+    (_, first), valid, steps = segments(b), b.valid, b.shape[1]
+    flat = valid.flatten().nonzero()[:, 0]
+    starts = first.flatten()[flat].nonzero()[:, 0]
+    row = first.flatten()[flat].cumsum(0) - 1
+    place = torch.arange(len(flat), device=flat.device) - starts[row]
+    index = flat.new_zeros((len(starts), int(place.max()) + 1 if len(flat) else 0))
+    index[row, place] = flat
+    mask = torch.zeros_like(index, dtype=torch.bool)
+    mask[row, place] = True
+    return b.but(mask=valid).regroup(index, flat[starts] // max(steps, 1)).but(mask=None if bool(mask.all()) else mask)
+
+
 def segment_sum(
     x: Float[Tensor, "row step"], of: Int[Tensor, "row step"], mask: Bool[Tensor, "row step"]
 ) -> Float[Tensor, "row segment"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,9 @@ class ChainRatio:
     """
 
     limit: Number = 1.0
-    level: ClassVar[Level] = "row"
+    level: ClassVar[Level] = "segment"
+    policy: ClassVar[str] = "flow"
+    policy_options: ClassVar[dict[str, Any]] = {"noise": "learned"}
     reads = ("logp", "logp_old", "logp_noise")
     views: ClassVar[dict[str, View]] = {"logp_noise": View("logp_noise")}
 
@@ -53,6 +55,7 @@ class NormalisedRatio:
     """
 
     level: ClassVar[Level] = "decision"
+    policy: ClassVar[str] = "flow"
     reads = ("logp", "logp_old", "step_mean", "step_mean_old", "step_std")
     live: ClassVar[dict[str, View]] = {"step_mean": View("step_mean")}
     views: ClassVar[dict[str, View]] = {"step_mean_old": View("step_mean"), "step_std": View("step_std")}
@@ -77,11 +80,12 @@ class MatchingRatio:
     limit: Number | None = 3.0
     weighting: Literal["uniform", "ghuber"] = "uniform"
     power: float = 0.25
+    policy: ClassVar[str] = "flow"
     live: ClassVar[dict[str, View]] = {"logp": View("cfm")}
 
     @property
     def level(self) -> Level:
-        return "decision" if self.per == "draw" else "row"
+        return "decision" if self.per == "draw" else "segment"
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Gradient:
-    """lr: learning rate. epochs: passes over a batch. minibatch: rows per update (single decisions where method and
-    policy allow cutting), 0 for the whole batch. grad_norm: the gradient is scaled down to this global norm.
+    """lr: learning rate. epochs: passes over a batch. minibatch: rows per update (single decisions or actions where
+    method and policy allow cutting), 0 for the whole batch. grad_norm: the gradient is scaled down to this global norm.
     schedule: of the learning rate over the run, after `warmup` updates that ramp it up. policy_lr: of the policy itself, where
     value networks beside it learn at `lr`.
     """
@@ -89,9 +89,9 @@ class Descent(Generic[Recipe]):
         if finite:
             if bound is not None and norm + 1e-6 > bound:
                 torch._foreach_mul_(grads, bound / (norm + 1e-6))
-            policy_lr = self.recipe.policy_lr
             for group in self.optimizer.param_groups:
-                group["lr"] = float(policy_lr) if policy_lr is not None and group.get("name") == "policy" else lr
+                own = self.recipe.policy_lr if group.get("name") == "policy" else group.get("own_lr")
+                group["lr"] = lr if own is None else float(own)
             optimizer_step(self.optimizer)
             self.updates += 1
         return {**metrics, "grad_norm": norm, "lr": lr, "skipped": float(not finite)}

@@ -16,16 +16,25 @@ from anypo.parts.step.gradient import Gradient
 @register_part("step")
 @dataclass(frozen=True)
 class Adam(Gradient):
-    """Adam with decoupled weight decay. Source: arXiv 1412.6980, 1711.05101."""
+    """Adam with decoupled weight decay; the policy's weights may have an L2 penalty in their gradient instead (`policy_penalty`).
+
+    Source: arXiv 1412.6980, 1711.05101.
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    policy_penalty: float | None = None
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-        groups = list(groups)
+        groups = [self._penalised(group) for group in groups]
         fused = all(p.is_floating_point() for g in groups for p in g["params"])
         return FusedAdamW(groups, lr, self.betas, self.eps, self.weight_decay, fused=fused)
+
+    def _penalised(self, group: dict[str, Any]) -> dict[str, Any]:
+        if self.policy_penalty is None or group.get("name") != "policy":
+            return group
+        return {**group, "weight_decay": self.policy_penalty, "decoupled_weight_decay": False}
 
 
 @register_part("step")

@@ -1,6 +1,6 @@
 """Terms: further objectives beside the main one, reduced like it unless they say otherwise. Scalars to minimise."""
 
-from anypo.parts.terms.denoising import GuessDivergence, MeanDivergence
+from anypo.parts.terms.denoising import ChainEntropy, GuessDivergence, MeanDivergence
 from anypo.parts.terms.divergence import Divergence, HingeDivergence
 from anypo.parts.terms.entropy import Entropy
 from anypo.parts.terms.gated_kl import EntropyGatedKl
@@ -8,6 +8,7 @@ from anypo.parts.terms.imitation import CloneAction, CloneGoodAction, Imitate, L
 from anypo.parts.terms.perception import Perception
 
 __all__ = [
+    "ChainEntropy",
     "CloneAction",
     "CloneGoodAction",
     "Divergence",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from anypo.numbers import Number
 from anypo.parts.ops.masked import masked_mean
-from anypo.parts.ops.segments import positive_scale, squared_gap
+from anypo.parts.ops.segments import positive_scale, segment_sum, segments, squared_gap
 from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
@@ -27,6 +28,7 @@ class MeanDivergence:
 
     coef: Number = 0.04
     level: ClassVar[Level] = "decision"
+    policy: ClassVar[str] = "flow"
     reads = ("step_mean", "step_mean_ref", "step_std", "step_width")
     live: ClassVar[dict[str, View]] = {"step_mean": View("step_mean")}
     views: ClassVar[dict[str, View]] = {
@@ -43,14 +45,32 @@ class MeanDivergence:
 
 @register_part("terms")
 @dataclass(frozen=True)
+class ChainEntropy:
+    """- coef * sum_k H_k / (K + 1) over the K decisions of a segment: the entropy of the chain, its start included, by the number of its
+    terms. That of the start, a constant, is left out of the sum. Source: ReinFlow, arXiv 2505.22094; ReinFlow/ReinFlow, ppoflow.py.
+    """
+
+    coef: Number = 0.03
+    level: ClassVar[Level] = "segment"
+    reads = ("entropy",)
+
+    def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+        (of, _), valid, entropy = segments(b), b.valid, b.need("entropy")
+        count = segment_sum(torch.ones_like(entropy), of, valid).gather(1, of)
+        return -float(self.coef) * reduce(torch.where(valid, entropy * count / (count + 1), 0.0), b), {}
+
+
+@register_part("terms")
+@dataclass(frozen=True)
 class GuessDivergence:
-    """coef |v - v_anchor|^2 at the draws of the matching loss, the mean over components. anchor: ref, or ema, whose share of itself
-    kept per batch is `decay`. Source: AWM, arXiv 2509.25050.
+    """coef |v - v_anchor|^2 at the draws of the matching loss, the mean over components. anchor: ref, or ema, which at the end of a
+    batch keeps min(decay, ramp u) of itself after u updates. Source: AWM, arXiv 2509.25050; scxue/advantage_weighted_matching.
     """
 
     coef: Number = 1.0
     anchor: Literal["ref", "ema"] = "ref"
     decay: float = 0.3
+    ramp: float | None = 0.001
     level: ClassVar[Level] = "decision"
 
     @property
@@ -67,7 +87,7 @@ class GuessDivergence:
 
     @property
     def anchors(self) -> dict[str, Refresh]:
-        return {"ema": Refresh(every=1, decay=self.decay)} if self.anchor == "ema" else {}
+        return {"ema": Refresh(every=1, decay=self.decay, ramp=self.ramp, late=True)} if self.anchor == "ema" else {}
 
     def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
         distance = squared_gap(b, "guess", self.anchor)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anypo.numbers import Number
 from anypo.parts.ops.averages import token_mean
+from anypo.parts.ops.log_ratio import k3
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import register_part
 from anypo.stages import Level, Reduce
@@ -40,8 +41,8 @@ class Perception:
         logp = b.need("logp")
         ablated = b.get("logp_ablated").detach()
         d = (ablated - logp).clamp(-20.0, 20.0)
-        k3 = (d.exp() - d - 1).clamp(-10.0, 10.0)
-        loss = -float(self.coef) * token_mean(k3, b)
+        gap = k3(d).clamp(max=10.0)
+        loss = -float(self.coef) * token_mean(gap, b)
         if float(self.eta):
             loss = loss - float(self.eta) * (token_mean(logp, b) + token_mean(ablated, b))
-        return loss, {"perception": masked_mean(k3.detach(), b.mask)}
+        return loss, {"perception": masked_mean(gap.detach(), b.mask)}

@@ -1,4 +1,4 @@
-"""Running statistics of observations."""
+"""Centre and scale observations, by running statistics or by those of a data set."""
 
 from __future__ import annotations
 
@@ -45,6 +45,32 @@ class RunningNorm(nn.Module):
         self.mean += delta * (n / total)
         self.var.copy_(squares / total)
         self.count.copy_(total)
+
+
+class Standardize(nn.Module):
+    """Centre and scale by the mean and standard deviation of a data set: (x - mean) / (std + 1e-3), without a clip.
+
+    The statistics are float64 buffers, part of checkpoints; before `fit` the input passes unchanged. Source: TD3+BC, arXiv
+    2106.06860, sec. 5; sfujim/TD3_BC, utils.py.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(dim, dtype=torch.float64))
+
+    def forward(self, x: Shaped[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return (x - self.mean) * self.scale
+
+    @torch.no_grad()
+    def fit(self, x: Shaped[Tensor, "sample dim"]) -> None:
+        """Take the statistics of the samples; population standard deviation."""
+        x = x.double()
+        self.mean.copy_(x.mean(0))
+        self.scale.copy_(1 / (x.std(0, correction=0) + 1e-3))
 
 
 def normalized_obs(x: Shaped[Tensor, "*batch dim"], mean: Tensor, scale: Tensor) -> Float[Tensor, "*batch dim"]:

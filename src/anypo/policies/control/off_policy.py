@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anypo.errors import UsageError
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
-from anypo.policies.control.normalize import RunningNorm
+from anypo.policies.control.normalize import Standardize
 from anypo.policies.control.spaces import Flat, to_space
 from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
 from anypo.policies.decisions import names_of
@@ -72,7 +72,7 @@ class Actor(ActorCritic):
         dim = len(self.encode.boxed)
         self.width = 1 if discrete else spaces.flatdim(action_space)
         generator = torch.Generator().manual_seed(seed)
-        self.norm = RunningNorm(dim) if normalize else None
+        self.norm = Standardize(dim) if normalize else None
         self.actor = self.body((dim, *hidden), generator)
         self.networks = dict(networks or {})
         self.critics = build_value_networks(
@@ -93,7 +93,7 @@ class Actor(ActorCritic):
     def standardize(self, obs: Float[Tensor, "sample dim"]) -> None:
         """Centre and scale observations from now on by the statistics of these."""
         if self.norm is not None:
-            self.norm.update(obs)
+            self.norm.fit(obs)
 
     def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
         """Draw the random numbers of proposed actions, [N, T, (count,) A]."""
