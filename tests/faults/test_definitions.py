@@ -274,7 +274,7 @@ def test_flow_grpo_as_its_release_configures_it_trains_nine_of_ten_steps_and_its
     assert "first-steps" in method.card.source
     run = plane(method.but(credit=[*method.stages["credit"], FirstSteps()]))
     assert (
-        run.method.prepare(run.task.rollout(run.policy, [Request(0, 4)], run.generator)[0]).valid.sum(1).tolist()
+        run.method.prepare(run.task.rollout(run.policy, [Request(0, 4)], 0)[0]).valid.sum(1).tolist()
         == [9] * 4
     )
 
@@ -344,7 +344,7 @@ def test_segments_of_unequal_length_become_rows_of_their_own() -> None:
 @pytest.mark.parametrize("name", entries(["fpo", "reinflow"]))
 def test_minibatches_of_actions_leave_the_gradient_as_it_is(name: str) -> None:
     run = plane(name)
-    rows = run.task.rollout(run.policy, [Request(0, 12)], run.generator)[0]
+    rows = run.task.rollout(run.policy, [Request(0, 12)], 0)[0]
     ready = run.method.prepare(compute_views(run, run.method, rows))
     flat = flatten_decisions(ready, run.method, True, 4)
     found = []
