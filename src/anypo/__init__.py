@@ -4,7 +4,10 @@ import anypo.methods  # noqa: F401 - before the function of the same name, which
 from anypo import parts
 from anypo.method.card import Card, Claim, Reduction
 from anypo.method.method import Method
-from anypo.method.registry import method, methods
+from anypo.method.registry import method, methods, register_method
+from anypo.parts.registry import register_part
+from anypo.policies import register_policy
+from anypo.tasks import register_task
 from anypo.types import Comparisons, Request, Trajectories
 
 __version__ = "0.1.0"
@@ -19,4 +22,8 @@ __all__ = [
     "method",
     "methods",
     "parts",
+    "register_method",
+    "register_part",
+    "register_policy",
+    "register_task",
 ]

@@ -45,6 +45,7 @@ LEVELS: tuple[Level, ...] = ("decision", "segment", "row", "group", "batch")
 
 DECLARATIONS: dict[str, Any] = {
     "reads": (),
+    "level": "batch",
     "views": {},
     "live": {},
     "anchors": {},
@@ -61,8 +62,8 @@ DECLARATIONS: dict[str, Any] = {
     "replays": False,
     "offline": False,
 }
-"""What a part may declare as an attribute of that name, and what holds where it does not. heads: None is ("value",) for a critic
-and none for a ratio."""
+"""What a part may declare as an attribute of that name, and what holds where it does not. level: the safe one. heads: None is
+("value",) for a critic and none for a ratio."""
 
 
 def declared(part: Any, name: str) -> Any:

@@ -29,9 +29,8 @@ def list_methods(
     table = Table("method", "year", "base", "changed", "verdict", "title")
     for card in sorted(cards, key=lambda c: (c["year"], c["id"])):
         verdict = (card["evidence"] or {}).get("verdict") or ""
-        table.add_row(
-            card["id"], str(card["year"]), card["base"] or "", ", ".join(card["changed"]), verdict, card["title"]
-        )
+        title = card["title"] if card["package"] is None else f"{card['title']} ({card['package']})"
+        table.add_row(card["id"], str(card["year"]), card["base"] or "", ", ".join(card["changed"]), verdict, title)
     out.print(table)
 
 
@@ -46,6 +45,7 @@ def card_of(name: str) -> dict[str, Any]:
     """Return a registered method as plain values."""
     import anypo
     from anypo.evidence.verify import ledger, summarize
+    from anypo.method.registry import PACKAGES
 
     method = anypo.method(name)
     card = method.card
@@ -59,6 +59,7 @@ def card_of(name: str) -> dict[str, Any]:
         "stages": method.texts(),
         "changed": method.changed,
         "evidence": summarize(ledger().get(name, {})),
+        "package": PACKAGES.get(name),
     }
 
 
@@ -68,7 +69,7 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
     from dataclasses import MISSING, fields
 
     from anypo.errors import unknown
-    from anypo.parts.registry import PARTS
+    from anypo.parts.registry import load_parts
     from anypo.stages import SLOTS
 
     if stage is not None and stage not in SLOTS:
@@ -80,7 +81,7 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
             "settings": {f.name: None if f.default is MISSING else f.default for f in fields(cls)},
             "does": (cls.__doc__ or "").strip().split("\n")[0],
         }
-        for slot, known in PARTS.items()
+        for slot, known in load_parts().items()
         if stage in (None, slot)
         for name, cls in known.items()
     ]
@@ -97,13 +98,13 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
 @app.command("tasks")
 def list_tasks() -> None:
     """List the tasks and the policies, by the names `train` takes."""
-    from anypo.policies import POLICIES
-    from anypo.tasks import TASKS
+    from anypo.policies import load_policies
+    from anypo.tasks import load_tasks
 
-    for kind, known in (("task", TASKS), ("policy", POLICIES)):
+    for kind, known in (("task", load_tasks()), ("policy", load_policies())):
         table = Table(kind, "what")
-        for name, text in known.items():
-            table.add_row(name, text)
+        for entry in known.values():
+            table.add_row(entry.form, entry.about)
         out.print(table)
 
 

@@ -80,7 +80,9 @@ class Requirements(Filling):
     @cached_property
     def level(self) -> Level:
         """What a minibatch must keep together for the objective to be exact."""
-        return max((part.level for part in [*self.parts(*LOSS), *self.minibatch_links()]), key=LEVELS.index)
+        return max(
+            (declared(part, "level") for part in [*self.parts(*LOSS), *self.minibatch_links()]), key=LEVELS.index
+        )
 
     @property
     def traits(self) -> dict[str, bool]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from anypo import plugins
 from anypo.errors import UsageError, unknown
 from anypo.numbers import Knob
 from anypo.parts.knobs.base import KNOBS
@@ -37,6 +38,9 @@ def register_part(stage: str) -> Callable[[_T], _T]:
         UsageError: the stage has a part of that name.
     """
 
+    if stage not in SLOTS:
+        raise unknown("stage", stage, SLOTS)
+
     def add(cls: _T) -> _T:
         name = kebab(cls.__name__)
         if name in PARTS[stage]:
@@ -47,8 +51,39 @@ def register_part(stage: str) -> Callable[[_T], _T]:
     return add
 
 
+def load_parts() -> dict[str, dict[str, type]]:
+    """Import the entry points `anypo.parts`, named STAGE.PART; returns the registry."""
+    for name in plugins.installed("parts"):
+        stage, _, part = name.partition(".")
+        find(stage, part)
+    return PARTS
+
+
+def as_part(name: str, cls: Any) -> type:
+    """Return a part class from elsewhere.
+
+    Raises:
+        UsageError: it is no dataclass.
+    """
+    if not (isinstance(cls, type) and is_dataclass(cls)):
+        raise UsageError(f"{name} is no part: a part is a dataclass whose objects are called with a batch")
+    return cls
+
+
+def part_name(part: Any) -> str:
+    """Return the name that `find` takes for a part's class: FILE.py:CLASS for one from a file."""
+    cls = type(part)
+    source = plugins.origin(cls)
+    return f"{source}:{cls.__name__}" if source is not None and source.endswith(".py") else kebab(cls.__name__)
+
+
 def find(stage: str, name: str) -> type:
-    """Return the part class of that name; the error for an unknown one names the nearest."""
+    """Return the part class of that name, `FILE.py:CLASS` included; the error for an unknown one names the nearest."""
+    if plugins.names_file(name):
+        return as_part(name, plugins.load_from_file(name, f"{stage} part"))
+    if name not in PARTS[stage] and f"{stage}.{name}" in plugins.installed("parts"):
+        cls = as_part(name, plugins.load_installed("parts", f"{stage}.{name}"))
+        PARTS[stage].setdefault(name, cls)
     if (stage, name) in RENAMED:
         warnings.warn(f"the {stage} part {name!r} is called {RENAMED[stage, name]!r} now", stacklevel=2)
         name = RENAMED[stage, name]

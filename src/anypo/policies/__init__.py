@@ -5,27 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from anypo import plugins
 from anypo.errors import UsageError, unknown
 from anypo.protocols import HasArms, HasBaseTexts, HasExperts, HasRecords
 from anypo.views import Network
-
-POLICIES = {
-    "mlp": "perceptrons for control: categorical or Gaussian, with a value head where the method learns one",
-    "flow": "flow matching for control, with --policy.pretrain 1000 on a task's demonstrations",
-    "diffusion": "denoising diffusion for control, likewise",
-    "table": "a softmax table, for bandits",
-    "squashed": "a tanh-squashed Gaussian with value networks (sac)",
-    "deterministic": "a deterministic policy with value networks (td3)",
-    "gaussian": "a Gaussian with a fixed deviation, or a categorical, with value networks (iql)",
-    "experts": "a mixture of squashed Gaussians with value networks (pmoe)",
-    "greedy": "the best choice by a Q-network (dqn)",
-    "tiny": "the small decoder of the default task, warm-started once and cached",
-    "hf:NAME_OR_DIR": "any causal language model of transformers, with --policy.lora.r 8 as an adapter",
-}
 
 
 @dataclass(frozen=True)
@@ -137,10 +124,128 @@ def _language_model(spec: PolicySpec, source: str) -> Any:
     return spec.build(LanguageModel.load, source)
 
 
-LANGUAGE = {"tiny": _tiny, "hf": _hf}
-WITH_NETWORKS = dict.fromkeys(("squashed", "deterministic", "gaussian", "experts", "greedy"), _actor)
-BUILDERS = {"mlp": _mlp, "flow": _flow, "diffusion": _diffusion, "table": _table, **WITH_NETWORKS, **LANGUAGE}
-"""Functions that build a policy of a kind; they import what they need, so that naming policies stays quick."""
+@dataclass(frozen=True)
+class Kind:
+    """A kind of policy.
+
+    form: as typed. about: one line for lists. build: makes it, importing what it needs, so that naming policies stays quick.
+    language: writes text. networks: may have value networks.
+    """
+
+    form: str
+    about: str
+    build: Callable[[PolicySpec], Any]
+    language: bool = False
+    networks: bool = False
+
+
+LIBRARY_POLICIES = (
+    Kind(
+        "mlp", "perceptrons for control: categorical or Gaussian, with a value head where the method learns one", _mlp
+    ),
+    Kind("flow", "flow matching for control, with --policy.pretrain 1000 on a task's demonstrations", _flow),
+    Kind("diffusion", "denoising diffusion for control, likewise", _diffusion),
+    Kind("table", "a softmax table, for bandits", _table),
+    Kind("squashed", "a tanh-squashed Gaussian with value networks (sac)", _actor, networks=True),
+    Kind("deterministic", "a deterministic policy with value networks (td3)", _actor, networks=True),
+    Kind(
+        "gaussian",
+        "a Gaussian with a fixed deviation, or a categorical, with value networks (iql)",
+        _actor,
+        networks=True,
+    ),
+    Kind("experts", "a mixture of squashed Gaussians with value networks (pmoe)", _actor, networks=True),
+    Kind("greedy", "the best choice by a Q-network (dqn)", _actor, networks=True),
+    Kind("tiny", "the small decoder of the default task, warm-started once and cached", _tiny, language=True),
+    Kind(
+        "hf:NAME_OR_DIR",
+        "any causal language model of transformers, with --policy.lora.r 8 as an adapter",
+        _hf,
+        language=True,
+    ),
+)
+
+POLICIES = {kind.form.partition(":")[0]: kind for kind in LIBRARY_POLICIES}
+"""Kinds of policies by the text before the colon."""
+
+_Factory = TypeVar("_Factory", bound=Callable[..., Any])
+
+
+def register_policy(
+    name: str, about: str = "", *, language: bool = False, networks: bool = False
+) -> Callable[[_Factory], _Factory]:
+    """Register a policy class or factory under the name typed on the command line; a decorator.
+
+    It is called with the task's observation and action space (one that writes text: with the task), the keywords `value` (a
+    value head, or the names of several), `seed`, `networks` where it may have value networks, and the options of `--policy.`.
+
+    Args:
+        name: as typed.
+        about: one line for lists; the first of the docstring where it is left out.
+        language: it writes text.
+        networks: it may have value networks.
+
+    Raises:
+        UsageError: the name is taken.
+
+    Example:
+        >>> @register_policy("linear")
+        ... class Linear(MLPPolicy): ...
+    """
+
+    def add(factory: _Factory) -> _Factory:
+        if name in POLICIES:
+            raise UsageError(f"the policy name {name!r} is taken; choose another")
+        POLICIES[name] = kind_of(name, factory, about, language=language, networks=networks)
+        return factory
+
+    return add
+
+
+def kind_of(name: str, factory: Any, about: str = "", *, language: bool = False, networks: bool = False) -> Kind:
+    """Return the kind of a class or factory from elsewhere.
+
+    Args:
+        name: as typed.
+        factory: called as `register_policy` says.
+        about, language, networks: as there.
+    """
+    if not callable(factory):
+        raise UsageError(f"{name} is a {type(factory).__name__}; a policy is a class or a function that makes one")
+
+    def build(spec: PolicySpec) -> Any:
+        task = spec.task
+        spaces = (task,) if language else (task.observation_space, task.action_space)
+        return spec.build(factory, *spaces, **({"networks": spec.networks} if networks else {}))
+
+    return Kind(name, about or (factory.__doc__ or "").strip().partition("\n")[0], build, language, networks)
+
+
+def load_policies() -> dict[str, Kind]:
+    """Import the entry points `anypo.policies`, each a factory or class; returns the registry."""
+    for name in plugins.installed("policies"):
+        if name not in POLICIES:
+            factory = plugins.load_installed("policies", name)
+            if name not in POLICIES:  # else its module has registered it
+                register_policy(name)(factory)
+    return POLICIES
+
+
+def find_kind(name: str, task: Any) -> Kind:
+    """Return the kind of policy of that name, FILE.py:NAME included.
+
+    Raises:
+        UsageError: there is none.
+    """
+    kind = name.partition(":")[0]
+    if plugins.names_file(name):
+        factory = plugins.load_from_file(name, "policy")
+        takes = inspect.signature(factory).parameters if callable(factory) else {}
+        language, networks = isinstance(task, HasRecords), "networks" in takes
+        return kind_of(name, factory, language=language, networks=networks)
+    if kind not in POLICIES and kind not in load_policies():
+        raise unknown("policy", name, [k.form for k in POLICIES.values()])
+    return POLICIES[kind]
 
 
 def make_policy(
@@ -168,12 +273,10 @@ def make_policy(
     if name is None:
         raise UsageError(f"the task {task.name} needs a policy: --policy hf:NAME_OR_DIR")
     policy = PolicySpec(str(name), options, task, value, networks or {}, seed)
-    if policy.kind not in BUILDERS:
-        raise unknown("policy", policy.name, POLICIES)
-    if (policy.kind in LANGUAGE) != isinstance(task, HasRecords):
+    kind = find_kind(policy.name, task)
+    if kind.language != isinstance(task, HasRecords):
         raise UsageError(f"the policy {name} cannot act in the task {task.name}")
-    if networks and policy.kind not in WITH_NETWORKS:
-        raise UsageError(
-            f"the policy {name} has no value networks, which the method learns; use one of {', '.join(WITH_NETWORKS)}"
-        )
-    return BUILDERS[policy.kind](policy)
+    if networks and not kind.networks:
+        able = ", ".join(name for name, other in POLICIES.items() if other.networks)
+        raise UsageError(f"the policy {name} has no value networks, which the method learns; use one of {able}")
+    return kind.build(policy)

@@ -10,6 +10,7 @@ from anypo.config import Config
 from anypo.method.method import Method
 from anypo.numbers import Knob
 from anypo.parts.ops.names import kebab
+from anypo.parts.registry import part_name
 from anypo.protocols import BatchSpec, HasActionSpace, Task
 from anypo.stages import CHAINS, SLOTS
 
@@ -83,7 +84,6 @@ def spec_of(slot: str, method: Method) -> Any:
         return list(value) if isinstance(value, tuple) else value
 
     specs = [
-        {"part": kebab(type(p).__name__), **{f.name: plain(getattr(p, f.name)) for f in fields(p)}}
-        for p in method.parts(slot)
+        {"part": part_name(p), **{f.name: plain(getattr(p, f.name)) for f in fields(p)}} for p in method.parts(slot)
     ]
     return specs if slot in CHAINS else (specs[0] if specs else None)

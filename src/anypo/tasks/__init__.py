@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from typing_extensions import get_protocol_members
+
+from anypo import plugins
 from anypo.errors import UsageError, unknown
-from anypo.protocols import Configures
+from anypo.protocols import Configures, Task
 
 
 @dataclass(frozen=True)
 class Entry:
     """A kind of task.
 
-    form: as typed; the text after a colon is the factory's first argument. about: one line for lists. factory: `module:name`,
-    imported when a task is made. seeded: the run's seed is the factory's, unless the task's own is given. forwards: what takes
-    the options that the factory hands on.
+    form: as typed; the text after a colon is the factory's first argument. about: one line for lists. factory: makes the task;
+    of `module:name` the module is imported then. seeded: the run's seed is the factory's, unless the task's own is given.
+    forwards: what takes the options that the factory hands on.
     """
 
     form: str
     about: str
-    factory: str
+    factory: str | Callable[..., Any]
     seeded: bool = False
     forwards: str | None = None
 
     def options(self) -> list[str]:
         """The names of all options."""
         names = [self.factory] if self.forwards is None else [self.factory, self.forwards]
-        parameters = [p for name in names for p in inspect.signature(pkgutil.resolve_name(name)).parameters.values()]
+        parameters = [p for name in names for p in inspect.signature(resolve_factory(name)).parameters.values()]
         return [p.name for p in parameters if p.default is not p.empty]
 
     def make(self, argument: str, seed: int, options: dict[str, Any]) -> Any:
@@ -50,11 +54,16 @@ class Entry:
         for option in options:
             if option not in known:
                 raise unknown(f"option of the task {kind}:", option, known)
-        make = pkgutil.resolve_name(self.factory)
+        make = resolve_factory(self.factory)
         return make(*([argument] if colon else []), **({"seed": seed} if self.seeded else {}) | options)
 
 
-ENTRIES = (
+def resolve_factory(factory: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Return a factory, imported where it is given as `module:name`."""
+    return pkgutil.resolve_name(factory) if isinstance(factory, str) else factory
+
+
+LIBRARY_TASKS = (
     Entry("sums", "add two numbers (text, exact verifier, the default)", "anypo.tasks.text.sums:Sums"),
     Entry(
         "jsonl:FILE",
@@ -105,18 +114,83 @@ ENTRIES = (
     ),
 )
 
-TASKS = {entry.form: entry.about for entry in ENTRIES}
+TASKS = {entry.form.partition(":")[0]: entry for entry in LIBRARY_TASKS}
+"""Kinds of tasks by the text before the colon."""
+
+_Factory = TypeVar("_Factory", bound=Callable[..., Any])
+
+
+def register_task(form: str, about: str = "") -> Callable[[_Factory], _Factory]:
+    """Register a task class or factory under the name typed on the command line; a decorator.
+
+    Args:
+        form: `name`, or `name:REST` where the text after the colon is the factory's first argument.
+        about: one line for lists; the first of the docstring where it is left out.
+
+    Raises:
+        UsageError: the name is taken.
+
+    Example:
+        >>> @register_task("coin:SIDES")
+        ... def coin(sides, seed=0): ...
+    """
+    kind = form.partition(":")[0]
+
+    def add(factory: _Factory) -> _Factory:
+        if kind in TASKS:
+            raise UsageError(f"the task name {kind!r} is taken; choose another")
+        TASKS[kind] = entry_of(form, factory, about)
+        return factory
+
+    return add
+
+
+def entry_of(form: str, factory: Any, about: str = "") -> Entry:
+    """Return the entry of a class or factory from elsewhere; the run's seed is passed where it takes a `seed`.
+
+    Args:
+        form: as typed.
+        factory: makes the task.
+        about: one line for lists; the first of the docstring where it is left out.
+    """
+    if not callable(factory):
+        raise UsageError(f"{form} is a {type(factory).__name__}; a task is a class or a function that makes one")
+    seeded = "seed" in inspect.signature(factory).parameters
+    return Entry(form, about or (factory.__doc__ or "").strip().partition("\n")[0], factory, seeded)
+
+
+def load_tasks() -> dict[str, Entry]:
+    """Import the entry points `anypo.tasks`, each a factory or class; returns the registry."""
+    for form in plugins.installed("tasks"):
+        if form.partition(":")[0] not in TASKS:
+            factory = plugins.load_installed("tasks", form)
+            if form.partition(":")[0] not in TASKS:  # else its module has registered it
+                register_task(form)(factory)
+    return TASKS
 
 
 def make_task(spec: dict[str, Any], seed: int) -> Any:
-    """The task of `{name: ..., options}`; unknown names and options are errors that name the nearest."""
+    """The task of `{name: ..., options}`, FILE.py:NAME included; unknown names and options are errors that name the nearest."""
     options = dict(spec)
     name = str(options.pop("name"))
     kind, _, rest = name.partition(":")
-    for entry in ENTRIES:
-        if entry.form.partition(":")[0] == kind:
-            return entry.make(rest, seed, options)
-    raise unknown("task", name, TASKS)
+    if plugins.names_file(name):
+        entry, rest = entry_of(name.rpartition(":")[2], plugins.load_from_file(name, "task")), ""
+    elif kind in TASKS or kind in load_tasks():
+        entry = TASKS[kind]
+    else:
+        raise unknown("task", name, [entry.form for entry in TASKS.values()])
+    task = entry.make(rest, seed, options)
+    if not isinstance(task, Task):
+        raise UsageError(
+            f"{name} made a {type(task).__name__}, which is no task: it lacks {', '.join(lacking(task, Task))}"
+        )
+    return task
+
+
+def lacking(candidate: Any, protocol: type) -> list[str]:
+    """Return the names of a protocol that an object does not have."""
+    return [name for name in sorted(get_protocol_members(protocol)) if not hasattr(candidate, name)]
 
 
 def configure(task: Any, recipe: dict[str, Any]) -> None:

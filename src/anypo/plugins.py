@@ -1,0 +1,126 @@
+"""Names that come from outside the library: objects in Python files (`FILE.py:NAME`) and entry points of installed packages."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from functools import cache
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from anypo.errors import UsageError
+
+FILES: dict[Path, ModuleType] = {}
+"""Files that objects were taken from, and their modules."""
+
+
+def names_file(name: str) -> bool:
+    """Return whether a name is written FILE.py:NAME."""
+    file, colon, _ = name.rpartition(":")
+    return bool(colon) and file.endswith(".py")
+
+
+def absolute_name(name: str) -> str:
+    """Return FILE.py:NAME with an absolute path; another name as it is."""
+    if not names_file(name):
+        return name
+    file, _, attribute = name.rpartition(":")
+    return f"{Path(file).expanduser().resolve()}:{attribute}"
+
+
+def load_from_file(name: str, kind: str) -> Any:
+    """Return the object that `FILE.py:NAME` names; a file is executed once per process.
+
+    Args:
+        name: as typed.
+        kind: what the object is to be, for errors.
+
+    Raises:
+        UsageError: there is no such file, its code fails, or it has no such name.
+    """
+    file, _, attribute = name.rpartition(":")
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise UsageError(f"there is no file {file} to take the {kind} {attribute!r} from")
+    module = FILES.get(path) or execute(path)
+    if not hasattr(module, attribute):
+        known = ", ".join(n for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__)
+        raise UsageError(f"{file} has no {kind} {attribute!r}" + (f"; it has {known}" if known else ""))
+    return getattr(module, attribute)
+
+
+def execute(path: Path) -> ModuleType:
+    """Execute a Python file as a module of its own, which may import its neighbours.
+
+    Raises:
+        UsageError: the file's code fails.
+    """
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    name = f"anypo_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    loader = SourceFileLoader(name, str(path))
+    spec = ModuleSpec(name, loader, origin=str(path))
+    spec.has_location = True
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        loader.exec_module(module)
+    except UsageError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    FILES[path] = module
+    return module
+
+
+def origin(of: Any) -> str | None:
+    """Return where a class, function or method was defined: a file's path, or a package other than anypo; None for anypo's own."""
+    module = sys.modules.get(getattr(of, "__module__", ""))
+    for path, loaded in FILES.items():
+        if loaded is module:
+            return str(path)
+    root = module.__name__.partition(".")[0] if module else "anypo"
+    return None if root == "anypo" else root
+
+
+@cache
+def installed(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of `anypo.GROUP` by name.
+
+    Raises:
+        UsageError: two packages offer one name.
+    """
+    points: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"anypo.{group}"):
+        if point.name in points and point.value != points[point.name].value:
+            raise UsageError(f"{package(points[point.name])} and {package(point)} both offer {point.name!r} ({group})")
+        points[point.name] = point
+    return points
+
+
+def package(point: EntryPoint) -> str:
+    """Return the name of the package that an entry point belongs to."""
+    return point.dist.name if point.dist else point.module
+
+
+def load_installed(group: str, name: str) -> Any:
+    """Return the object behind an entry point.
+
+    Raises:
+        UsageError: its package cannot be imported, or lacks the name.
+    """
+    point = installed(group)[name]
+    try:
+        return point.load()
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{name!r} ({group}) of the package {package(point)} cannot be imported: {type(error).__name__}: {error}"
+        ) from error

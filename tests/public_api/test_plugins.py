@@ -1,0 +1,198 @@
+"""Methods, parts, tasks and policies from a user's file or an installed package, without a change to the library."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import anypo
+from anypo.config import from_dict, parse_flags
+from anypo.errors import UsageError
+from anypo.loops.learn import learn
+from anypo.runs.build import build
+
+PARTS = '''
+"""A part, a task, a policy and methods of one's own."""
+from dataclasses import dataclass
+
+import anypo
+from anypo.parts.ops.log_ratio import importance_ratio
+from anypo.parts.ops.surrogate import advantage_at
+from anypo.policies.tabular import SoftmaxTable
+from anypo.tasks.bandit import Bandit
+
+
+@dataclass(frozen=True)
+class SquaredTrust:
+    """s = r A - coef (r - 1)^2."""
+
+    coef: float = 0.5
+    reads = ("advantage",)
+
+    def __call__(self, x, b):
+        r = importance_ratio(x)
+        return r * advantage_at(x, b) - self.coef * (r - 1).square(), {}
+
+
+class Coins(Bandit):
+    """Two arms."""
+
+    name = "coins"
+
+    def __init__(self, *, sides: int = 2, seed: int = 0):
+        super().__init__(contexts=3, arms=sides, seed=seed)
+
+
+def table(observations, actions, *, value=True, seed=0, scale=1.0):
+    """A table that begins elsewhere."""
+    policy = SoftmaxTable(int(observations.n), int(actions.n), value=value, seed=seed)
+    policy.logits.data.mul_(scale)
+    return policy
+
+
+gentler = anypo.method("grpo").but(trust=SquaredTrust(0.25), terms=[])
+number = 3
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    """A file in the working directory of its own."""
+    path = tmp_path / "mine.py"
+    path.write_text(PARTS)
+    return str(path)
+
+
+def build_run(*flags: str):
+    words, values = parse_flags(list(flags))
+    return build(from_dict({"method": words[0], **values}))
+
+
+def test_a_file_gives_method_part_task_and_policy(mine):
+    run = build_run(
+        f"{mine}:gentler", "--task", f"{mine}:Coins", "--task.sides", "4", "--policy", f"{mine}:table", "--steps", "2"
+    )
+    assert (run.method.card.id, run.method.card.base) == (f"{mine}:gentler", "grpo")
+    assert run.task.arms == 4
+    assert run.policy.logits.shape == (3, 4)
+    assert "squared-trust(coef=0.25)" in run.method.explain()
+    learn(run)
+
+
+def test_a_part_of_a_file_fills_a_stage_of_any_method(mine):
+    run = build_run("dapo", "--task", "bandit", "--trust", f"{mine}:SquaredTrust", "--trust.coef", "0.1")
+    assert run.method.texts()["trust"] == ["squared-trust(coef=0.1)"]
+
+
+def test_what_a_run_writes_down_builds_it_again_in_another_process(mine, tmp_path):
+    run = build_run("dapo", "--task", "bandit", "--trust", f"{mine}:SquaredTrust", "--steps", "1")
+    assert run.config.stages["trust"] == {"part": f"{mine}:SquaredTrust", "coef": 0.5}
+    (tmp_path / "c.json").write_text(json.dumps(run.config.to_dict()))
+    code = (
+        "import json, sys; from anypo.config import from_dict; from anypo.runs.build import build;"
+        "print(build(from_dict(json.load(open(sys.argv[1])))).method.texts()['trust'])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "c.json")], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert shown.stdout.strip() == "['squared-trust(coef=0.5)']"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["absent.py:x", "--task", "bandit"], "there is no file absent.py to take the method 'x' from"),
+        (["MINE:nothing", "--task", "bandit"], "has no method 'nothing'; it has SquaredTrust, Coins, table"),
+        (["MINE:number", "--task", "bandit"], "is a int; a method is made by anypo.method"),
+        (["grpo", "--task", "MINE:number"], "is a int; a task is a class or a function"),
+        (["grpo", "--task", "MINE:SquaredTrust"], "is no task: it lacks channels, continuing"),
+        (["grpo", "--task", "bandit", "--policy", "MINE:number"], "is a int; a policy is a class or a function"),
+        (["grpo", "--task", "bandit", "--trust", "MINE:Coins"], "is no part: a part is a dataclass"),
+        (["grpo", "--task", "MINE:Coins", "--task.side", "3"], "unknown option of the task Coins: 'side'"),
+    ],
+)
+def test_what_is_wrong_with_a_name_is_one_sentence(mine, flags, sentence):
+    with pytest.raises(UsageError, match=r".+") as error:
+        build_run(*(flag.replace("MINE", mine) for flag in flags))
+    assert sentence in str(error.value)
+
+
+def test_a_file_that_fails_says_how(tmp_path):
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    with pytest.raises(UsageError, match=r"broken.py cannot be imported: ModuleNotFoundError: No module named"):
+        build_run("grpo", "--task", f"{tmp_path}/broken.py:T")
+
+
+def test_a_name_that_is_taken_is_refused():
+    with pytest.raises(UsageError, match="the task name 'gym' is taken"):
+        anypo.register_task("gym:OTHER")(lambda other: other)
+    with pytest.raises(UsageError, match="the policy name 'mlp' is taken"):
+        anypo.register_policy("mlp")(lambda observations, actions: None)
+    with pytest.raises(UsageError, match="unknown stage 'thrust'; did you mean 'trust'"):
+        anypo.register_part("thrust")
+    with pytest.raises(UsageError, match="the method id 'grpo' is taken"):
+        anypo.register_method(anypo.method("grpo"))
+
+
+ENTRY_POINTS = """
+[anypo.methods]
+gentler = shop.things:gentler
+[anypo.parts]
+trust.squared-trust = shop.things:SquaredTrust
+[anypo.tasks]
+coins = shop.things:Coins
+[anypo.policies]
+elsewhere = shop.things:table
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder as pip installs a package with entry points."""
+    site = tmp_path / "site"
+    (site / "shop").mkdir(parents=True)
+    (site / "shop" / "__init__.py").write_text("")
+    (site / "shop" / "things.py").write_text(PARTS)
+    about = site / "shop-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(ENTRY_POINTS)
+    return site
+
+
+def anypo_with(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-m", "anypo", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=site.parent,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
+        timeout=300,
+    )
+
+
+def test_an_installed_package_gives_method_part_task_and_policy(package):
+    done = anypo_with(
+        package, "train", "gentler", "--task", "coins", "--policy", "elsewhere", "--steps", "2", "--out", "run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((package.parent / "run" / "result.json").read_text())
+
+
+def test_lists_show_what_a_package_adds(package):
+    assert "shop" in next(line for line in anypo_with(package, "methods").stdout.splitlines() if "gentler" in line)
+    assert "Two arms." in anypo_with(package, "tasks").stdout
+    assert "squared-trust" in anypo_with(package, "parts", "--stage", "trust").stdout
+
+
+def test_a_package_that_fails_takes_no_other_method_away(package):
+    (package / "shop" / "things.py").write_text("raise RuntimeError('closed')\n")
+    done = anypo_with(package, "explain", "grpo")
+    assert done.returncode == 0
+    assert "'gentler' (methods) of the package shop cannot be imported: RuntimeError: closed" in done.stderr
