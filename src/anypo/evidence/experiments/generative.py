@@ -46,15 +46,10 @@ def train_in_plane(
 
     needed = {view.functional for view in (method.live | method.views).values()} - {*method.heads}
     options = {"steps": steps} | ({} if noise is None else {"noise": noise})
-    chosen = {method.policy: method.policy_options | options}
+    chosen = {"mlp": {}, method.policy: method.policy_options | options}
     candidates = (
         clone_expert(
-            kind,
-            pretraining,
-            method.heads,
-            seed,
-            tuple(() if kind == "mlp" else chosen.get(kind, options).items()),
-            tuple(task.items()),
+            kind, pretraining, method.heads, seed, tuple(chosen.get(kind, options).items()), tuple(task.items())
         )
         for kind in (("flow", "diffusion", "mlp") if policy is None else (policy,))
     )

@@ -90,8 +90,8 @@ class Descent(Generic[Recipe]):
             if bound is not None and norm + 1e-6 > bound:
                 torch._foreach_mul_(grads, bound / (norm + 1e-6))
             for group in self.optimizer.param_groups:
-                own = self.recipe.policy_lr if group.get("name") == "policy" else group.get("own_lr")
-                group["lr"] = lr if own is None else float(own)
+                rate = self.recipe.policy_lr if group.get("name") == "policy" else group.get("own_lr")
+                group["lr"] = lr if rate is None else float(rate)
             optimizer_step(self.optimizer)
             self.updates += 1
         return {**metrics, "grad_norm": norm, "lr": lr, "skipped": float(not finite)}
