@@ -29,7 +29,7 @@ from anypo.parts.knobs import Temperature, Tracked
 from anypo.parts.ops.segments import split_segments
 from anypo.parts.reduce import Mean
 from anypo.parts.terms import ChainEntropy
-from anypo.policies.control.normalize import DataNorm
+from anypo.policies.control.normalize import DatasetNorm
 from anypo.policies.generative.flow import FlowPolicy
 from anypo.policies.weights import trainable_state
 from anypo.runs.build import build
@@ -159,7 +159,7 @@ def test_states_are_standardised_by_the_data(method: str, tmp_path: Path) -> Non
 
 
 def test_standardisation_does_not_cut_what_is_far_from_the_data() -> None:
-    norm = DataNorm(1)
+    norm = DatasetNorm(1)
     norm.fit(torch.tensor([[0.0], [2.0]]))
     assert float(norm(torch.tensor([[101.0]]))) == pytest.approx(100 / 1.001)
 

@@ -46,11 +46,12 @@ def train_in_plane(
 
     needed = {view.functional for view in (method.live | method.views).values()} - {*method.heads}
     options = {"steps": steps} | ({} if noise is None else {"noise": noise})
-    chosen = {method.policy: method.policy_options | options}
-    kinds = ("flow", "diffusion", "mlp") if policy is None else (policy,)
-    of_kind = {kind: tuple(() if kind == "mlp" else chosen.get(kind, options).items()) for kind in kinds}
+    chosen = {"mlp": {}, method.policy: method.policy_options | options}
     candidates = (
-        clone_expert(kind, pretraining, method.heads, seed, of_kind[kind], tuple(task.items())) for kind in kinds
+        clone_expert(
+            kind, pretraining, method.heads, seed, tuple(chosen.get(kind, options).items()), tuple(task.items())
+        )
+        for kind in (("flow", "diffusion", "mlp") if policy is None else (policy,))
     )
     able = next((p for p in candidates if needed <= p.functionals), None)
     if able is None:

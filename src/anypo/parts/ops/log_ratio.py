@@ -53,8 +53,7 @@ def divergence(d: Float[Tensor, "*any"], kind: str) -> Float[Tensor, "*any"]:
     if kind == "forward":
         return d
     if kind == "proximal":
-        r = importance_ratio(-d)
-        return -r * d - r + 1
+        return importance_ratio(-d) * k3(d)
     if kind == "k1":
         return -d
     return d.square() / 2 if kind == "k2" else k3(d)

@@ -47,7 +47,7 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
 
 
-class DataNorm(nn.Module):
+class DatasetNorm(nn.Module):
     """Centre and scale by the mean and standard deviation of a data set: (x - mean) / (std + 1e-3), without a clip.
 
     The statistics are float64 buffers, part of checkpoints; before `fit` the input passes unchanged. Source: TD3+BC, arXiv

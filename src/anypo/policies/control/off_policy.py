@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anypo.errors import UsageError
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
-from anypo.policies.control.normalize import DataNorm
+from anypo.policies.control.normalize import DatasetNorm
 from anypo.policies.control.spaces import Flat, to_space
 from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
 from anypo.policies.decisions import names_of
@@ -72,7 +72,7 @@ class Actor(ActorCritic):
         dim = len(self.encode.boxed)
         self.width = 1 if discrete else spaces.flatdim(action_space)
         generator = torch.Generator().manual_seed(seed)
-        self.norm = DataNorm(dim) if normalize else None
+        self.norm = DatasetNorm(dim) if normalize else None
         self.actor = self.body((dim, *hidden), generator)
         self.networks = dict(networks or {})
         self.critics = build_value_networks(
