@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from anypo.cli.app import FREE, Folder, Words, app, out, read_config
-from anypo.errors import UsageError
+from anypo.errors import RunError, UsageError
 
 
 @app.command(context_settings=FREE, no_args_is_help=True)
@@ -38,31 +36,32 @@ def train(words: Words) -> None:
     from anypo.runs.folder import create
 
     check_trackers(config.trackers)
-    existed = config.out is not None and Path(config.out).exists()
     run = create(config)
     try:
         run_to_end(run)
-    except UsageError:
-        if run.batch == 0 and run.folder is not None and not existed:
-            shutil.rmtree(run.folder)
+    except (UsageError, RunError):
+        if run.claim and not run.begun:
+            run.claim.withdraw()
         raise
 
 
 @app.command()
-def resume(folder: Folder) -> None:
-    """Continue a run from its newest checkpoint."""
+def resume(
+    folder: Folder,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="a new total length, in batches, or environment steps for Gymnasium")
+    ] = None,
+) -> None:
+    """Continue a run from its newest checkpoint, or from config.yaml where there is none yet; --steps lengthens a finished one."""
     from anypo.report.console import closing_line, result_of
-    from anypo.runs.files import rewind
-    from anypo.runs.folder import reopen
+    from anypo.runs.folder import continue_run
 
-    if result := result_of(folder):
+    result = result_of(folder)
+    if result and (steps or 0) <= result["done"]:
         out.print(f"{folder} is finished", highlight=False)
         typer.echo(closing_line(folder, result))
         return
-    run = reopen(folder)
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        rewind(run, name)
-    run_to_end(run)
+    run_to_end(continue_run(folder, steps))
 
 
 def run_to_end(run: Any) -> None:
