@@ -13,7 +13,11 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["anypo.cli", "anypo.loops.learn", "anypo.report.console", "anypo.runs.folder", "gymnasium", "transformers"]
+    [
+        *("anypo.cli", "anypo.loops.learn", "anypo.report.console", "anypo.runs.folder", "anypo.tasks.text.jsonl"),
+        *("anypo.policies.language.model", "anypo.evidence.digest", "gymnasium", "transformers"),
+        *("transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2", "torch._dynamo"),
+    ]
 )
 
 

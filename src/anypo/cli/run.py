@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from anypo.cli.app import FREE, Folder, Words, app, out, read_config
+from anypo.cli.app import FREE, Checkpoint, Folder, Words, app, out, read_config
 from anypo.errors import RunError, UsageError
 
 
@@ -84,14 +84,15 @@ def run_to_end(run: Any) -> None:
 @app.command("evaluate")
 def evaluate_run(
     folder: Folder,
+    checkpoint: Checkpoint = "last",
     episodes: Annotated[int | None, typer.Option(min=1, help="held-out episodes or prompts")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the evaluation")] = None,
 ) -> None:
-    """Measure a run's newest checkpoint on held-out starts; the last line is the number (accuracy, or mean return)."""
+    """Measure a run on held-out starts; the last line is the number (accuracy, or mean return)."""
     from anypo.loops.evaluate import held_out
     from anypo.runs.folder import reopen
 
-    run = reopen(folder)
+    run = reopen(folder, checkpoint)
     run.config.episodes = episodes or run.config.episodes
     run.config.seed = run.config.seed if seed is None else seed
     measures = {name.removeprefix("eval/"): value for name, value in held_out(run).items()}
@@ -104,6 +105,7 @@ def evaluate_run(
 def sample(
     folder: Folder,
     prompt: Annotated[str, typer.Argument(help="what to complete", show_default=False)],
+    checkpoint: Checkpoint = "last",
     n: Annotated[int, typer.Option("-n", min=1, help="completions")] = 1,
     greedy: Annotated[bool, typer.Option("--greedy", help="the likeliest token every time")] = False,
     max_new: Annotated[int | None, typer.Option("--max-new", min=1, help="tokens at most")] = None,
@@ -118,7 +120,7 @@ def sample(
     from anypo.runs.folder import reopen
     from anypo.tasks.text.task import TextTask
 
-    run = reopen(folder)
+    run = reopen(folder, checkpoint)
     if not isinstance(run.task, TextTask):
         raise UsageError(f"{folder} is a run of {run.task.name}; `sample` needs a language model")
     chat = not isinstance(run.task.records[0]["prompt"], str)

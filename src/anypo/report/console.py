@@ -54,7 +54,8 @@ def progress(run: Run, out: Console) -> Iterator[Watch]:
 
 
 def finish(run: Run) -> str:
-    """Write result.json and, for a language model, `model/` as transformers loads it; return the closing line."""
+    """Write result.json and, for a language model, `model/` as transformers loads it; release the folder and return the closing
+    line."""
     if run.folder is None:
         raise UsageError("a run without a folder has nowhere to write its result")
     metric = f"eval/{run.task.metric}"
@@ -65,6 +66,7 @@ def finish(run: Run) -> str:
         if isinstance(run.policy, SavesModel):
             write_model(run.policy, run.folder)
         write_record(run.folder / RESULT, result)
+    run.claim = None
     return closing_line(run.folder, result)
 
 

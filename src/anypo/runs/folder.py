@@ -11,7 +11,7 @@ from anypo.config import Config, from_dict, load_yaml
 from anypo.errors import UsageError
 from anypo.parts.knobs.schedules import Linear
 from anypo.runs.build import build
-from anypo.runs.checkpoint import checkpoints, find_checkpoint, fixed_anchors, read_checkpoint, rewind
+from anypo.runs.checkpoint import checkpoints, drop_old, find_checkpoint, fixed_anchors, read_checkpoint, rewind
 from anypo.runs.claim import CONFIG, ClaimedFolder, claim, lock_folder
 from anypo.runs.files import file_digest, publish, read_tensors, write_record, write_tensors, write_text, writing
 from anypo.runs.inputs import (
@@ -123,6 +123,8 @@ def continue_run(folder: Path, steps: int | None = None) -> Run:
     saved = checkpoints(folder)
     if saved:
         rewind(run, read_checkpoint(run, saved[-1]))
+        with writing(folder):
+            drop_old(folder)
     else:
         write_start(run, folder)
         rewind(run, None)
