@@ -269,3 +269,10 @@ class WrapsModel(Protocol):
     """A policy around a model of transformers, with its `config`."""
 
     inner: Any
+
+
+@runtime_checkable
+class HasTokenizer(Protocol):
+    """A policy that reads and writes text through a tokenizer of transformers."""
+
+    tokenizer: Any

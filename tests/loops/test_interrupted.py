@@ -11,8 +11,7 @@ from killed import train_and_kill
 from anypo import config as configuration
 from anypo.loops.learn import learn
 from anypo.runs.checkpoint import newest
-from anypo.runs.files import rewind
-from anypo.runs.folder import create, reopen
+from anypo.runs.folder import continue_run, create
 
 ON_POLICY = {
     "method": "grpo", "steps": 12, "checkpoint_every": 1, "collect": {"requests": 4, "samples": 3}, "step": {"lr": 1e-3},
@@ -73,10 +72,8 @@ def weights(run):
 
 def compare_with_whole(values, folder, whole):
     """Finish the run in `folder`; it must end as one that was never interrupted."""
-    again = reopen(folder)
+    again = continue_run(folder)
     assert again.batch > 0
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        rewind(again, name)
     learn(again)
     uninterrupted = create(configuration.from_dict({**values, "out": str(whole)}))
     learn(uninterrupted)

@@ -22,7 +22,7 @@ from anypo.policies.language.filter import Filter
 from anypo.policies.language.model import LanguageModel
 from anypo.policies.weights import snapshot, trainable_state
 from anypo.runs.checkpoint import newest
-from anypo.runs.folder import create, reopen
+from anypo.runs.folder import continue_run, create, reopen
 
 BANDIT = {"method": "grpo", "task": "bandit", "steps": 6, "checkpoint_every": 2, "evaluate_every": 3}
 
@@ -103,12 +103,13 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
         reopen(tmp_path / "r")
 
 
-def test_resuming_where_nothing_is_is_an_error(tmp_path):
+def test_opening_where_nothing_is_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         reopen(tmp_path)
     start(tmp_path / "r")
     with pytest.raises(UsageError, match="no checkpoint yet"):
         reopen(tmp_path / "r")
+    assert continue_run(tmp_path / "r").batch == 0
 
 
 def test_a_second_run_does_not_overwrite_the_first(tmp_path):

@@ -32,6 +32,9 @@ Words = Annotated[list[str], typer.Argument(metavar="METHOD|config.yaml [FLAGS]"
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder", show_default=False)]
 
 
+Checkpoint = Annotated[str, typer.Option("--checkpoint", help="best, last, or the number of a batch")]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from anypo.cli.app import FREE, Folder, Words, app, out, read_config
-from anypo.errors import UsageError
+from anypo.cli.app import FREE, Checkpoint, Folder, Words, app, out, read_config
+from anypo.errors import RunError, UsageError
 
 
 @app.command(context_settings=FREE, no_args_is_help=True)
@@ -38,31 +36,32 @@ def train(words: Words) -> None:
     from anypo.runs.folder import create
 
     check_trackers(config.trackers)
-    existed = config.out is not None and Path(config.out).exists()
     run = create(config)
     try:
         run_to_end(run)
-    except UsageError:
-        if run.batch == 0 and run.folder is not None and not existed:
-            shutil.rmtree(run.folder)
+    except (UsageError, RunError):
+        if run.claim and not run.begun:
+            run.claim.withdraw()
         raise
 
 
 @app.command()
-def resume(folder: Folder) -> None:
-    """Continue a run from its newest checkpoint."""
+def resume(
+    folder: Folder,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="a new total length, in batches, or environment steps for Gymnasium")
+    ] = None,
+) -> None:
+    """Continue a run from its newest checkpoint, or from config.yaml where there is none yet; --steps lengthens a finished one."""
     from anypo.report.console import closing_line, result_of
-    from anypo.runs.files import rewind
-    from anypo.runs.folder import reopen
+    from anypo.runs.folder import continue_run
 
-    if result := result_of(folder):
+    result = result_of(folder)
+    if result and (steps or 0) <= result["done"]:
         out.print(f"{folder} is finished", highlight=False)
         typer.echo(closing_line(folder, result))
         return
-    run = reopen(folder)
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        rewind(run, name)
-    run_to_end(run)
+    run_to_end(continue_run(folder, steps))
 
 
 def run_to_end(run: Any) -> None:
@@ -85,14 +84,15 @@ def run_to_end(run: Any) -> None:
 @app.command("evaluate")
 def evaluate_run(
     folder: Folder,
+    checkpoint: Checkpoint = "last",
     episodes: Annotated[int | None, typer.Option(min=1, help="held-out episodes or prompts")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the evaluation")] = None,
 ) -> None:
-    """Measure a run's newest checkpoint on held-out starts; the last line is the number (accuracy, or mean return)."""
+    """Measure a run on held-out starts; the last line is the number (accuracy, or mean return)."""
     from anypo.loops.evaluate import held_out
     from anypo.runs.folder import reopen
 
-    run = reopen(folder)
+    run = reopen(folder, checkpoint)
     run.config.episodes = episodes or run.config.episodes
     run.config.seed = run.config.seed if seed is None else seed
     measures = {name.removeprefix("eval/"): value for name, value in held_out(run).items()}
@@ -105,6 +105,7 @@ def evaluate_run(
 def sample(
     folder: Folder,
     prompt: Annotated[str, typer.Argument(help="what to complete", show_default=False)],
+    checkpoint: Checkpoint = "last",
     n: Annotated[int, typer.Option("-n", min=1, help="completions")] = 1,
     greedy: Annotated[bool, typer.Option("--greedy", help="the likeliest token every time")] = False,
     max_new: Annotated[int | None, typer.Option("--max-new", min=1, help="tokens at most")] = None,
@@ -120,7 +121,7 @@ def sample(
     from anypo.runs.folder import reopen
     from anypo.tasks.text.task import TextTask
 
-    run = reopen(folder)
+    run = reopen(folder, checkpoint)
     if not isinstance(run.task, TextTask):
         raise UsageError(f"{folder} is a run of {run.task.name}; `sample` needs a language model")
     chat = not isinstance(run.task.records[0]["prompt"], str)

@@ -10,7 +10,7 @@ from typing import Any
 from anypo.loops.absorb import absorb
 from anypo.loops.collect import collect
 from anypo.loops.evaluate import held_out
-from anypo.runs.checkpoint import write_checkpoint
+from anypo.runs.checkpoint import METRICS, TIMING, write_checkpoint
 from anypo.runs.files import append
 from anypo.runs.run import Run
 
@@ -25,7 +25,7 @@ def learn(run: Run, watch: Watch = lambda record: None) -> BatchRecord:
     Every batch is one line in metrics.jsonl (and one call of `watch`); wall-clock times go to timing.jsonl, so that
     equal seeds give equal metrics.
     """
-    record = begin(run, watch) if run.batch == 0 else {}
+    record = {} if run.begun else begin(run, watch)
     while not run.finished:
         clock = [time.perf_counter()]
         run.begin_phase()
@@ -39,10 +39,11 @@ def learn(run: Run, watch: Watch = lambda record: None) -> BatchRecord:
 
 
 def begin(run: Run, watch: Watch) -> BatchRecord:
-    """BatchRecord the held-out measures of the untrained policy and write the first checkpoint."""
+    """Record the held-out measures of the untrained policy and write the first checkpoint."""
     record = {"batch": 0, "done": 0, **held_out(run)}
     report(run, record, watch)
-    write_checkpoint(run)
+    write_checkpoint(run, measure_in(run, record))
+    run.begun = True
     return record
 
 
@@ -63,10 +64,16 @@ def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch
     report(run, record, watch)
     start, sampled, updated = clock
     seconds = {"rollout": sampled - start, "update": updated - sampled, "rest": time.perf_counter() - updated}
-    append(run, "timing.jsonl", {"batch": run.batch, **seconds})
+    append(run, TIMING, {"batch": run.batch, **seconds})
     if run.finished or due(run, run.config.checkpoint_every):
-        write_checkpoint(run)
+        write_checkpoint(run, measure_in(run, record))
     return record
+
+
+def measure_in(run: Run, record: BatchRecord) -> float | None:
+    """The task's held-out measure in a record; None where it was not taken or is no number."""
+    measure = record.get(f"eval/{run.task.metric}", math.nan)
+    return measure if math.isfinite(measure) else None
 
 
 def report(run: Run, record: BatchRecord, watch: Watch) -> None:
@@ -77,7 +84,7 @@ def report(run: Run, record: BatchRecord, watch: Watch) -> None:
         record: metrics of one batch.
         watch: called with the record.
     """
-    append(run, "metrics.jsonl", record)
+    append(run, METRICS, record)
     watch(record)
 
 

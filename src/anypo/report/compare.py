@@ -25,8 +25,8 @@ from anypo.evidence.microscope import gain
 from anypo.loops.learn import learn
 from anypo.method.registry import method as find_method
 from anypo.report.console import finish, records, result_of
-from anypo.runs.files import rewind
-from anypo.runs.folder import create, reopen
+from anypo.runs.claim import CONFIG
+from anypo.runs.folder import continue_run, create
 
 RESAMPLES = 5000
 """Bootstrap resamples of every interval."""
@@ -112,17 +112,13 @@ def train_one(work: tuple[str, int, Path], settings: dict[str, dict[str, Any]]) 
     done = result_of(folder)
     if done is not None:
         return done
-    if any((folder / "checkpoints").glob("batch-*")):
-        run = reopen(folder)
-        for file in ("metrics.jsonl", "timing.jsonl"):
-            rewind(run, file)
+    if (folder / CONFIG).exists():
+        run = continue_run(folder)
     else:
         run = create(from_dict({**settings[name], "seed": seed, "out": str(folder)}))
     learn(run)
     finish(run)
-    result = {**(result_of(folder) or {}), "unit": run.task.unit}
-    (folder / "result.json").write_text(json.dumps(result) + "\n")
-    return result
+    return result_of(folder) or {}
 
 
 def final_scores(folders: dict[str, list[Path]], metric: str) -> dict[str, np.ndarray]:

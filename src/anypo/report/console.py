@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,11 @@ from anypo.errors import UsageError
 from anypo.loops.learn import Watch
 from anypo.protocols import SavesModel
 from anypo.report.plan import plan_lines
+from anypo.runs.checkpoint import METRICS
+from anypo.runs.files import folder_digests, read_record, replace_folder, write_record, writing
 from anypo.runs.run import Run
+
+RESULT = "result.json"
 
 SHOWN = ("reward", "train/return", "train/reward", "ratio", "kl_ref", "entropy", "dead_groups", "grad_norm")
 """Metrics shown during a run, where it has them."""
@@ -49,29 +54,47 @@ def progress(run: Run, out: Console) -> Iterator[Watch]:
 
 
 def finish(run: Run) -> str:
-    """Write result.json and, for a language model, `model/` as transformers loads it; return the closing line."""
+    """Write result.json and, for a language model, `model/` as transformers loads it; release the folder and return the closing
+    line."""
     if run.folder is None:
         raise UsageError("a run without a folder has nowhere to write its result")
-    if isinstance(run.policy, SavesModel):
-        run.policy.save(run.folder / "model")
     metric = f"eval/{run.task.metric}"
     measured = [r[metric] for r in records(run.folder) if metric in r]
-    result = {"metric": run.task.metric, "before": measured[0], "after": measured[-1], "done": run.done}
-    (run.folder / "result.json").write_text(json.dumps(result) + "\n")
+    ends = {"metric": run.task.metric, "before": measured[0], "after": measured[-1]}
+    result = {**ends, "done": run.done, "unit": run.task.unit}
+    with writing(run.folder):
+        if isinstance(run.policy, SavesModel):
+            write_model(run.policy, run.folder)
+        write_record(run.folder / RESULT, result)
+    run.claim = None
     return closing_line(run.folder, result)
+
+
+def write_model(policy: SavesModel, folder: Path) -> None:
+    """Write `model/` with the digests of its files, in the place of an older one."""
+    temporary = folder / ".model.new"
+    shutil.rmtree(temporary, ignore_errors=True)
+    policy.save(temporary)
+    write_record(temporary / "manifest.json", {"files": folder_digests(temporary)})
+    replace_folder(temporary, folder / "model")
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    path = folder / METRICS
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError):
+        raise UsageError(f"{path} is missing or damaged; `anypo resume {folder}` goes on from a checkpoint") from None
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
     """Return the content of result.json; None while the run is not finished."""
-    path = folder / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    path = folder / RESULT
+    return read_record(path, f"delete it, and `anypo resume {folder}` writes it again") if path.exists() else None
 
 
 def closing_line(folder: Path, result: dict[str, Any]) -> str:
     """Return the folder, and the held-out measure before and after."""
-    return f"{folder}  {result['metric']} {result['before']:.4g} -> {result['after']:.4g}"
+    before, after = ("nan" if result[end] is None else f"{result[end]:.4g}" for end in ("before", "after"))
+    return f"{folder}  {result['metric']} {before} -> {after}"

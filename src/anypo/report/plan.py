@@ -32,7 +32,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("update", f"{epochs} over {per}, {type(step).__name__} at {float(step.lr):g}"),
         ("length", f"{run.steps:,} {run.task.unit}"),
         ("memory", f"about {estimate_memory(run) / 2**20:,.0f} MiB, activations of language models included"),
-        *(("note", text) for text in notes(run)),
+        *(("note", text) for text in (*run.remarks, *notes(run))),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
     keep_memory()
     method = find_method(config.method).configure(config.stages)
     task = tasks.make_task(config.task, seed=config.seed)
-    settings = resolve(config, task, method)
+    settings = resolve(replace(config, threads=torch.get_num_threads()), task, method)
     method, config = settings.method, settings.config
     policy = policies.make_policy(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
     policy.to(resolve_device(config.device))

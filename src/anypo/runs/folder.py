@@ -2,73 +2,157 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors.torch import load_file, save_file
 
-from anypo import __version__
 from anypo.config import Config, from_dict, load_yaml
 from anypo.errors import UsageError
-from anypo.protocols import HasRecords
+from anypo.parts.knobs.schedules import Linear
 from anypo.runs.build import build
-from anypo.runs.checkpoint import fixed_anchors, newest, plain_tensors, read_checkpoint
-from anypo.runs.files import write_text
+from anypo.runs.checkpoint import checkpoints, drop_old, find_checkpoint, fixed_anchors, read_checkpoint, rewind
+from anypo.runs.claim import CONFIG, ClaimedFolder, claim, lock_folder
+from anypo.runs.files import file_digest, publish, read_tensors, write_record, write_tensors, write_text, writing
+from anypo.runs.inputs import (
+    INPUTS,
+    absolute_paths,
+    check_fingerprints,
+    check_rewards,
+    describe_inputs,
+    read_inputs,
+    remarks,
+)
 from anypo.runs.run import Run
 
 
 def create(config: Config) -> Run:
-    """Start a new run in its own folder; the configuration is written there."""
-    folder = Path(config.out) if config.out else fresh_folder(config)
-    if (folder / "config.yaml").exists():
-        raise UsageError(
-            f"{folder} already holds a run; resume it with `anypo resume {folder}` or choose another --out"
-        )
-    run = build(config, folder)
-    versions = {"anypo": __version__, "torch": torch.__version__, "data": fingerprint(run.task)}
+    """Start a new run in its own folder, claimed before anything is built; the configuration is written there."""
+    claimed = claim(config)
     try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_text(folder / "versions.json", json.dumps(versions))
+        run = build(config, claimed.folder)
+        run.config, run.claim = absolute_paths(run.config), claimed
+        write_start(run, claimed.folder)
+    except BaseException:
+        claimed.withdraw()
+        raise
+    return run
+
+
+def write_start(run: Run, folder: Path) -> None:
+    """Write what a run starts with, its configuration last: a folder with that is a run."""
+    anchors = {}
+    with writing(folder):
+        (folder / "checkpoints").mkdir(exist_ok=True)
         for name in fixed_anchors(run):
-            save_file(plain_tensors(run.anchors[name]), folder / f"anchor-{name}.safetensors")
-        # last: a folder with a config.yaml is a run
-        write_text(folder / "config.yaml", yaml.safe_dump(run.config.to_dict(), sort_keys=False))
-    except OSError as error:
-        raise UsageError(f"cannot write the run to {folder}: {error.strerror}; choose another --out") from None
+            path = anchor_path(folder, name)
+            write_tensors(path, run.anchors[name])
+            publish(path)
+            anchors[name] = file_digest(path)
+        write_record(folder / INPUTS, describe_inputs(run, anchors))
+        write_config(run, folder)
+
+
+def write_config(run: Run, folder: Path) -> None:
+    """Write config.yaml, which builds the run again."""
+    write_text(folder / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False))
+
+
+def anchor_path(folder: Path, name: str) -> Path:
+    """The file of an anchor that never changes."""
+    return folder / f"anchor-{name}.safetensors"
+
+
+def saved_config(folder: Path) -> Config:
+    """The configuration of a run."""
+    if not (folder / CONFIG).exists():
+        raise UsageError(f"{folder} holds no run: there is no {CONFIG} in it")
+    return from_dict(load_yaml(folder / CONFIG))
+
+
+def rebuild(config: Config, folder: Path, recorded: dict[str, Any]) -> Run:
+    """Build a run from its folder as it was before its first batch.
+
+    Args:
+        config: the run's.
+        folder: the run's.
+        recorded: content of its inputs.json.
+    """
+    run = build(config, folder)
+    check_fingerprints(folder, run, recorded)
+    for name, expected in recorded["anchors"].items():
+        again = "restore the file, or start a new run"
+        run.anchors[name] = read_tensors(anchor_path(folder, name), expected, again, str(run.device))
     return run
 
 
-def fresh_folder(config: Config) -> Path:
-    """runs/METHOD-TASK-SEED, with a number behind it where that is taken."""
-    name = "".join(c if c.isalnum() or c in "-." else "-" for c in config.task["name"])[-40:]
-    base = Path("runs") / f"{config.method}-{name}-{config.seed}"
-    number = 1
-    while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
-        number += 1
-    return folder
+def reopen(folder: Path, checkpoint: str = "last") -> Run:
+    """A run as one of its checkpoints left it, to be measured or used.
 
+    Args:
+        folder: the run's.
+        checkpoint: `last`, `best`, or the number of a batch.
 
-def reopen(folder: Path) -> Run:
-    """A run as its newest checkpoint left it."""
-    if not (folder / "config.yaml").exists():
-        raise UsageError(f"{folder} holds no run: there is no config.yaml in it")
-    run = build(from_dict(load_yaml(folder / "config.yaml")), folder)
-    if json.loads((folder / "versions.json").read_text())["data"] != fingerprint(run.task):
-        raise UsageError(f"the data of {run.task.name} are not those the run in {folder} started with")
-    for name in fixed_anchors(run):
-        run.anchors[name] = load_file(
-            folder / f"anchor-{name}.safetensors", device=str(next(run.policy.parameters()).device)
-        )
-    read_checkpoint(run, newest(folder))
+    Raises:
+        UsageError: there is no such run or checkpoint, or a file is damaged.
+    """
+    config, path = saved_config(folder), find_checkpoint(folder, checkpoint)
+    run = rebuild(config, folder, read_inputs(folder))
+    read_checkpoint(run, path)
     return run
 
 
-def fingerprint(task: Any) -> str | None:
-    """Digest of a task's training and held-out records; None where there are none."""
-    if not isinstance(task, HasRecords):
-        return None
-    return hashlib.sha256(json.dumps([task.records, task.heldout], default=str).encode()).hexdigest()
+def continue_run(folder: Path, steps: int | None = None) -> Run:
+    """A run as its newest checkpoint left it, to be trained further; one without a checkpoint starts over.
+
+    Args:
+        folder: the run's; it is locked, and lines of metrics after the checkpoint are dropped.
+        steps: a new total length.
+
+    Raises:
+        UsageError: there is no such run, it is being trained, a file is damaged, or what it depends on changed.
+    """
+    config = saved_config(folder)
+    with writing(folder):
+        lock = lock_folder(folder)
+    recorded = read_inputs(folder)
+    check_rewards(folder, config, recorded)
+    config.steps = steps or config.steps
+    run = rebuild(config, folder, recorded)
+    run.claim = ClaimedFolder(folder, lock)
+    saved = checkpoints(folder)
+    if saved:
+        rewind(run, read_checkpoint(run, saved[-1]))
+        with writing(folder):
+            drop_old(folder)
+    else:
+        write_start(run, folder)
+        rewind(run, None)
+    if run.steps != recorded["config"]["steps"]:
+        set_length(run, folder, recorded)
+    run.remarks += remarks(run, recorded)
+    return run
+
+
+def set_length(run: Run, folder: Path, recorded: dict[str, Any]) -> None:
+    """Let a run's schedules follow its new length, and record that.
+
+    Args:
+        run: built with the new length.
+        folder: the run's.
+        recorded: content of its inputs.json, whose length is brought up to date.
+    """
+    before, recorded["config"]["steps"] = recorded["config"]["steps"], run.steps
+    run.finished = run.done >= run.steps
+    run.stepper.progress = min(1.0, run.done / run.steps)
+    for _, knob in run.method.knobs():
+        if isinstance(knob, Linear):
+            knob.progress = run.stepper.progress
+    with writing(folder):
+        write_record(folder / INPUTS, recorded)
+        write_config(run, folder)
+        (folder / "result.json").unlink(missing_ok=True)
+    run.remarks.append(
+        f"the length changes from {before:,} to {run.steps:,} {run.task.unit} after {run.done:,}; schedules follow, so numbers"
+        f" differ from those of a run of {run.steps:,} from the start"
+    )

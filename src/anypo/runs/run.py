@@ -13,6 +13,7 @@ from anypo.config import Config
 from anypo.method.method import Method
 from anypo.policies.weights import snapshot
 from anypo.protocols import Anneals, BatchSpec
+from anypo.runs.claim import ClaimedFolder
 from anypo.stages import OpenStore, Stepper
 from anypo.tasks.pool import StartPool
 from anypo.views import Refresh
@@ -43,6 +44,12 @@ class Run:
     done reaches steps, or earlier at its target."""
     before: int = 0
     """`done` before the last batch."""
+    begun: bool = False
+    """The untrained policy has been measured, and the first checkpoint written."""
+    claim: ClaimedFolder | None = None
+    """Keeps other processes from the folder while the run is trained."""
+    remarks: list[str] = field(default_factory=list)
+    """What the plan says about how the run was resumed."""
 
     def __post_init__(self) -> None:
         self.phase = self.method.at(self.batch)
@@ -110,3 +117,4 @@ class Run:
             self.store = self.method.at(self.batch - 1).stages["store"].open()
         self.store.load_state_dict(state["store"])
         self.task.load_state_dict(state["task"])
+        self.begun = True

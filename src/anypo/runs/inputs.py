@@ -1,0 +1,203 @@
+"""What a run depends on beside its own files, as digests: a run goes on only with what it started with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anypo import __version__
+from anypo.config import Config
+from anypo.errors import UsageError
+from anypo.protocols import HasRecords, HasTokenizer, HasTransitions
+from anypo.runs.files import file_digest, read_record
+from anypo.runs.run import Run
+
+FILES = ("jsonl", "pairs", "data")
+"""Kinds of tasks whose argument is a file."""
+LIBRARIES = ("torch", "numpy", "transformers", "gymnasium")
+INPUTS = "inputs.json"
+
+
+def absolute_paths(config: Config) -> Config:
+    """The configuration with every path of a file or folder absolute, so that it means the same in any working directory."""
+    task, policy = dict(config.task), dict(config.policy)
+    kind, colon, rest = task["name"].partition(":")
+    if colon and kind in FILES:
+        task["name"] = f"{kind}:{Path(rest).resolve()}"
+    for option in ("heldout", "expert"):
+        if isinstance(task.get(option), str) and Path(task[option]).exists():
+            task[option] = str(Path(task[option]).resolve())
+    if task.get("reward"):
+        task["reward"] = [absolute_reward(spec) for spec in reward_specs(config)]
+    kind, _, rest = policy.get("name", "").partition(":")
+    if kind == "hf" and Path(rest).is_dir():
+        policy["name"] = f"hf:{Path(rest).resolve()}"
+    return replace(config, task=task, policy=policy, out=None)
+
+
+def reward_specs(config: Config) -> list[Any]:
+    """The rewards of a task as they are named."""
+    specs = config.task.get("reward") or []
+    return specs if isinstance(specs, list) else [specs]
+
+
+def absolute_reward(spec: Any) -> Any:
+    """FILE.py:FUNCTION or model:RUN with an absolute path; other rewards as they are."""
+    if not isinstance(spec, str):
+        return spec
+    kind, _, rest = spec.partition(":")
+    if kind == "model":
+        return f"model:{Path(rest).resolve()}"
+    file, _, name = spec.rpartition(":")
+    return f"{Path(file).resolve()}:{name}" if file.endswith(".py") else spec
+
+
+def reward_files(config: Config) -> dict[str, str]:
+    """Digest of every file that the run's rewards are made of: Python files, and the weights of reward models."""
+    files: list[Path] = []
+    for spec in filter(lambda spec: isinstance(spec, str), reward_specs(config)):
+        kind, _, rest = spec.partition(":")
+        file = spec.rpartition(":")[0]
+        if kind == "model":
+            files += sorted((Path(rest) / "model").glob("*.safetensors"))
+        elif file.endswith(".py"):
+            files.append(Path(file))
+    return {str(path.resolve()): file_digest(path) for path in files if path.is_file()}
+
+
+def fingerprints(run: Run) -> dict[str, str | None]:
+    """Digests of the data, of the weights that are not trained (the base below adapters), and of the tokenizer."""
+    frozen = {name: p for name, p in run.policy.named_parameters() if not p.requires_grad}
+    return {
+        "data": data_digest(run.task),
+        "base weights": tensor_digest(frozen) if frozen else None,
+        "tokenizer": tokenizer_digest(run.policy),
+    }
+
+
+def data_digest(task: Any) -> str | None:
+    """Digest of a task's training and held-out records, or of its transitions; None where there are none."""
+    if isinstance(task, HasRecords):
+        return hashlib.sha256(json.dumps([task.records, task.heldout], default=str).encode()).hexdigest()
+    return tensor_digest(task.transitions()) if isinstance(task, HasTransitions) else None
+
+
+def tensor_digest(tensors: dict[str, Tensor] | dict[str, nn.Parameter]) -> str:
+    """Digest of tensors by name: their types, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return total.hexdigest()
+
+
+def tokenizer_digest(policy: Any) -> str | None:
+    """Digest of vocabulary, special tokens and chat template; None for a policy without a tokenizer."""
+    if not isinstance(policy, HasTokenizer):
+        return None
+    tokenizer = policy.tokenizer
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    content = [
+        core.to_str() if core is not None else sorted(tokenizer.get_vocab().items()),
+        tokenizer.special_tokens_map,
+        tokenizer.chat_template,
+    ]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of anypo and of the libraries whose numbers it uses."""
+    present = {"anypo": __version__}
+    for name in LIBRARIES:
+        try:
+            present[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return present
+
+
+def describe_inputs(run: Run, anchors: dict[str, str]) -> dict[str, Any]:
+    """What inputs.json holds.
+
+    Args:
+        run: at its start.
+        anchors: digests of the anchors' files.
+    """
+    return {
+        "versions": versions(),
+        "config": json.loads(json.dumps(run.config.to_dict())),
+        "rewards": reward_files(run.config),
+        "fingerprints": fingerprints(run),
+        "anchors": anchors,
+    }
+
+
+def read_inputs(folder: Path) -> dict[str, Any]:
+    """What was recorded when the run started."""
+    return read_record(folder / INPUTS, f"without it nothing tells what {folder} started with; start a new run")
+
+
+def check_rewards(folder: Path, config: Config, recorded: dict[str, Any]) -> None:
+    """Refuse to go on with rewards whose files changed, before any of them is executed.
+
+    Args:
+        folder: the run's.
+        config: the run's.
+        recorded: content of its inputs.json.
+    """
+    present = reward_files(config)
+    changed = [name for name, value in recorded["rewards"].items() if present.get(name) != value]
+    if changed:
+        raise UsageError(f"{' and '.join(changed)} changed since the run in {folder} started; {remedy(folder)}")
+
+
+def check_fingerprints(folder: Path, run: Run, recorded: dict[str, Any]) -> None:
+    """Refuse to go on with other data, base weights or another tokenizer.
+
+    Args:
+        folder: the run's.
+        run: built again.
+        recorded: content of its inputs.json.
+    """
+    present = fingerprints(run)
+    changed = [name for name, value in recorded["fingerprints"].items() if present.get(name) != value]
+    if changed:
+        names = (
+            f"the {' and the '.join(changed)} of {run.task.name if changed == ['data'] else run.config.policy['name']}"
+        )
+        raise UsageError(f"{names} are not those the run in {folder} started with; {remedy(folder)}")
+
+
+def remedy(folder: Path) -> str:
+    """What to do about a changed input."""
+    return f"restore them, or start a new run from its weights with --policy run:{folder}"
+
+
+def remarks(run: Run, recorded: dict[str, Any]) -> list[str]:
+    """One sentence per change since the start that is allowed: of config.yaml, and of libraries."""
+    lines = []
+    before, now = flatten(recorded["config"]), flatten(json.loads(json.dumps(run.config.to_dict())))
+    edited = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if edited:
+        changes = ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in edited)
+        lines.append(f"config.yaml was edited since the run started: {changes}")
+    present = versions()
+    moved = [f"{n} {v} -> {present.get(n)}" for n, v in recorded["versions"].items() if present.get(n) != v]
+    if moved:
+        lines.append(f"libraries changed since the run started, so numbers may differ: {', '.join(moved)}")
+    return lines
+
+
+def flatten(values: Any, path: str = "") -> dict[str, Any]:
+    """Nested dictionaries and lists as {dotted path: value}."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
+    if items is None:
+        return {path: values}
+    return {k: v for key, item in items for k, v in flatten(item, f"{path}.{key}" if path else str(key)).items()}
