@@ -14,7 +14,7 @@ from typing import Any
 
 from anypo.errors import UsageError
 
-FILES: dict[Path, ModuleType] = {}
+MODULES: dict[Path, ModuleType] = {}
 """Files that objects were taken from, and their modules."""
 
 
@@ -46,7 +46,7 @@ def load_from_file(name: str, kind: str) -> Any:
     path = Path(file).expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"there is no file {file} to take the {kind} {attribute!r} from")
-    module = FILES.get(path) or execute(path)
+    module = MODULES.get(path) or execute(path)
     if not hasattr(module, attribute):
         known = ", ".join(n for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__)
         raise UsageError(f"{file} has no {kind} {attribute!r}" + (f"; it has {known}" if known else ""))
@@ -75,14 +75,14 @@ def execute(path: Path) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    FILES[path] = module
+    MODULES[path] = module
     return module
 
 
 def origin(of: Any) -> str | None:
     """Return where a class, function or method was defined: a file's path, or a package other than anypo; None for anypo's own."""
     module = sys.modules.get(getattr(of, "__module__", ""))
-    for path, loaded in FILES.items():
+    for path, loaded in MODULES.items():
         if loaded is module:
             return str(path)
     root = module.__name__.partition(".")[0] if module else "anypo"

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from killed import train_and_kill
 
 import anypo
 from anypo.config import from_dict, parse_flags
 from anypo.errors import UsageError
 from anypo.loops.learn import learn
 from anypo.runs.build import build
+from anypo.runs.folder import continue_run, create
 
 PARTS = '''
 """A part, a task, a policy and methods of one's own."""
@@ -196,3 +198,34 @@ def test_a_package_that_fails_takes_no_other_method_away(package):
     done = anypo_with(package, "explain", "grpo")
     assert done.returncode == 0
     assert "'gentler' (methods) of the package shop cannot be imported: RuntimeError: closed" in done.stderr
+
+
+def test_a_run_from_a_file_resumes_after_a_kill_and_refuses_a_changed_file(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {"method": "mine.py:gentler", "task": "mine.py:Coins", "policy": "mine.py:table", "steps": 30}
+    values |= {"stages": {}, "checkpoint_every": 1, "evaluate_every": 10}
+    values = {name: value for name, value in values.items() if name != "stages"}
+    learn(create(from_dict({**values, "out": "through"})))
+    train_and_kill({**values, "out": "killed"}, lambda out: (out / "checkpoints" / "batch-00000003").exists())
+    monkeypatch.chdir("/")
+    learn(continue_run(tmp_path / "killed"))
+    lines = [
+        [
+            {k: v for k, v in json.loads(line).items() if not k.startswith("time")}
+            for line in (tmp_path / run / "metrics.jsonl").open()
+        ]
+        for run in ("through", "killed")
+    ]
+    assert len(lines[0]) >= 30
+    assert lines[0] == lines[1]
+    Path(mine).write_text(PARTS.replace("0.25", "0.35"))
+    with pytest.raises(UsageError, match=r"mine.py changed since the run in .* started"):
+        continue_run(tmp_path / "killed")
+
+
+def test_a_folder_of_an_older_format_is_one_sentence(tmp_path):
+    learn(create(from_dict({"method": "grpo", "task": "bandit", "steps": 1, "out": str(tmp_path / "r")})))
+    path = tmp_path / "r" / "inputs.json"
+    path.rename(tmp_path / "r" / "versions.json")
+    with pytest.raises(UsageError, match="has the format 1 of an older anypo, this one reads 2; start a new run"):
+        continue_run(tmp_path / "r")

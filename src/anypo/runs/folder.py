@@ -17,8 +17,8 @@ from anypo.runs.files import file_digest, publish, read_tensors, write_record, w
 from anypo.runs.inputs import (
     INPUTS,
     absolute_paths,
+    check_code,
     check_fingerprints,
-    check_rewards,
     describe_inputs,
     read_inputs,
     remarks,
@@ -116,7 +116,7 @@ def continue_run(folder: Path, steps: int | None = None) -> Run:
     with writing(folder):
         lock = lock_folder(folder)
     recorded = read_inputs(folder)
-    check_rewards(folder, config, recorded)
+    check_code(folder, config, recorded)
     config.steps = steps or config.steps
     run = rebuild(config, folder, recorded)
     run.claim = ClaimedFolder(folder, lock)

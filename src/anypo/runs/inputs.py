@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anypo import __version__
 from anypo.config import Config
 from anypo.errors import UsageError
+from anypo.plugins import absolute_name, names_file
 from anypo.protocols import HasRecords, HasTokenizer, HasTransitions
 from anypo.runs.files import file_digest, read_record
 from anypo.runs.run import Run
@@ -23,11 +24,15 @@ FILES = ("jsonl", "pairs", "data")
 """Kinds of tasks whose argument is a file."""
 LIBRARIES = ("torch", "numpy", "transformers", "gymnasium")
 INPUTS = "inputs.json"
+FORMAT = 2
+"""Of the run's folder; folders of another one are refused in one sentence."""
 
 
 def absolute_paths(config: Config) -> Config:
     """The configuration with every path of a file or folder absolute, so that it means the same in any working directory."""
     task, policy = dict(config.task), dict(config.policy)
+    for named in (task, policy):
+        named["name"] = absolute_name(named["name"])
     kind, colon, rest = task["name"].partition(":")
     if colon and kind in FILES:
         task["name"] = f"{kind}:{Path(rest).resolve()}"
@@ -39,7 +44,7 @@ def absolute_paths(config: Config) -> Config:
     kind, _, rest = policy.get("name", "").partition(":")
     if kind == "hf" and Path(rest).is_dir():
         policy["name"] = f"hf:{Path(rest).resolve()}"
-    return replace(config, task=task, policy=policy, out=None)
+    return replace(config, method=absolute_name(config.method), task=task, policy=policy, out=None)
 
 
 def reward_specs(config: Config) -> list[Any]:
@@ -59,9 +64,11 @@ def absolute_reward(spec: Any) -> Any:
     return f"{Path(file).resolve()}:{name}" if file.endswith(".py") else spec
 
 
-def reward_files(config: Config) -> dict[str, str]:
-    """Digest of every file that the run's rewards are made of: Python files, and the weights of reward models."""
-    files: list[Path] = []
+def code_files(config: Config) -> dict[str, str]:
+    """Digest of every file that a run executes: those of its method, parts, task, policy and rewards; and the weights of reward models."""
+    parts = [name for path, name in flatten(config.stages).items() if path.rpartition(".")[2] == "part"]
+    names = [config.method, config.task["name"], config.policy.get("name"), *parts]
+    files = [Path(name.rpartition(":")[0]) for name in names if isinstance(name, str) and names_file(name)]
     for spec in filter(lambda spec: isinstance(spec, str), reward_specs(config)):
         kind, _, rest = spec.partition(":")
         file = spec.rpartition(":")[0]
@@ -133,27 +140,39 @@ def describe_inputs(run: Run, anchors: dict[str, str]) -> dict[str, Any]:
     return {
         "versions": versions(),
         "config": json.loads(json.dumps(run.config.to_dict())),
-        "rewards": reward_files(run.config),
+        "format": FORMAT,
+        "code": code_files(run.config),
         "fingerprints": fingerprints(run),
         "anchors": anchors,
     }
 
 
 def read_inputs(folder: Path) -> dict[str, Any]:
-    """What was recorded when the run started."""
-    return read_record(folder / INPUTS, f"without it nothing tells what {folder} started with; start a new run")
+    """What was recorded when the run started.
+
+    Raises:
+        UsageError: another version of anypo wrote the folder, in another format.
+    """
+    if (folder / "versions.json").exists():
+        raise UsageError(f"{folder} has the format 1 of an older anypo, this one reads {FORMAT}; start a new run")
+    recorded = read_record(folder / INPUTS, f"without it nothing tells what {folder} started with; start a new run")
+    if recorded.get("format") != FORMAT:
+        raise UsageError(
+            f"{folder} has the format {recorded.get('format')} of another anypo, this one reads {FORMAT}; start a new run"
+        )
+    return recorded
 
 
-def check_rewards(folder: Path, config: Config, recorded: dict[str, Any]) -> None:
-    """Refuse to go on with rewards whose files changed, before any of them is executed.
+def check_code(folder: Path, config: Config, recorded: dict[str, Any]) -> None:
+    """Refuse to go on with files that changed, before any of them is executed.
 
     Args:
         folder: the run's.
         config: the run's.
         recorded: content of its inputs.json.
     """
-    present = reward_files(config)
-    changed = [name for name, value in recorded["rewards"].items() if present.get(name) != value]
+    present = code_files(config)
+    changed = [name for name, value in recorded["code"].items() if present.get(name) != value]
     if changed:
         raise UsageError(f"{' and '.join(changed)} changed since the run in {folder} started; {remedy(folder)}")
 
