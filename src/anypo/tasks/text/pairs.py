@@ -125,7 +125,7 @@ class Pairs(TextTask):
             measures["logp_chosen"] = float(now[good].mean())
         if self.rewards:
             greedy = super().evaluate(policy, generator, episodes)
-            measures |= {"accuracy" if name == self.metric else name: value for name, value in greedy.items()}
+            measures |= {"accuracy" if name == self.share else name: value for name, value in greedy.items()}
         return measures
 
     @torch.no_grad()

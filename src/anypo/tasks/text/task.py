@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anypo.errors import UsageError
+from anypo.errors import RunError, UsageError
 from anypo.policies.language.batching import pad
 from anypo.policies.language.generate import Sample
 from anypo.tasks.text.rewards import Reward, make_reward
@@ -30,8 +30,9 @@ class TextTask:
 
     records, heldout: rows with at least `prompt`; every column goes to the rewards. rewards: anything `make_reward`
     takes; each is a channel. weights: of the channels in the score (default 1 each). metric: name of the held-out share
-    of prompts whose greedy completion gets more than 0.5 from the first reward. max_new: tokens per completion. source:
-    name of the records in messages. cue: text that asks for the answer after a completion that reasons first
+    of prompts whose greedy completion gets more than 0.5 from the first reward; where none is given that share, `accuracy`, is the
+    task's measure if the first reward is a verifier, and the mean score, `reward`, if it is graded. max_new: tokens per completion.
+    source: name of the records in messages. cue: text that asks for the answer after a completion that reasons first
     (None: the completion is the answer).
 
     A record's `solution`, else its `answer`, is its reference solution, of which hints are beginnings and which demonstrations repeat.
@@ -51,14 +52,16 @@ class TextTask:
         rewards: Sequence[Any],
         *,
         weights: Sequence[float] | None = None,
-        metric: str = "accuracy",
+        metric: str | None = None,
         max_new: int | None = None,
         source: str = "records",
         cue: str | None = None,
     ):
-        self.name, self.metric, self.max_new, self.source, self.cue = name, metric, max_new, source, cue
+        self.name, self.max_new, self.source, self.cue = name, max_new, source, cue
         self.records, self.heldout = list(records), list(heldout)
         self.rewards: list[Reward] = [make_reward(r) for r in rewards]
+        self.share = metric or "accuracy"
+        self.metric = "reward" if metric is None and self.rewards and self.rewards[0].graded else self.share
         self.channels = tuple(r.name for r in self.rewards)
         self.weights = torch.tensor([1.0] * len(self.rewards) if weights is None else list(weights))
         self.starts: int | None = len(self.records)
@@ -229,9 +232,13 @@ class TextTask:
             scores.append(self.score(chunk, _texts(policy, done), done))
             lengths.append(done.lengths)
         score = torch.cat(scores)
+        if bool(score.isnan().all()):
+            raise RunError(
+                f"no held-out completion of {self.name} has a score: every call of {', '.join(self.channels)} gave None or failed"
+            )
         first = score[:, 0][~score[:, 0].isnan()]
         return {
-            self.metric: float((first > 0.5).float().mean()),
+            self.share: float((first > 0.5).float().mean()),
             "reward": float(combine(score, self.weights).nanmean()),
             "length": float(torch.cat(lengths).float().mean()),
         }
