@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from anypo.cli import app as cli
 from anypo.config import from_dict
 from anypo.errors import RunError, UsageError
 from anypo.loops.learn import learn
@@ -297,3 +299,29 @@ def test_the_measure_of_a_task_is_the_mean_of_graded_rewards_and_the_share_that_
 
     assert TextTask("t", records, records, [graded, "exact"]).metric == "reward"
     assert TextTask("t", records, records, ["exact", graded]).metric == "accuracy"
+
+
+# whose code runs
+
+
+def test_sampling_from_a_run_executes_no_file_of_its_rewards(tiny_model: Callable[..., Path], tmp_path: Path):
+    data, code, proof = tmp_path / "p.jsonl", tmp_path / "own.py", tmp_path / "executed"
+    data.write_text("".join(f'{{"prompt": "{i}+1="}}\n' for i in range(6)))
+    code.write_text("def own(completions):\n    return [1.0] * len(completions)\n")
+    command = [
+        "train",
+        "grpo",
+        "--task",
+        f"jsonl:{data}",
+        "--reward",
+        f"{code}:own",
+        "--policy",
+        f"hf:{tiny_model('llama')}",
+    ]
+    sizes = ["--steps", "1", "--collect.requests", "1", "--collect.samples", "2", "--task.max_new", "2"]
+    runner, run = CliRunner(), str(tmp_path / "run")
+    assert runner.invoke(cli.app, [*command, *sizes, "--out", run]).exit_code == 0
+    code.write_text(f"open({str(proof)!r}, 'w')\n" + code.read_text())
+    done = runner.invoke(cli.app, ["sample", run, "1+1="])
+    assert done.exit_code == 0, done.output
+    assert not proof.exists()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anypo.errors import UsageError, unknown
-from anypo.tasks.text.rewards import Reward
+from anypo.tasks.text.rewards import Reward, is_unscored
 from anypo.tasks.text.scoring import Scorer
 from anypo.tasks.text.task import TextTask
 from anypo.tasks.text.verifiers import text_of
@@ -73,9 +73,10 @@ def make_reasoning_task(
         prompt = [{"role": "user", "content": question}] if chat else question
         return {"prompt": prompt, "answer": entry["answer"], "entry": entry}
 
-    if name in EXECUTES:
+    reward: Any = name
+    if name in EXECUTES and not is_unscored():
         reward = Reward(_verify_apart(name, size, seed, data, timeout), name, 2 * timeout, together=True)
-    else:
+    elif not is_unscored():
         reward = Reward(_verify_here(data), name, timeout / 12, on_error=0.0)
     return TextTask(
         f"reasoning-gym:{name}",

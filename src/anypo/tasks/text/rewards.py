@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
@@ -25,7 +27,7 @@ KEYWORDS = ("prompts", "completions", "completion_ids")
 """Keywords of every reward function beside the columns of the data set."""
 
 
-LARGEST = 3.4e38
+LARGEST_SCORE = 3.4e38
 """Scores are float32, which holds no larger number."""
 
 STARTING = 30.0
@@ -125,7 +127,7 @@ class Reward:
         if not _is_finite(x):
             raise _Failure(
                 f"returned {_start(x)} for row {i} (prompt {_start(prompts[i])}); return a finite number of at most"
-                f" {LARGEST:.1e}, or None if missing"
+                f" {LARGEST_SCORE:.1e}, or None if missing"
             )
         return float(x)
 
@@ -143,7 +145,7 @@ class Reward:
 def _is_finite(x: Any) -> bool:
     """Whether x is one number of float32's range: Python's, NumPy's or a tensor's."""
     try:
-        return isinstance(x, SupportsFloat) and abs(float(x)) <= LARGEST
+        return isinstance(x, SupportsFloat) and abs(float(x)) <= LARGEST_SCORE
     except (TypeError, ValueError, RuntimeError, OverflowError):  # arrays of several numbers; integers without bounds
         return False
 
@@ -170,6 +172,8 @@ def make_reward(spec: Any, **options: Any) -> Reward:
     if callable(spec):
         return Reward(spec, **options)
     name, _, rest = str(spec).partition(":")
+    if is_unscored():
+        return Reward(not_loaded, str(spec))
     if name == "model":
         return load_reward_model(rest, **options)
     if spec in NAMES or (name == "regex" and rest):
@@ -177,6 +181,29 @@ def make_reward(spec: Any, **options: Any) -> Reward:
     if ".py" not in spec:
         raise unknown("reward", spec, [*NAMES, "FILE.py:FUNCTION", "model:RUN"])
     return load_reward(spec, **options)
+
+
+_unscored: ContextVar[bool] = ContextVar("unscored", default=False)
+
+
+@contextmanager
+def unscored() -> Iterator[None]:
+    """Make tasks whose rewards are named but not loaded, so that no file of theirs is executed, while the context is open."""
+    token = _unscored.set(True)
+    try:
+        yield
+    finally:
+        _unscored.reset(token)
+
+
+def is_unscored() -> bool:
+    """Whether rewards are named only, see `unscored`."""
+    return _unscored.get()
+
+
+def not_loaded(completions: list[Any]) -> list[None]:
+    """Take the place of a reward that is not loaded."""
+    raise RuntimeError("it was not loaded: this run was opened without its rewards")
 
 
 def make_rewards(specs: Any, **options: Any) -> list[Reward]:

@@ -1,4 +1,4 @@
-"""Score answers in another process; see `scoring_process`."""
+"""AnswerScore answers in another process; see `scoring_process`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 class Scorer:
     """A process that scores answers, used until the end; what it returns is numbers only.
 
-    kind, args: what scores, see `scoring_process.KINDS`. confined: the answers are executed. total: seconds for all answers of a call;
+    kind, args: what scores, see `scoring_process.SCORES`. confined: the answers are executed. total: seconds for all answers of a call;
     those that are not reached in them score `unreached`. An answer that takes more than a twelfth of them, or ends the worker that
     scores it, scores 0.
     """

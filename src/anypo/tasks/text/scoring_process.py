@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-Score = Callable[[str, Any], float | None]
+AnswerScore = Callable[[str, Any], float | None]
 """The score of an answer, given its reference; None where the reference cannot be read."""
 
 NUMBER = struct.Struct("<d")
@@ -48,13 +48,13 @@ NAMESPACES = 0x10000000 | 0x00020000 | 0x40000000 | 0x20000000 | 0x08000000 | 0x
 # what is scored
 
 
-def make_regex_score(pattern: str | None) -> Score:
-    """Score 1 where the pattern, or else the one in the reference, is found in the answer."""
+def make_regex_score(pattern: str | None) -> AnswerScore:
+    """AnswerScore 1 where the pattern, or else the one in the reference, is found in the answer."""
     return lambda answer, reference: float(re.search(reference if pattern is None else pattern, answer) is not None)
 
 
-def make_math_score() -> Score:
-    """Score 1 where math-verify finds the answer equal to the reference, LaTeX or plain."""
+def make_math_score() -> AnswerScore:
+    """AnswerScore 1 where math-verify finds the answer equal to the reference, LaTeX or plain."""
     from math_verify import parse, verify
 
     def score(answer: str, reference: str) -> float | None:
@@ -67,8 +67,8 @@ def make_math_score() -> Score:
     return score
 
 
-def make_reasoning_score(name: str, size: int, seed: int, example: Any, expected: float) -> Score:
-    """Score by the verifier of a data set of reasoning-gym.
+def make_reasoning_score(name: str, size: int, seed: int, example: Any, expected: float) -> AnswerScore:
+    """AnswerScore by the verifier of a data set of reasoning-gym.
 
     Args:
         name, size, seed: of the data set.
@@ -87,7 +87,7 @@ def make_reasoning_score(name: str, size: int, seed: int, example: Any, expected
     return lambda answer, entry: data.score_answer(answer, entry=entry)
 
 
-KINDS: dict[str, Callable[..., Score]] = {
+SCORES: dict[str, Callable[..., AnswerScore]] = {
     "regex": make_regex_score,
     "math": make_math_score,
     "reasoning": make_reasoning_score,
@@ -163,7 +163,7 @@ def call_c(name: str, *args: Any) -> None:
 # workers
 
 
-def start_worker(score: Score, answers: Sequence[tuple[str, Any]], each: float, alone: bool) -> tuple[int, int]:
+def start_worker(score: AnswerScore, answers: Sequence[tuple[str, Any]], each: float, alone: bool) -> tuple[int, int]:
     """Fork a worker; return its process id and the pipe of its numbers.
 
     Args:
@@ -205,7 +205,7 @@ def lower_limit(kind: int, most: int) -> None:
 
 
 def score_all(
-    score: Score, answers: Sequence[tuple[str, Any]], each: float, total: float, alone: bool, replies: int
+    score: AnswerScore, answers: Sequence[tuple[str, Any]], each: float, total: float, alone: bool, replies: int
 ) -> None:
     """Reply with one number per answer.
 
@@ -253,7 +253,7 @@ def serve() -> None:
     try:
         if confined:
             enter_namespaces(replies)
-        score = KINDS[kind](*args)
+        score = SCORES[kind](*args)
     except Exception as error:
         os.write(replies, f"error {error}".splitlines()[0].encode() + b"\n")
         return
