@@ -237,6 +237,7 @@ def load_reward_model(run: str, **options: Any) -> Reward:
     import torch
 
     from anypo.policies.language.model import LanguageModel
+    from anypo.policies.language.probes import score_answers
 
     folder = Path(run)
     if not (folder / "model").is_dir():
@@ -249,7 +250,7 @@ def load_reward_model(run: str, **options: Any) -> Reward:
     model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
 
     def score(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
-        return model.score(prompts, [text_of(c) for c in completions])
+        return score_answers(model, prompts, [text_of(c) for c in completions])
 
     return Reward(score, name=folder.resolve().name, together=True, **options)
 
