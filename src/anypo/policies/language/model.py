@@ -100,10 +100,9 @@ class LanguageModel(nn.Module):
     ) -> LanguageModel:
         """Load the model at `source`: a directory, or a name on the Hugging Face Hub.
 
-        lora: train adapters `dict(r=8, alpha=16, target="all-linear")` on a frozen model (Hu et al. 2021,
-        arXiv:2106.09685); missing keys take these values. A source that is itself a peft adapter is loaded with the
-        adapter trainable. Sampling settings left out come from a directory written by `save`, else temperature 1,
-        everything kept. Raises UsageError where the source cannot be loaded.
+        lora: train adapters `dict(r=8, alpha=16, target="all-linear")`, see `add_adapters`; missing keys take these values. A source that
+        is itself a peft adapter is loaded with the adapter trainable. Sampling settings left out come from a directory written by
+        `save`, else temperature 1, everything kept. Raises UsageError where the source cannot be loaded.
         """
         model, tokenizer = load_pretrained(str(source), dtype)
         model = model if lora is None else add_adapters(model, lora, seed)
@@ -143,8 +142,7 @@ class LanguageModel(nn.Module):
         return super().train(False)
 
     def compile_rollouts(self) -> None:
-        """From now on the next token is compiled code, for any number of rows and columns, where it is written out. Making it takes
-        minutes, and new sizes take some more."""
+        """Compile how the next token is written, where it is written out; that takes minutes, and new sizes take some more."""
         if self.backbone.step is not None:
             self.backbone.step = torch.compile(self.backbone.step, dynamic=True)
 
@@ -168,8 +166,7 @@ class LanguageModel(nn.Module):
     @property
     def end(self) -> int:
         """The token that ends plain text."""
-        eos = self.tokenizer.eos_token_id
-        return self.eos[0] if eos is None else eos
+        return self.eos[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " step"]) -> str:
         """Return the text of token ids; a token that ends it, and padding, are left out."""

@@ -1,5 +1,4 @@
-"""What methods ask of a language model beside its decisions: progress towards an answer, mismatched answers, curvature, hidden prompts, scores of
-answers."""
+"""What is read from a language model beside its decisions: progress to an answer, mismatched answers, scores, curvature, hidden prompts."""
 
 from __future__ import annotations
 
