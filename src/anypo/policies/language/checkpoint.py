@@ -44,7 +44,7 @@ def load_pretrained(source: str, dtype: str) -> tuple[Any, Any]:
         )
     try:
         base = _base_of(path) if adapter else source
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             base, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
         )
         if info["missing_keys"]:

@@ -34,15 +34,15 @@ READ = ("prompt", "prompt_length", "completion")
 class LanguageModel(nn.Module):
     """Samples completions and evaluates given ones again, under the same filtered distribution.
 
-    model: a causal language model of transformers, possibly wrapped by peft. tokenizer: its tokenizer. max_new: tokens
-    a completion may have by default. stop: strings that end a completion. slots: completions written at
-    a time (None: all that are asked for). checkpointing: see `Backbone`. value: learn V(s_t), a linear
-    map of the last hidden state before token t, zero at the start (or several, by their names). Dropout stays off, so kept
-    log-probs are exact.
+    model: a causal language model of transformers, possibly wrapped by peft. tokenizer: its tokenizer. max_new: tokens a completion may
+    have by default. stop: strings that end a completion. slots: completions written at a time (None: all that are asked for).
+    checkpointing: see `Backbone`. value: learn V(s_t), a linear map of the last hidden state before token t, zero at the start (or
+    several, by their names). Dropout stays off, so kept log-probs are exact.
     """
 
     exact = True
     independent = False
+    unknown: Tensor | None
 
     def __init__(
         self,

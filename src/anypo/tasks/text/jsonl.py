@@ -41,8 +41,8 @@ def _record(text: bytes, where: str) -> Record:
     if not is_prompt(row.get("prompt")):
         raise UsageError(f'{where} needs a `prompt`: text, or a list of {{"role": ..., "content": ...}} messages')
     for name, value in row.items():
-        for text in texts_in(value):
-            check_whole(text, f"{where} in its {name}")
+        for part in texts_in(value):
+            check_whole(part, f"{where} in its {name}")
     record = Record(row)
     record.where = where
     return record

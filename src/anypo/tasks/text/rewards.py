@@ -91,7 +91,7 @@ class Reward:
         rows = len(prompts)
         together = self.together or self.on_error == "raise"
         parts = [slice(0, rows)] if together else [slice(i, i + 1) for i in range(rows)]
-        calls = [{k: [copy.deepcopy(x) for x in v[part]] for k, v in keywords.items()} for part in parts]
+        calls = [{k: [copy_of(x) for x in v[part]] for k, v in keywords.items()} for part in parts]
         outcomes = call_each(self.fn, calls, self.timeout, self.concurrency)
         values: list[float | None] = []
         for part, outcome in zip(parts, outcomes, strict=True):
@@ -140,6 +140,11 @@ class Reward:
         if self.check_record is not None:
             for i, record in enumerate(records):
                 self.check_record(record, where(i))
+
+
+def copy_of(x: Any) -> Any:
+    """x, or a copy where it can change."""
+    return x if isinstance(x, str | int | float | None) else copy.deepcopy(x)
 
 
 def _is_finite(x: Any) -> bool:

@@ -57,12 +57,14 @@ def make_math_score() -> AnswerScore:
     """AnswerScore 1 where math-verify finds the answer equal to the reference, LaTeX or plain."""
     from math_verify import parse, verify
 
+    unlimited: Any = None  # a worker that takes too long is killed
+
     def score(answer: str, reference: str) -> float | None:
         gold = reference if "$" in reference or "\\boxed" in reference else f"${reference}$"
-        expected = parse(gold, parsing_timeout=None)
+        expected = parse(gold, parsing_timeout=unlimited)
         if not expected:
             return None
-        return float(verify(expected, parse(answer, parsing_timeout=None), timeout_seconds=None))
+        return float(verify(expected, parse(answer, parsing_timeout=unlimited), timeout_seconds=unlimited))
 
     return score
 
