@@ -143,8 +143,8 @@ class Reward:
 
 
 def copy_of(x: Any) -> Any:
-    """x, or a copy where it can change."""
-    return x if isinstance(x, str | int | float | None) else copy.deepcopy(x)
+    """x, or a copy where it can change, as lists and dictionaries do."""
+    return x if isinstance(x, (str, int, float)) else copy.deepcopy(x)
 
 
 def _is_finite(x: Any) -> bool:
