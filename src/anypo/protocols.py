@@ -239,6 +239,13 @@ class HasArms(Protocol):
 
 
 @runtime_checkable
+class ShowsPrompt(Protocol):
+    """A task that shows its first prompt as a language model reads it."""
+
+    def show_prompt(self, policy: Any) -> str: ...
+
+
+@runtime_checkable
 class HasExperts(Protocol):
     """A task with an expert whose actions a policy can be pretrained on."""
 

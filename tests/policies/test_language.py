@@ -311,7 +311,7 @@ def test_a_terminator_equal_to_the_padding_is_trained_exactly_once(tmp_path: Pat
     tiny.model(tmp_path, "llama", vocabulary=len(made), eos_token_id=0)
     policy = LanguageModel.load(tmp_path)
     assert policy.tokenizer.pad_token_id is None
-    assert policy.eos == (0,)
+    assert policy.eos == (0, made.convert_tokens_to_ids("<|end|>")), "the tokenizer's and the chat template's"
     prompts = [policy.encode(p) for p in PROMPTS]
     tokens, k = written(policy, prompts[0])
     with torch.no_grad():
@@ -331,7 +331,7 @@ def test_a_second_end_token_of_the_model_ends_a_completion(tmp_path: Path):
     config = json.loads((tmp_path / "generation_config.json").read_text())
     (tmp_path / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [3, tokens[k]]}))
     policy = LanguageModel.load(source)
-    assert policy.eos == tuple(sorted({2, 3, tokens[k]})), "the tokenizer's and all of the model's"
+    assert policy.eos == tuple(sorted({2, 3, tokens[k]})), "the tokenizer's, all of the model's, the template's"
     done = policy.sample([policy.encode("the cat")], None, greedy=True, max_new=20)
     assert done.ids.tolist() == [tokens[: k + 1]]
     assert done.stopped.all()

@@ -114,14 +114,16 @@ def sample(
         bool, typer.Option("--tokens", help="show every token: the prompt's dim, those trained on green")
     ] = False,
 ) -> None:
-    """Complete a prompt with a run's language model."""
+    """Complete a prompt with a run's language model; its rewards are not loaded, so no file of theirs is executed."""
     import torch
 
     from anypo.rng import row_seeds
     from anypo.runs.folder import reopen
+    from anypo.tasks.text.rewards import unscored
     from anypo.tasks.text.task import TextTask
 
-    run = reopen(folder, checkpoint)
+    with unscored():
+        run = reopen(folder, checkpoint)
     if not isinstance(run.task, TextTask):
         raise UsageError(f"{folder} is a run of {run.task.name}; `sample` needs a language model")
     chat = not isinstance(run.task.records[0]["prompt"], str)

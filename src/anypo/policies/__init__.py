@@ -121,7 +121,13 @@ def _hf(spec: PolicySpec) -> Any:
 def _language_model(spec: PolicySpec, source: str) -> Any:
     from anypo.policies.language.model import LanguageModel
 
-    return spec.build(LanguageModel.load, source)
+    policy = spec.build(LanguageModel.load, source)
+    if half := {p.dtype for p in policy.parameters() if p.requires_grad} & {torch.float16, torch.bfloat16}:
+        raise UsageError(
+            f"weights in {str(half.pop()).removeprefix('torch.')} are too coarse to train, small steps round to none; leave out"
+            " --policy.dtype (--autocast multiplies in bfloat16 where that is faster), or train an adapter with --policy.lora.r 8"
+        )
+    return policy
 
 
 @dataclass(frozen=True)

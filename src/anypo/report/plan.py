@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anypo.protocols import WrapsModel
+from anypo.protocols import ShowsPrompt, WrapsModel
 from anypo.runs.preflight import notes
 from anypo.runs.run import Run
 
@@ -30,10 +30,19 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("policy", f"{run.config.policy['name']}, {total:,} parameters, {trainable:,} trainable"),
         ("batch", rows),
         ("update", f"{epochs} over {per}, {type(step).__name__} at {float(step.lr):g}"),
+        *(("prompt", text) for text in first_prompt(run)),
         ("length", f"{run.steps:,} {run.task.unit}"),
         ("memory", f"about {estimate_memory(run) / 2**20:,.0f} MiB, activations of language models included"),
         *(("note", text) for text in (*run.remarks, *notes(run))),
     ]
+
+
+def first_prompt(run: Run) -> list[str]:
+    """Return the first prompt as the model reads it, of a task that has prompts."""
+    if not isinstance(run.task, ShowsPrompt):
+        return []
+    text = repr(run.task.show_prompt(run.policy))
+    return [text if len(text) <= 200 else f"{text[:120]} ... {text[-60:]}"]
 
 
 def estimate_memory(run: Run) -> int:

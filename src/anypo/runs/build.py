@@ -33,6 +33,7 @@ def build(config: Config, folder: Path | None = None) -> Run:
     task = tasks.make_task(config.task, seed=config.seed)
     settings = resolve(replace(config, threads=torch.get_num_threads()), task, method)
     method, config = settings.method, settings.config
+    check_groups(settings, task)
     policy = policies.make_policy(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
     policy.to(resolve_device(config.device))
     if config.compile == "on":
@@ -74,6 +75,15 @@ def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = N
     )
     run.anchors = {name: snapshot(policy) for name in run.rules}
     return run
+
+
+def check_groups(settings: Settings, task: Any) -> None:
+    """Raise UsageError where a method that compares the samples of a start gets one of each."""
+    method, sampled = settings.method, getattr(task, "sampled", True)
+    if method.traits["grouped"] and sampled and settings.spec.samples == 1:
+        raise UsageError(
+            f"{method.card.id} compares the samples of a start; --collect.samples 1 leaves nothing to compare, take 2 or more"
+        )
 
 
 def compile_where_possible(policy: Any, task: Any) -> None:

@@ -133,9 +133,15 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return every token that ends a completion: the tokenizer's and all of the model's."""
-    tokens = {tokenizer.eos_token_id}
+def end_tokens(model: Any, tokenizer: Any, turn_end: int | None = None) -> tuple[int, ...]:
+    """Return every token that ends a completion: the tokenizer's, all of the model's, and the chat template's.
+
+    Args:
+        model: of transformers.
+        tokenizer: its own.
+        turn_end: of the chat template.
+    """
+    tokens = {tokenizer.eos_token_id, turn_end}
     for config in (model.generation_config, model.config):
         ids = getattr(config, "eos_token_id", None)
         tokens |= set(ids) if isinstance(ids, list) else {ids}
@@ -143,10 +149,11 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def make_value_heads(width: int, heads: int, dtype: torch.dtype) -> nn.Linear:
-    """Make a linear map to one number per head: V = W h + b.
+    """Make a linear map to one number per head, V = W h + b, of at least float32.
 
     The first head starts at zero; further ones differ from it and from each other.
     """
+    dtype = torch.promote_types(dtype, torch.float32)
     linear = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, heads, dtype=dtype))
     noise = 0.01 * torch.randn(heads, width, generator=torch.Generator().manual_seed(0))
     noise[:1] = 0

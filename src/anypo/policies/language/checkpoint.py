@@ -44,7 +44,13 @@ def load_pretrained(source: str, dtype: str) -> tuple[Any, Any]:
         )
     try:
         base = _base_of(path) if adapter else source
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            base, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
+        )
+        if info["missing_keys"]:
+            raise ValueError(
+                f"its files have no weights for {min(info['missing_keys'])}, which its config.json asks for"
+            )
         if adapter:
             from peft import PeftModel
 
@@ -66,7 +72,7 @@ def _load_tokenizer(source: str) -> Any:
 
     declared = get_tokenizer_config(source).get("tokenizer_class")
     generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source)
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, trust_remote_code=False)
 
 
 def _base_of(adapter: Path) -> str:

@@ -1,11 +1,12 @@
-"""Temperature, top-k, top-p and min-p."""
+"""Temperature, top-k and top-p, over the tokens that have text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anypo.errors import UsageError
@@ -53,3 +54,23 @@ class Filter:
             kept = (p.cumsum(-1) - p < self.top_p).sum(-1, keepdim=True).clamp(min=1)
             return ordered.gather(1, kept - 1)
         return logits.topk(top_k).values[:, -1:] if top_k else None
+
+
+@dataclass(frozen=True, eq=False)
+class KnownTokens(Filter):
+    """A filter that leaves out tokens without text. unknown: which they are."""
+
+    unknown: Bool[Tensor, " vocab"] | None = None
+
+    def __call__(
+        self, logits: Float[Tensor, "token vocab"], keep: Int[Tensor, " token"] | None = None
+    ) -> Float[Tensor, "token vocab"]:
+        """Return log-probabilities as `Filter` does, -inf for unknown tokens."""
+        return super().__call__(logits if self.unknown is None else logits.masked_fill(self.unknown, -torch.inf), keep)
+
+
+def find_unknown(tokenizer: Any, vocabulary: int) -> Bool[Tensor, " vocab"] | None:
+    """Return which of a model's tokens its tokenizer does not know, often the last ones; None where it knows all."""
+    unknown = torch.ones(vocabulary, dtype=torch.bool)
+    unknown[[token for token in tokenizer.get_vocab().values() if token < vocabulary]] = False
+    return unknown if bool(unknown.any()) else None

@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 from anypo.errors import UsageError
 from anypo.kernels.unique_rows import dedupe
-from anypo.parts.ops.log_ratio import last_value
 from anypo.policies.curvature import Moments
 from anypo.policies.decisions import names_of
 from anypo.policies.language import probes
 from anypo.policies.language.backbone import Backbone, end_tokens, make_value_heads
 from anypo.policies.language.batching import pad
 from anypo.policies.language.checkpoint import add_adapters, load_pretrained, load_settings, save_policy
-from anypo.policies.language.filter import Filter
+from anypo.policies.language.filter import Filter, KnownTokens, find_unknown
 from anypo.policies.language.forward import decision_states
 from anypo.policies.language.generate import Sample, generate
 from anypo.policies.language.output_head import OFFERED, functionals
-from anypo.policies.language.text import Prompt, contain_stop, encode_prompt
+from anypo.policies.language.text import Prompt, TextCodec, contain_stop
 from anypo.types import Trajectories
 
 READ = ("prompt", "prompt_length", "completion")
@@ -35,15 +34,15 @@ READ = ("prompt", "prompt_length", "completion")
 class LanguageModel(nn.Module):
     """Samples completions and evaluates given ones again, under the same filtered distribution.
 
-    model: a causal language model of transformers, possibly wrapped by peft. tokenizer: its tokenizer. max_new: tokens
-    a completion may have by default. stop: strings that end a completion. slots: completions written at
-    a time (None: all that are asked for). checkpointing: see `Backbone`. value: learn V(s_t), a linear
-    map of the last hidden state before token t, zero at the start (or several, by their names). Dropout stays off, so kept
-    log-probs are exact.
+    model: a causal language model of transformers, possibly wrapped by peft. tokenizer: its tokenizer. max_new: tokens a completion may
+    have by default. stop: strings that end a completion. slots: completions written at a time (None: all that are asked for).
+    checkpointing: see `Backbone`. value: learn V(s_t), a linear map of the last hidden state before token t, zero at the start (or
+    several, by their names). Dropout stays off, so kept log-probs are exact.
     """
 
     exact = True
     independent = False
+    unknown: Tensor | None
 
     def __init__(
         self,
@@ -65,13 +64,15 @@ class LanguageModel(nn.Module):
         self.filter = filter or Filter()
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.name = name
-        self.eos = end_tokens(self.inner, tokenizer)
+        self.codec = TextCodec(tokenizer, name)
+        self.eos = end_tokens(self.inner, tokenizer, self.codec.turn_end)
         self.vocabulary = self.backbone.vocabulary
         if len(tokenizer) > self.vocabulary:
             raise UsageError(
                 f"the tokenizer of {name} has {len(tokenizer)} tokens but the model embeds only "
                 f"{self.vocabulary}; use the tokenizer the model was trained with, or resize the embedding"
             )
+        self.register_buffer("unknown", find_unknown(tokenizer, self.vocabulary), persistent=False)
         self.context: int | None = getattr(self.inner.config, "max_position_embeddings", None)
         self.max_new = max_new or min(256, self.context // 2 if self.context else 256)
         self.slots = slots
@@ -99,10 +100,9 @@ class LanguageModel(nn.Module):
     ) -> LanguageModel:
         """Load the model at `source`: a directory, or a name on the Hugging Face Hub.
 
-        lora: train adapters `dict(r=8, alpha=16, target="all-linear")` on a frozen model (Hu et al. 2021,
-        arXiv:2106.09685); missing keys take these values. A source that is itself a peft adapter is loaded with the
-        adapter trainable. Sampling settings left out come from a directory written by `save`, else temperature 1,
-        everything kept. Raises UsageError where the source cannot be loaded.
+        lora: train adapters `dict(r=8, alpha=16, target="all-linear")`, see `add_adapters`; missing keys take these values. A source that
+        is itself a peft adapter is loaded with the adapter trainable. Sampling settings left out come from a directory written by
+        `save`, else temperature 1, everything kept. Raises UsageError where the source cannot be loaded.
         """
         model, tokenizer = load_pretrained(str(source), dtype)
         model = model if lora is None else add_adapters(model, lora, seed)
@@ -142,28 +142,35 @@ class LanguageModel(nn.Module):
         return super().train(False)
 
     def compile_rollouts(self) -> None:
-        """From now on the next token is compiled code, for any number of rows and columns, where it is written out. Making it takes
-        minutes, and new sizes take some more."""
+        """Compile how the next token is written, where it is written out; that takes minutes, and new sizes take some more."""
         if self.backbone.step is not None:
             self.backbone.step = torch.compile(self.backbone.step, dynamic=True)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Return the token ids of a prompt; chat messages go through the chat template, up to where the answer begins."""
-        return encode_prompt(self.tokenizer, prompt, self.name)
+    @property
+    def distribution(self) -> Filter:
+        """The filter, over the tokens that have text."""
+        return self.filter if self.unknown is None else KnownTokens(**asdict(self.filter), unknown=self.unknown)
+
+    def encode(self, prompt: Prompt, tools: Sequence[Any] | None = None) -> list[int]:
+        """See `TextCodec.encode_prompt`."""
+        return self.codec.encode_prompt(prompt, tools)
 
     def encode_hint(self, hint: str) -> list[int]:
         """Return the token ids of text that goes between a prompt and its completion."""
-        return list(self.tokenizer(hint, add_special_tokens=False)["input_ids"])
+        return self.codec.encode_text(hint)
+
+    def encode_answer(self, prompt: Prompt, answer: str, tools: Sequence[Any] | None = None) -> list[int]:
+        """See `TextCodec.encode_answer`."""
+        return self.codec.encode_answer(prompt, answer, (self.end, *self.eos), tools)
 
     @property
     def end(self) -> int:
-        """The token that ends an answer in data."""
-        eos = self.tokenizer.eos_token_id
-        return self.eos[0] if eos is None else eos
+        """The token that ends plain text."""
+        return self.eos[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " step"]) -> str:
-        """Return the text of token ids, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Return the text of token ids; a token that ends it, and padding, are left out."""
+        return self.codec.decode(ids.tolist() if isinstance(ids, Tensor) else ids, self.eos)
 
     def pack(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Trajectories:
         """Put token ids of prompts and answers from data into rows."""
@@ -196,7 +203,7 @@ class LanguageModel(nn.Module):
                 prompts,
                 [samples] * len(prompts) if isinstance(samples, int) else samples,
                 seeds,
-                filter=self.filter,
+                filter=self.distribution,
                 max_new=max_new,
                 greedy=greedy,
                 eos=torch.tensor(self.eos, dtype=torch.long, device=self.device),
@@ -244,21 +251,13 @@ class LanguageModel(nn.Module):
         values: dict[str, Tensor] = {}
         if set(OFFERED) & set(want):
             taken = b.trace["completion"][states.row, states.step]
-            values |= functionals(states.read, self.backbone.head(layer), taken, self.filter, want, self.vocabulary)
+            values |= functionals(
+                states.read, self.backbone.head(layer), taken, self.distribution, want, self.vocabulary
+            )
         if self.value_head is not None and heads:
-            v = self.value_head(states.last).to(torch.promote_types(states.last.dtype, torch.float32))
+            v = self.value_head(states.last.to(self.value_head.weight.dtype)).to(self.value_head.weight.dtype)
             values |= {name: v[:, k] for k, name in enumerate(self.heads) if name in want}
         return {k: x.new_zeros(valid.shape).index_put((states.row, states.step), x) for k, x in values.items()}
-
-    @torch.no_grad()
-    def score(self, prompts: Sequence[Prompt], answers: Sequence[str], at_once: int = 32) -> list[float]:
-        """Return what the first value head gives at the end of each answer: a reward model's score."""
-        scores: list[float] = []
-        for i in range(0, len(prompts), at_once):
-            answer_ids = [[*self.encode_hint(a), self.end] for a in answers[i : i + at_once]]
-            b = self.pack([self.encode(p) for p in prompts[i : i + at_once]], answer_ids)
-            scores += last_value(b, self.evaluate(b, {self.heads[0]})[self.heads[0]]).tolist()
-        return scores
 
     def observe(self, b: Trajectories) -> None:
         """Do nothing: token ids have no statistics to learn."""
@@ -269,7 +268,7 @@ class LanguageModel(nn.Module):
 
     def step_products(self, b: Trajectories, moments: Moments | None) -> dict[str, Float[Tensor, "row step"]]:
         """See `probes.curvature_products`."""
-        return probes.curvature_products(self.backbone, self.filter, b, moments)
+        return probes.curvature_products(self.backbone, self.distribution, b, moments)
 
     def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
         """See `probes.hide_prompt_tokens`."""

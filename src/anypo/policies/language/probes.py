@@ -1,16 +1,21 @@
-"""What methods ask of a language model beside its decisions: progress towards an answer, mismatched answers, curvature, hidden prompts."""
+"""What is read from a language model beside its decisions: progress to an answer, mismatched answers, scores, curvature, hidden prompts."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anypo.errors import UsageError
+from anypo.parts.ops.log_ratio import last_value
 from anypo.policies.curvature import Moments, step_products
 from anypo.policies.language.backbone import Backbone
 from anypo.policies.language.filter import Filter
 from anypo.policies.language.forward import decision_states, join_text
+from anypo.policies.language.text import Prompt
 from anypo.protocols import Policy
 from anypo.types import Trajectories
 
@@ -97,6 +102,25 @@ def mismatched_logp(policy: Policy, b: Trajectories) -> Float[Tensor, " row"]:
     )
     chunks = rows.split(max(1, TOKENS_AT_ONCE // max(b.shape[1], 1)))
     return torch.cat([policy.evaluate(swapped.rows(chunk), {"logp"})["logp"].sum(1) for chunk in chunks])
+
+
+@torch.no_grad()
+def score_answers(policy: Any, prompts: Sequence[Prompt], answers: Sequence[str], at_once: int = 32) -> list[float]:
+    """Return what the first value head gives at the end of each answer: a reward model's score.
+
+    Args:
+        policy: a language model with a value head.
+        prompts: of the answers.
+        answers: text.
+        at_once: answers read together.
+    """
+    scores: list[float] = []
+    for i in range(0, len(prompts), at_once):
+        asked, written = prompts[i : i + at_once], answers[i : i + at_once]
+        ids = [policy.encode_answer(p, a) for p, a in zip(asked, written, strict=True)]
+        b = policy.pack([policy.encode(p) for p in asked], ids)
+        scores += last_value(b, policy.evaluate(b, {policy.heads[0]})[policy.heads[0]]).tolist()
+    return scores
 
 
 @torch.no_grad()

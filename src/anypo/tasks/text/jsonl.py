@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from anypo.errors import UsageError
+from anypo.policies.language.text import check_whole
 from anypo.tasks.text.rewards import make_rewards
 from anypo.tasks.text.task import Record, TextTask, is_prompt
 
@@ -39,9 +40,21 @@ def _record(text: bytes, where: str) -> Record:
         raise UsageError(f"{where} is a {type(row).__name__}; every line must be an object with a `prompt`")
     if not is_prompt(row.get("prompt")):
         raise UsageError(f'{where} needs a `prompt`: text, or a list of {{"role": ..., "content": ...}} messages')
+    for name, value in row.items():
+        for part in texts_in(value):
+            check_whole(part, f"{where} in its {name}")
     record = Record(row)
     record.where = where
     return record
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(item)
 
 
 def split(records: Sequence[Record], heldout: float) -> tuple[list[Record], list[Record]]:

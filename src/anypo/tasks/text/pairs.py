@@ -14,7 +14,7 @@ from anypo.errors import UsageError
 from anypo.parts.ops.log_ratio import last_value
 from anypo.tasks.text import jsonl
 from anypo.tasks.text.rewards import make_rewards
-from anypo.tasks.text.task import Record, TextTask, is_prompt
+from anypo.tasks.text.task import Record, TextTask, encode_record, is_prompt, read_tools
 from anypo.types import Request, Trajectories
 
 PAIRS_AT_ONCE = 32
@@ -33,7 +33,7 @@ class Pairs(TextTask):
 
     records, heldout: as `load_pairs` reads them. A request is answered by the record's rows, all in one group, with `preferred` 1 or 0
     and, where every record has them, `score_chosen` and `score_rejected` as the score. max_new: tokens of an answer that are read
-    (None: all); answers end with the end-of-text token, unless they are cut.
+    (None: all); answers end as the chat template ends them, or with the end-of-text token, unless they are cut.
 
     Measures on held-out records (see `evaluate`): how the policy ranks their answers, and with rewards also how it answers.
     """
@@ -69,12 +69,13 @@ class Pairs(TextTask):
     def _encode(self, policy: Any, records: Sequence[dict[str, Any]], i: int) -> list[Answer]:
         record = records[i]
         try:
-            prompt = policy.encode(record["prompt"])
+            prompt, tools = encode_record(policy, record), read_tools(record)
+            answers = [(policy.encode_answer(record["prompt"], a, tools), m) for a, m in marked_answers(record)]
         except UsageError as error:
             raise UsageError(f"{self._where(records, i)}: {error}") from error
         encoded = []
-        for text, mark in marked_answers(record):
-            answer = [*policy.encode_hint(text), policy.end][: self.max_new]
+        for whole, mark in answers:
+            answer = whole[: self.max_new]
             if not policy.fits(len(prompt), len(answer)):
                 raise UsageError(
                     f"{self._where(records, i)} has {len(prompt)} tokens of prompt and {len(answer)} of an answer, more than the"
@@ -123,7 +124,7 @@ class Pairs(TextTask):
             measures["logp_chosen"] = float(now[good].mean())
         if self.rewards:
             greedy = super().evaluate(policy, seed, episodes)
-            measures |= {"accuracy" if name == self.metric else name: value for name, value in greedy.items()}
+            measures |= {"accuracy" if name == self.share else name: value for name, value in greedy.items()}
         return measures
 
     @torch.no_grad()
@@ -206,7 +207,7 @@ def _answer(record: Record, name: str, where: str) -> str:
     if isinstance(answer, str):
         return answer
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if is_prompt(answer) and answer[:-1] in ([], before) and isinstance(answer[-1]["content"], str):
+    if is_prompt(answer) and answer[:-1] in ([], before) and isinstance(answer[-1].get("content"), str):
         return answer[-1]["content"]
     raise UsageError(f"{where} has a `{name}` that is neither text nor one chat message after the prompt")
 

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from anypo.errors import UsageError, unknown
-from anypo.tasks.text.rewards import Reward, text_of
+from anypo.tasks.text.rewards import Reward, is_unscored
+from anypo.tasks.text.scoring import Scorer
 from anypo.tasks.text.task import TextTask
+from anypo.tasks.text.verifiers import text_of
+
+EXECUTES = frozenset(
+    (
+        "binary_matrix",
+        "countdown",
+        "intermediate_integration",
+        "n_queens",
+        "polynomial_multiplication",
+        "puzzle24",
+        "simple_integration",
+        "spiral_matrix",
+        "string_insertion",
+    )
+)
+"""Data sets whose verifiers evaluate an answer as Python, by eval or by sympy's parser, so that it can do anything."""
 
 APART = 10_000_000
 """Distance between the seeds of training and held-out problems: problem i of a data set is drawn with seed + i."""
 
 
 def make_reasoning_task(
-    name: str, *, size: int = 1000, heldout: int = 100, seed: int = 0, chat: bool = False, max_new: int | None = None
+    name: str,
+    *,
+    size: int = 1000,
+    heldout: int = 100,
+    seed: int = 0,
+    chat: bool = False,
+    max_new: int | None = None,
+    timeout: float = 60.0,
 ) -> TextTask:
     """Make a task of problems of a data set. A completion's answer is the text between <answer> tags, or all of it; an answer the
     verifier cannot read counts 0.
@@ -25,13 +50,14 @@ def make_reasoning_task(
         seed: of the problems.
         chat: ask in a user message instead of plain text.
         max_new: tokens per completion.
+        timeout: seconds that scoring the answers of a batch may take; one answer may take a twelfth.
 
     Raises:
-        UsageError: there is no such data set, or it has too few different problems.
+        UsageError: there is no such data set, it has too few different problems, or it executes answers and the system allows
+            no confined process.
     """
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
-    from reasoning_gym.utils import extract_answer
 
     if name not in DATASETS or name == "composite":
         raise unknown("reasoning-gym data set", name, set(DATASETS) - {"composite"})
@@ -47,16 +73,52 @@ def make_reasoning_task(
         prompt = [{"role": "user", "content": question}] if chat else question
         return {"prompt": prompt, "answer": entry["answer"], "entry": entry}
 
-    def verify(completions: list[Any], entry: list[dict[str, Any]]) -> list[float]:
-        texts = [text_of(c) for c in completions]
-        answers = [extract_answer(t) or t.strip() for t in texts]
-        return [data.score_answer(answer, entry=e) for answer, e in zip(answers, entry, strict=True)]
-
+    reward: Any = name
+    if name in EXECUTES and not is_unscored():
+        reward = Reward(_verify_apart(name, size, seed, data, timeout), name, 2 * timeout, together=True)
+    elif not is_unscored():
+        reward = Reward(_verify_here(data), name, timeout / 12, on_error=0.0)
     return TextTask(
         f"reasoning-gym:{name}",
         [record(e) for e in data],
         [record(e) for e in held],
-        [Reward(verify, name=name, timeout=10.0, on_error=0.0)],
+        [reward],
         max_new=max_new,
         source="problems",
     )
+
+
+def _verify_here(data: Any) -> Callable[..., list[float]]:
+    """The verifier of a data set."""
+
+    def verify(completions: list[Any], entry: list[dict[str, Any]]) -> list[float]:
+        return [data.score_answer(_answer(c), entry=e) for c, e in zip(completions, entry, strict=True)]
+
+    return verify
+
+
+def _verify_apart(name: str, size: int, seed: int, data: Any, timeout: float) -> Callable[..., list[float | None]]:
+    """The verifier of a data set in a process where an answer that is executed can do nothing."""
+    example = data[0]
+    expected = float(data.score_answer(example["answer"], entry=example))
+    scorer = Scorer("reasoning", name, size, seed, example, expected, confined=True, total=timeout)
+    try:
+        scorer.start()
+    except OSError as error:
+        raise UsageError(
+            f"the verifier of reasoning-gym:{name} executes what a model writes; anypo lets it do so in a confined process only, and this"
+            f" system refuses one ({error}): allow user namespaces, or take another data set"
+        ) from error
+
+    def verify(completions: list[Any], entry: list[dict[str, Any]]) -> list[float | None]:
+        return scorer([(_answer(c), e) for c, e in zip(completions, entry, strict=True)])
+
+    return verify
+
+
+def _answer(completion: Any) -> str:
+    """The text between <answer> tags, or all of it."""
+    from reasoning_gym.utils import extract_answer
+
+    text = text_of(completion)
+    return extract_answer(text) or text.strip()

@@ -1,4 +1,4 @@
-"""Rewards on completions: built-in verifiers, and your own functions by TRL's convention.
+"""Rewards on completions: your own functions by TRL's convention, built-in verifiers, reward models.
 
 A reward function is called with keywords `prompts`, `completions`, `completion_ids` and every column of the data set,
 each a list with one entry per completion; it returns one float, or None (missing, which is not zero), per completion.
@@ -7,44 +7,46 @@ It may be `async`. For chat prompts a completion is `[{"role": "assistant", "con
 
 from __future__ import annotations
 
-import asyncio
+import copy
 import inspect
-import math
-import queue
-import re
 import sys
-import threading
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from decimal import Decimal
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 from anypo.errors import RunError, UsageError, unknown
+from anypo.tasks.text.calls import TooSlow, call_each, own_loop
+from anypo.tasks.text.verifiers import NAMES, check_answer_pattern, make_verifier, text_of
 
 KEYWORDS = ("prompts", "completions", "completion_ids")
 """Keywords of every reward function beside the columns of the data set."""
+
+
+LARGEST_SCORE = 3.4e38
+"""Scores are float32, which holds no larger number."""
+
+STARTING = 30.0
+"""Seconds a process that scores answers may take to start."""
 
 
 class _Failure(Exception):
     """A reward call failed; the text says how. Internal to `Reward`."""
 
 
-class TooSlow(Exception):
-    """A call took longer than it may."""
-
-
 @dataclass
 class Reward:
     """A reward function with its contract enforced.
 
-    fn: the function. name: its channel's name. timeout: seconds one call may take. on_error: the result of a call that raises,
-    hangs or returns no finite number: "raise" ends the run with one sentence, "drop" counts the row as missing, a
-    number is used instead. The latter two call the function row by row, `concurrency` rows at a time, so that a failure
-    is that of its row only; `failures` counts them. The time limit needs a thread; `direct` calls have neither.
+    fn: the function; it gets copies of what it scores. name: its channel's name. timeout: seconds one call may take, see `calls`.
+    on_error: the result of a call that ends in an exception, takes too long or returns no finite number: "raise" ends the run with one
+    sentence, "drop" counts the row as missing, a number is used instead. The latter two call the function row by row, an
+    asynchronous one for `concurrency` rows at a time, so that a failure is that of its row only, unless `together`; `failures` counts
+    them. graded: its values are no mere 0 and 1. check_record: raises UsageError for a record the function cannot use.
     """
 
     fn: Callable[..., Any]
@@ -52,7 +54,9 @@ class Reward:
     timeout: float = 60.0
     on_error: str | float = "raise"
     concurrency: int = 8
-    direct: bool = False
+    graded: bool = True
+    together: bool = False
+    check_record: Callable[[dict[str, Any], str], None] | None = None
     failures: int = field(default=0, init=False)
 
     def __post_init__(self):
@@ -84,50 +88,46 @@ class Reward:
         keywords = dict(columns) | dict(zip(KEYWORDS, map(list, (prompts, completions, completion_ids)), strict=True))
         if not self._any_keyword:
             keywords = {k: v for k, v in keywords.items() if k in self._named}
-        if self.on_error == "raise":
+        rows = len(prompts)
+        together = self.together or self.on_error == "raise"
+        parts = [slice(0, rows)] if together else [slice(i, i + 1) for i in range(rows)]
+        calls = [{k: [copy_of(x) for x in v[part]] for k, v in keywords.items()} for part in parts]
+        outcomes = call_each(self.fn, calls, self.timeout, self.concurrency)
+        values: list[float | None] = []
+        for part, outcome in zip(parts, outcomes, strict=True):
             try:
-                return self._call(keywords, prompts)
+                values += self._read(outcome, prompts[part])
             except _Failure as failure:
-                raise RunError(f"the reward {self.name!r} {failure}") from failure.__cause__
-
-        def one(i: int) -> float | None:
-            try:
-                return self._call({k: v[i : i + 1] for k, v in keywords.items()}, prompts[i : i + 1])[0]
-            except _Failure:
-                failed.append(i)
-                return None if self.on_error == "drop" else float(self.on_error)
-
-        failed: list[int] = []
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            values = list(pool.map(one, range(len(prompts))))
-        self.failures += len(failed)
+                if self.on_error == "raise":
+                    raise RunError(f"the reward {self.name!r} {failure}") from failure.__cause__
+                values += [None if self.on_error == "drop" else float(self.on_error)] * len(prompts[part])
+                self.failures += len(prompts[part])
         return values
 
-    def _call(self, keywords: dict[str, list], prompts: Sequence[Any]) -> list[float | None]:
-        """Call the function on some rows and check what it returns; every failure is `_Failure`."""
-        try:
-            returned = self.fn(**keywords) if self.direct else call_within(self.timeout, self.fn, keywords)
-        except TooSlow as error:
-            raise _Failure(
-                f"did not return within {self.timeout:g} s; make it faster or raise its time limit"
-            ) from error
-        except Exception as error:
+    def _read(self, outcome: Any, prompts: Sequence[Any]) -> list[float | None]:
+        """The numbers in what a call on some rows returned, or ended with; whatever they are not is a `_Failure`."""
+        if isinstance(outcome, TooSlow):
+            raise _Failure(f"did not return within {self.timeout:g} s; make it faster or raise its time limit")
+        if isinstance(outcome, RunError):  # a sentence already
+            raise _Failure(f"failed: {outcome}") from outcome
+        if isinstance(outcome, BaseException):
             where = f" (on the prompt {_start(prompts[0])})" if len(prompts) == 1 else ""
-            raise _Failure(f"raised {_describe(error)}{where}") from error
-        if isinstance(returned, (str, dict)) or not isinstance(returned, Collection):
-            raise _Failure(f"returned {_start(returned)}; it must return a list of one number or None per completion")
-        if len(returned) != len(prompts):
+            raise _Failure(f"raised {_describe(outcome)}{where}") from outcome
+        if isinstance(outcome, (str, dict)) or not isinstance(outcome, Collection):
+            raise _Failure(f"returned {_start(outcome)}; it must return a list of one number or None per completion")
+        if len(outcome) != len(prompts):
             raise _Failure(
-                f"returned {len(returned)} values for {len(prompts)} completions; it must return one for each"
+                f"returned {len(outcome)} values for {len(prompts)} completions; it must return one for each"
             )
-        return [self._number(x, i, prompts) for i, x in enumerate(returned)]
+        return [self._number(x, i, prompts) for i, x in enumerate(outcome)]
 
     def _number(self, x: Any, i: int, prompts: Sequence[Any]) -> float | None:
         if x is None:
             return None
         if not _is_finite(x):
             raise _Failure(
-                f"returned {x!r} for row {i} (prompt {_start(prompts[i])}); return a finite number, or None if missing"
+                f"returned {_start(x)} for row {i} (prompt {_start(prompts[i])}); return a finite number of at most"
+                f" {LARGEST_SCORE:.1e}, or None if missing"
             )
         return float(x)
 
@@ -137,142 +137,78 @@ class Reward:
             for i, record in enumerate(records):
                 if column not in record:
                     raise UsageError(f"{where(i)} has no {column!r}, which the reward {self.name!r} needs")
+        if self.check_record is not None:
+            for i, record in enumerate(records):
+                self.check_record(record, where(i))
 
 
-def call_within(seconds: float, fn: Callable[..., Any], keywords: dict[str, Any]) -> Any:
-    """Call fn(**keywords), awaited if it is async; a thread that hangs is left behind.
-
-    Args:
-        seconds: the time limit.
-        fn: the function.
-        keywords: its arguments.
-
-    Raises:
-        TooSlow: the call took longer.
-    """
-    box: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            value = fn(**keywords)
-            if inspect.isawaitable(value):
-                value = asyncio.run(_awaited(value, seconds))
-            box.put((value, None))
-        except BaseException as error:  # raised again in the calling thread
-            box.put((None, error))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        value, error = box.get(timeout=seconds)
-    except queue.Empty:
-        raise TooSlow from None
-    if error is not None:
-        raise error
-    return value
-
-
-async def _awaited(value: Any, seconds: float) -> Any:
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            return await value
-    except TimeoutError as error:
-        if limit.expired():
-            raise TooSlow from error
-        raise  # one of its own
+def copy_of(x: Any) -> Any:
+    """x, or a copy where it can change, as lists and dictionaries do."""
+    return x if isinstance(x, (str, int, float)) else copy.deepcopy(x)
 
 
 def _is_finite(x: Any) -> bool:
-    """Whether x is one finite number: Python's, NumPy's or a tensor's."""
+    """Whether x is one number of float32's range: Python's, NumPy's or a tensor's."""
     try:
-        return isinstance(x, SupportsFloat) and math.isfinite(float(x))
-    except (TypeError, ValueError, RuntimeError):  # arrays of several numbers
+        return isinstance(x, SupportsFloat) and abs(float(x)) <= LARGEST_SCORE
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # arrays of several numbers; integers without bounds
         return False
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Type and first line of an error."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _start(x: Any, length: int = 60) -> str:
     """The beginning of repr(x)."""
-    text = repr(x)
+    try:
+        text = repr(x)
+    except ValueError:  # an integer of too many digits
+        text = f"a huge {type(x).__name__}"
     return text if len(text) <= length else text[:length] + "..."
-
-
-# built-in verifiers
-def text_of(message: str | list[dict[str, Any]]) -> str:
-    """The text of a completion, plain or chat."""
-    return message if isinstance(message, str) else str(message[-1]["content"])
-
-
-def exact_match(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
-    """1 where the completion equals `answer`, spaces around both aside."""
-    return [float(text_of(c).strip() == str(a).strip()) for c, a in zip(completions, answer, strict=True)]
-
-
-_NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number written in a text; `1,234.50` is 1234.5."""
-    numbers = _NUMBER.findall(text)
-    return Decimal(numbers[-1].replace(",", "")) if numbers else None
-
-
-def numeric_match(completions: list[Any], answer: list[Any], **_: Any) -> list[float | None]:
-    """1 where the completion's last number equals the last number of `answer`; missing where `answer` has none."""
-    pairs = [(last_number(text_of(c)), last_number(str(a))) for c, a in zip(completions, answer, strict=True)]
-    return [None if gold is None else float(number == gold) for number, gold in pairs]
-
-
-def math_(completions: list[Any], answer: list[Any], **_: Any) -> list[float | None]:
-    """1 where math-verify finds the completion equal to `answer`, LaTeX or plain; missing where it cannot read that."""
-    from math_verify import parse, verify
-
-    # its own time limits are signals, which only the main thread receives
-    limit: Any = 5 if threading.current_thread() is threading.main_thread() else None
-
-    def one(completion: str, gold: str) -> float | None:
-        expected = parse(gold if "$" in gold or "\\boxed" in gold else f"${gold}$", parsing_timeout=limit)
-        if not expected:
-            return None
-        return float(verify(expected, parse(completion, parsing_timeout=limit), timeout_seconds=limit))
-
-    return [one(text_of(c), str(a)) for c, a in zip(completions, answer, strict=True)]
-
-
-def regex_match(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
-    """1 where the pattern in `answer` is found in the completion."""
-    return [float(re.search(str(a), text_of(c)) is not None) for c, a in zip(completions, answer, strict=True)]
-
-
-BUILTIN: dict[str, Callable[..., Any]] = {
-    "exact": exact_match,
-    "numeric": numeric_match,
-    "math": math_,
-    "regex": regex_match,
-}
 
 
 def make_reward(spec: Any, **options: Any) -> Reward:
     """Make a reward of what a user writes: `exact`, `numeric`, `math`, `regex`, `regex:PATTERN`, `FILE.py:FUNCTION`, `model:RUN`, a
-    function or a Reward. `options` (timeout, on_error, concurrency) hold for functions."""
+    function or a Reward. `options` are timeout, on_error and concurrency of `Reward`."""
     if isinstance(spec, Reward):
         return spec
     if callable(spec):
         return Reward(spec, **options)
     name, _, rest = str(spec).partition(":")
-    if name == "regex" and rest:
-        return Reward(_pattern(rest), name="regex", direct=True)
+    if is_unscored():
+        return Reward(not_loaded, str(spec))
     if name == "model":
-        return load_reward_model(rest)
-    if spec in BUILTIN:
-        return Reward(BUILTIN[spec], name=spec, direct=True)
+        return load_reward_model(rest, **options)
+    if spec in NAMES or (name == "regex" and rest):
+        return load_verifier(name, rest or None, **options)
     if ".py" not in spec:
-        raise unknown("reward", spec, [*BUILTIN, "FILE.py:FUNCTION", "model:RUN"])
+        raise unknown("reward", spec, [*NAMES, "FILE.py:FUNCTION", "model:RUN"])
     return load_reward(spec, **options)
+
+
+_unscored: ContextVar[bool] = ContextVar("unscored", default=False)
+
+
+@contextmanager
+def unscored() -> Iterator[None]:
+    """Make tasks whose rewards are named but not loaded, so that no file of theirs is executed, while the context is open."""
+    token = _unscored.set(True)
+    try:
+        yield
+    finally:
+        _unscored.reset(token)
+
+
+def is_unscored() -> bool:
+    """Whether rewards are named only, see `unscored`."""
+    return _unscored.get()
+
+
+def not_loaded(completions: list[Any]) -> list[None]:
+    """Take the place of a reward that is not loaded."""
+    raise RuntimeError("it was not loaded: this run was opened without its rewards")
 
 
 def make_rewards(specs: Any, **options: Any) -> list[Reward]:
@@ -282,25 +218,31 @@ def make_rewards(specs: Any, **options: Any) -> list[Reward]:
     ]
 
 
-def _pattern(pattern: str) -> Callable[..., list[float]]:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"the pattern of the reward regex:{pattern} is not a regular expression: {error}") from error
+def load_verifier(
+    name: str, pattern: str | None = None, timeout: float = 60.0, on_error: str | float = "raise", concurrency: int = 8
+) -> Reward:
+    """Make the reward of a built-in verifier.
 
-    def match(completions: list[Any], **_: Any) -> list[float]:
-        return [float(compiled.search(text_of(c)) is not None) for c in completions]
+    Args:
+        name: which.
+        pattern: of regex; None: the record's answer.
+        timeout, on_error, concurrency: see `Reward`.
+    """
+    fn = make_verifier(name, pattern, timeout, on_error)
+    check = check_answer_pattern if name == "regex" and pattern is None else None
+    apart = name in ("math", "regex")  # has a time limit of its own, at which the rows scored so far count
+    timeout = 2 * timeout + STARTING if apart else timeout
+    return Reward(fn, name, timeout, on_error, concurrency, graded=False, together=apart, check_record=check)
 
-    return match
 
-
-def load_reward_model(run: str) -> Reward:
+def load_reward_model(run: str, **options: Any) -> Reward:
     """Load the reward model that a run has learned from preferences (RUN/model), named after the run's folder: the value of its
     head at the end of an answer, in float32, on a GPU where there is one.
     """
     import torch
 
     from anypo.policies.language.model import LanguageModel
+    from anypo.policies.language.probes import score_answers
 
     folder = Path(run)
     if not (folder / "model").is_dir():
@@ -313,9 +255,9 @@ def load_reward_model(run: str) -> Reward:
     model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
 
     def score(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
-        return model.score(prompts, [text_of(c) for c in completions])
+        return score_answers(model, prompts, [text_of(c) for c in completions])
 
-    return Reward(score, name=folder.resolve().name, direct=True)
+    return Reward(score, name=folder.resolve().name, together=True, **options)
 
 
 def load_reward(spec: str, **options: Any) -> Reward:
@@ -326,6 +268,7 @@ def load_reward(spec: str, **options: Any) -> Reward:
     path = Path(file).resolve()
     if not path.is_file():
         raise UsageError(f"there is no file {file} to take the reward {name!r} from")
+    own_loop()  # the file may ask for the event loop of its calls
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # the file may import its neighbours
     module_name = f"anypo_reward_{path.stem}_{abs(hash(path))}"
@@ -336,7 +279,7 @@ def load_reward(spec: str, **options: Any) -> Reward:
     sys.modules[module_name] = module
     try:
         loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"importing {file} for the reward {name!r} raised {_describe(error)}") from error
     function = vars(module).get(name)
     if not callable(function):

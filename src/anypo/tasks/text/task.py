@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anypo.errors import UsageError
+from anypo.errors import RunError, UsageError
 from anypo.policies.language.batching import pad
 from anypo.policies.language.generate import Sample, skip
 from anypo.rng import request_seeds
@@ -31,8 +32,9 @@ class TextTask:
 
     records, heldout: rows with at least `prompt`; every column goes to the rewards. rewards: anything `make_reward`
     takes; each is a channel. weights: of the channels in the score (default 1 each). metric: name of the held-out share
-    of prompts whose greedy completion gets more than 0.5 from the first reward. max_new: tokens per completion. source:
-    name of the records in messages. cue: text that asks for the answer after a completion that reasons first
+    of prompts whose greedy completion gets more than 0.5 from the first reward; where none is given that share, `accuracy`, is the
+    task's measure if the first reward is a verifier, and the mean score, `reward`, if it is graded. max_new: tokens per completion.
+    source: name of the records in messages. cue: text that asks for the answer after a completion that reasons first
     (None: the completion is the answer).
 
     A record's `solution`, else its `answer`, is its reference solution, of which hints are beginnings and which demonstrations repeat.
@@ -52,14 +54,16 @@ class TextTask:
         rewards: Sequence[Any],
         *,
         weights: Sequence[float] | None = None,
-        metric: str = "accuracy",
+        metric: str | None = None,
         max_new: int | None = None,
         source: str = "records",
         cue: str | None = None,
     ):
-        self.name, self.metric, self.max_new, self.source, self.cue = name, metric, max_new, source, cue
+        self.name, self.max_new, self.source, self.cue = name, max_new, source, cue
         self.records, self.heldout = list(records), list(heldout)
         self.rewards: list[Reward] = [make_reward(r) for r in rewards]
+        self.share = metric or "accuracy"
+        self.metric = "reward" if metric is None and self.rewards and self.rewards[0].graded else self.share
         self.channels = tuple(r.name for r in self.rewards)
         self.weights = torch.tensor([1.0] * len(self.rewards) if weights is None else list(weights))
         self.starts: int | None = len(self.records)
@@ -98,7 +102,7 @@ class TextTask:
         for records in (self.records, self.heldout):
             for i, record in enumerate(records):
                 try:
-                    length = len(policy.encode(record["prompt"]))
+                    length = len(encode_record(policy, record))
                 except UsageError as error:
                     raise UsageError(f"{self._where(records, i)}: {error}") from error
                 if not policy.fits(length, self.max_new):
@@ -112,7 +116,7 @@ class TextTask:
         budget = horizons.pop()
         starts = [self.records[self._start(r)] for r in requests]
         prompts = [
-            policy.encode(s["prompt"]) + self._hint(policy, s, r.hint) for s, r in zip(starts, requests, strict=True)
+            encode_record(policy, s) + self._hint(policy, s, r.hint) for s, r in zip(starts, requests, strict=True)
         ]
         begun = [
             [] if r.prefix is None else r.prefix.trace["completion"][0, r.prefix.valid[0]].tolist() for r in requests
@@ -156,8 +160,8 @@ class TextTask:
     def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
         """The reference solutions of the requested records as rows, each ended by the end-of-text token."""
         starts = [self.records[self._start(r)] for r in requests]
-        solutions = [[*policy.encode_hint(self.solution(s)), policy.end] for s in starts]
-        b = policy.pack([policy.encode(s["prompt"]) for s in starts], solutions)
+        solutions = [policy.encode_answer(s["prompt"], solution_of(s, self.name), read_tools(s)) for s in starts]
+        b = policy.pack([encode_record(policy, s) for s in starts], solutions)
         rows, device = len(starts), b.valid.device
         return b.but(
             logp_old=torch.zeros(b.shape, device=device),
@@ -168,19 +172,10 @@ class TextTask:
             truncated=torch.zeros(rows, dtype=torch.bool, device=device),
         )
 
-    def solution(self, record: dict[str, Any]) -> str:
-        """A record's reference solution; UsageError where it has none."""
-        solution = record.get("solution", record.get("answer"))
-        if not isinstance(solution, str) or not solution:
-            raise UsageError(
-                f"the method needs reference solutions, and a record of {self.name} has neither `solution` nor `answer`"
-            )
-        return solution
-
     def _hint(self, policy: Any, record: dict[str, Any], hint: str | float | None) -> list[int]:
         """Token ids of a hint: its text, or the beginning of the record's reference solution."""
         if isinstance(hint, float):
-            solution = self.solution(record)
+            solution = solution_of(record, self.name)
             hint = solution[: round(hint * len(solution))]
         return policy.encode_hint(hint) if hint else []
 
@@ -224,20 +219,24 @@ class TextTask:
         scores, lengths = [], []
         for at in range(0, len(records), AT_ONCE):
             chunk = records[at : at + AT_ONCE]
-            prompts = [policy.encode(r["prompt"]) for r in chunk]
+            prompts = [encode_record(policy, r) for r in chunk]
             done = policy.sample(prompts, None, max_new=self.max_new, greedy=True)
             scores.append(self.score(chunk, _texts(policy, done), done))
             lengths.append(done.lengths)
         score = torch.cat(scores)
+        if bool(score.isnan().all()):
+            raise RunError(
+                f"no held-out completion of {self.name} has a score: every call of {', '.join(self.channels)} gave None or failed"
+            )
         first = score[:, 0][~score[:, 0].isnan()]
         return {
-            self.metric: float((first > 0.5).float().mean()),
+            self.share: float((first > 0.5).float().mean()),
             "reward": float(combine(score, self.weights).nanmean()),
             "length": float(torch.cat(lengths).float().mean()),
         }
 
     def texts(self, policy: Any, b: Trajectories) -> list[tuple[str, str]]:
-        """(prompt, completion) of every row, special tokens included in neither."""
+        """(prompt, completion) of every row, as the model reads them, less the tokens that end a text."""
         t = b.trace
         return [
             (policy.decode(p[:n]), policy.decode(c[:m]))
@@ -261,6 +260,10 @@ class TextTask:
             "epochs": 1,
             "steps": 200,
         }
+
+    def show_prompt(self, policy: Any) -> str:
+        """The first training prompt as the model reads it."""
+        return policy.tokenizer.decode(encode_record(policy, self.records[0]))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -305,12 +308,44 @@ def _texts(policy: Any, done: Any) -> list[str]:
     return [policy.decode(row[:n]) for row, n in zip(done.ids.tolist(), done.lengths.tolist(), strict=True)]
 
 
+def solution_of(record: dict[str, Any], task: str) -> str:
+    """A record's reference solution; UsageError, naming its task, where it has none."""
+    solution = record.get("solution", record.get("answer"))
+    if not isinstance(solution, str) or not solution:
+        raise UsageError(
+            f"the method needs reference solutions, and a record of {task} has neither `solution` nor `answer`"
+        )
+    return solution
+
+
+def encode_record(policy: Any, record: dict[str, Any]) -> list[int]:
+    """Token ids of a record's prompt, with its `tools` where it has some."""
+    return policy.encode(record["prompt"], read_tools(record))
+
+
+def read_tools(record: dict[str, Any]) -> list[Any] | None:
+    """A record's column `tools`, a list or its JSON text; None where it is empty. UsageError where it is neither."""
+    tools = record.get("tools")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    except ValueError:
+        tools = 0
+    if tools and isinstance(tools, list):
+        return tools
+    if tools not in (None, "", [], {}):
+        raise UsageError(f"its `tools` must be a list of tools, or the JSON text of one, not {record['tools']!r:.60}")
+    return None
+
+
 def is_prompt(prompt: Any) -> bool:
-    """Whether it is text or chat messages, and not empty."""
+    """Whether it is text or chat messages, and not empty; a message that calls tools may lack `content`."""
     if isinstance(prompt, str):
         return bool(prompt)
     return (
         isinstance(prompt, list)
         and bool(prompt)
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in prompt)
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and ("content" in m or m.get("tool_calls"))
+            for m in prompt
+        )
     )
