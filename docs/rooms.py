@@ -15,6 +15,7 @@ import grimp
 
 PICTURE = Path(__file__).with_name("rooms.svg")
 CONTENT = {
+    "api": "train, load, resume, compare",
     "cli": "commands",
     "config": "YAML file and flags",
     "errors": "UsageError, RunError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -129,7 +129,7 @@ def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
     if isinstance(spec, str):
         spec = [name.strip() for name in spec.split(",") if name.strip()]
     if isinstance(spec, list):
-        return tuple(build_part(stage, s) for s in spec)
+        return tuple(build_part(stage, s, known=current or ()) for s in spec)
     if not isinstance(spec, dict):
         raise UsageError(f"{stage}: expected part names or settings, got {spec!r}")
     chain = list(current or ())
@@ -147,28 +147,32 @@ def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
     return tuple(chain)
 
 
-def build_part(stage: str, spec: Any, current: Any = None) -> Any:
+def build_part(stage: str, spec: Any, current: Any = None, known: Sequence[Any] = ()) -> Any:
     """Build one part.
 
     Args:
         stage: where it is registered.
         spec: its name, or settings with the name under `part`.
         current: keeps the settings that are not given.
+        known: parts whose classes may be named although they are not registered.
     """
     if isinstance(spec, str):
         spec = {"part": spec}
     if not isinstance(spec, dict):
         raise UsageError(f"{stage}: expected the name of a part or its settings, got {spec!r}")
-    cls = find(stage, str(spec["part"])) if "part" in spec else type(current)
+    cls = type(current)
+    if "part" in spec:
+        present = {part_name(part): type(part) for part in (*known, current) if part is not None}
+        cls = present.get(str(spec["part"])) or find(stage, str(spec["part"]))
     if cls is type(None):
         raise UsageError(f"{stage}: there is no part whose settings could change; name one with `part`")
-    known = {f.name: f for f in fields(cls)}
+    settable = {f.name: f for f in fields(cls)}
     settings = {k: _value(v) for k, v in spec.items() if k != "part"}
     for name, value in settings.items():
-        if name not in known:
-            raise unknown(f"setting of the {stage} part {kebab(cls.__name__)!r}:", name, known)
+        if name not in settable:
+            raise unknown(f"setting of the {stage} part {kebab(cls.__name__)!r}:", name, settable)
         check_setting(cls, name, value)
-    keep = {name: getattr(current, name) for name in known} if type(current) is cls else {}
+    keep = {name: getattr(current, name) for name in settable} if type(current) is cls else {}
     return cls(**{**keep, **settings})
 
 

@@ -14,27 +14,39 @@ from anypo.errors import UsageError, unknown
 from anypo.kernels.compiler import require_compiler
 from anypo.kernels.malloc import keep_memory
 from anypo.method.method import Method
-from anypo.method.registry import method as find_method
 from anypo.policies.weights import snapshot
 from anypo.protocols import Compiles, HasTransitions, Prepares
+from anypo.runs.objects import Objects, refuse_missing
 from anypo.runs.run import Run
 from anypo.runs.settings import Settings, resolve
 from anypo.stages import OpenStore
 from anypo.tasks.pool import StartPool
 
+NO_OBJECTS = Objects()
 
-def build(config: Config, folder: Path | None = None) -> Run:
-    """Build a run from its configuration; the run's own `config` is the complete one, which builds it again."""
+
+def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJECTS) -> Run:
+    """Build a run from its configuration; the run's own `config` is the complete one, which builds it again.
+
+    Args:
+        config: names what the run is made of.
+        folder: where it writes; None: it lives in memory.
+        objects: given instead of names.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
     kernels.use(config.kernels)
     keep_memory()
-    method = find_method(config.method).configure(config.stages)
-    task = tasks.make_task(config.task, seed=config.seed)
+    method, task = objects.find_method(config), objects.make_task(config)
     settings = resolve(replace(config, threads=torch.get_num_threads()), task, method)
     method, config = settings.method, settings.config
     check_groups(settings, task)
-    policy = policies.make_policy(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
+    needs = {"value": method.heads, "networks": method.networks, "seed": config.seed}
+    if objects.policy is None:
+        refuse_missing(config.policy["name"], None, "policy")
+        policy = policies.make_policy(config.policy, task, **needs)
+    else:
+        policy = objects.policy(**needs)
     policy.to(resolve_device(config.device))
     if config.compile == "on":
         compile_where_possible(policy, task)

@@ -10,7 +10,7 @@ import yaml
 from anypo.config import Config, from_dict, load_yaml
 from anypo.errors import UsageError
 from anypo.parts.knobs.schedules import Linear
-from anypo.runs.build import build
+from anypo.runs.build import NO_OBJECTS, build
 from anypo.runs.checkpoint import checkpoints, drop_old, find_checkpoint, fixed_anchors, read_checkpoint, rewind
 from anypo.runs.claim import CONFIG, ClaimedFolder, claim, lock_folder
 from anypo.runs.files import file_digest, publish, read_tensors, write_record, write_tensors, write_text, writing
@@ -23,14 +23,15 @@ from anypo.runs.inputs import (
     read_inputs,
     remarks,
 )
+from anypo.runs.objects import Objects
 from anypo.runs.run import Run
 
 
-def create(config: Config) -> Run:
+def create(config: Config, objects: Objects = NO_OBJECTS) -> Run:
     """Start a new run in its own folder, claimed before anything is built; the configuration is written there."""
     claimed = claim(config)
     try:
-        run = build(config, claimed.folder)
+        run = build(config, claimed.folder, objects)
         run.config, run.claim = absolute_paths(run.config), claimed
         write_start(run, claimed.folder)
     except BaseException:
@@ -70,15 +71,16 @@ def saved_config(folder: Path) -> Config:
     return from_dict(load_yaml(folder / CONFIG))
 
 
-def rebuild(config: Config, folder: Path, recorded: dict[str, Any]) -> Run:
+def rebuild(config: Config, folder: Path, recorded: dict[str, Any], objects: Objects) -> Run:
     """Build a run from its folder as it was before its first batch.
 
     Args:
         config: the run's.
         folder: the run's.
         recorded: content of its inputs.json.
+        objects: given instead of names.
     """
-    run = build(config, folder)
+    run = build(config, folder, objects)
     check_fingerprints(folder, run, recorded)
     for name, expected in recorded["anchors"].items():
         again = "restore the file, or start a new run"
@@ -86,28 +88,30 @@ def rebuild(config: Config, folder: Path, recorded: dict[str, Any]) -> Run:
     return run
 
 
-def reopen(folder: Path, checkpoint: str = "last") -> Run:
+def reopen(folder: Path, checkpoint: str = "last", objects: Objects = NO_OBJECTS) -> Run:
     """A run as one of its checkpoints left it, to be measured or used.
 
     Args:
         folder: the run's.
         checkpoint: `last`, `best`, or the number of a batch.
+        objects: given instead of names.
 
     Raises:
         UsageError: there is no such run or checkpoint, or a file is damaged.
     """
     config, path = saved_config(folder), find_checkpoint(folder, checkpoint)
-    run = rebuild(config, folder, read_inputs(folder))
+    run = rebuild(config, folder, read_inputs(folder), objects)
     read_checkpoint(run, path)
     return run
 
 
-def continue_run(folder: Path, steps: int | None = None) -> Run:
+def continue_run(folder: Path, steps: int | None = None, objects: Objects = NO_OBJECTS) -> Run:
     """A run as its newest checkpoint left it, to be trained further; one without a checkpoint starts over.
 
     Args:
         folder: the run's; it is locked, and lines of metrics after the checkpoint are dropped.
         steps: a new total length.
+        objects: given instead of names.
 
     Raises:
         UsageError: there is no such run, it is being trained, a file is damaged, or what it depends on changed.
@@ -118,7 +122,7 @@ def continue_run(folder: Path, steps: int | None = None) -> Run:
     recorded = read_inputs(folder)
     check_code(folder, config, recorded)
     config.steps = steps or config.steps
-    run = rebuild(config, folder, recorded)
+    run = rebuild(config, folder, recorded, objects)
     run.claim = ClaimedFolder(folder, lock)
     saved = checkpoints(folder)
     if saved:

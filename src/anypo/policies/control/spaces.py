@@ -93,3 +93,21 @@ def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return what -1 and 1 are mapped to: the bounds of a Box, or themselves where a bound is missing."""
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     return np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
+
+
+def is_batch(space: Any, observation: Any) -> bool:
+    """Return whether an observation is a batch of observations of the space, by the number of its dimensions.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    from gymnasium.spaces import Dict, Tuple
+
+    if isinstance(space, Dict | Tuple):  # a batch of nested observations is a list of them
+        return not isinstance(observation, dict | tuple)
+    extra = np.ndim(observation) - len(space.shape)
+    if extra not in (0, 1) or np.shape(observation)[extra:] != space.shape:
+        raise UsageError(
+            f"an observation has shape {space.shape}, or one more dimension for a batch; not {np.shape(observation)}"
+        )
+    return extra == 1

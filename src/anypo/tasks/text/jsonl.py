@@ -38,6 +38,11 @@ def _record(text: bytes, where: str) -> Record:
         raise UsageError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise UsageError(f"{where} is a {type(row).__name__}; every line must be an object with a `prompt`")
+    return check_record(row, where)
+
+
+def check_record(row: dict[str, Any], where: str) -> Record:
+    """Return a row as a record that knows where it comes from; UsageError unless it has a usable prompt and whole texts."""
     if not is_prompt(row.get("prompt")):
         raise UsageError(f'{where} needs a `prompt`: text, or a list of {{"role": ..., "content": ...}} messages')
     for name, value in row.items():
@@ -122,3 +127,30 @@ def make_jsonl_task(
         raise UsageError("a jsonl task needs a reward: --reward FILE.py:FUNCTION, or exact, numeric, math, regex")
     records, held = divide(path, load_records(path), heldout, load_records)
     return TextTask(f"jsonl:{path}", records, held, rewards, weights=weights, max_new=max_new, source=str(path))
+
+
+def make_rows_task(
+    rows: Sequence[dict[str, Any]],
+    reward: Any = None,
+    *,
+    heldout: float | Sequence[dict[str, Any]] = 0.1,
+    weights: Sequence[float] | None = None,
+    max_new: int | None = None,
+    timeout: float = 60.0,
+    on_error: str | float = "raise",
+    concurrency: int = 8,
+) -> TextTask:
+    """Make the task of rows given from Python.
+
+    Args:
+        rows: dictionaries with a `prompt` and the columns that the rewards need.
+        reward, weights, max_new, timeout, on_error, concurrency: as for a file.
+        heldout: share of the prompts kept for evaluation, or further rows.
+    """
+    rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
+    records = [check_record(dict(row), f"row {i}") for i, row in enumerate(rows)]
+    if isinstance(heldout, (int, float)):
+        records, held = divide("rows", records, heldout, load_records)
+    else:
+        held = [check_record(dict(row), f"held-out row {i}") for i, row in enumerate(heldout)]
+    return TextTask("object:rows", records, held, rewards, weights=weights, max_new=max_new, source="rows")
