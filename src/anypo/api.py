@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,20 @@ import numpy as np
 import torch
 
 from anypo.config import Config, assign, from_dict
-from anypo.errors import UsageError
+from anypo.errors import OBJECT, UsageError
 from anypo.loops.evaluate import held_out
 from anypo.loops.learn import learn
 from anypo.method.method import Method
 from anypo.method.registry import METHODS
-from anypo.policies.control.spaces import is_batch
+from anypo.policies.control.spaces import is_batch, space_from_dict
 from anypo.protocols import HasActionSpace, Task
 from anypo.report.console import finish, records, result_of
 from anypo.rng import BatchRng, row_seeds
-from anypo.runs.folder import continue_run, create, reopen
-from anypo.runs.objects import PREFIX, Objects
+from anypo.runs.folder import continue_run, create, reopen, saved_config
+from anypo.runs.inputs import read_inputs
+from anypo.runs.objects import Objects
 from anypo.runs.run import Run
-from anypo.tasks.control.factory import MadeEnvironments, factory_of
+from anypo.tasks.control.factory import MadeEnvironments, SpacesOnly, factory_of
 from anypo.tasks.text.task import TextTask
 
 Callback = Callable[[dict[str, Any]], None]
@@ -58,14 +60,12 @@ def train(
         >>> run = anypo.train("ppo", task="gym:CartPole-v1", steps=20_000)
         >>> run.predict(observation)
     """
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        assign(values, key, value)
+    values = nest(settings)
     method_name, own_method = name_method(method)
     task_values, own_task, rewards = name_task(task, reward, int(values.get("seed", 0)))
     policy_values, own_policy = name_policy(policy)
     config = from_dict({**values, "method": method_name, "task": task_values, "policy": policy_values})
-    return run_to_end(create(config, Objects(own_method, own_task, own_policy, rewards)), callback)
+    return finish_training(create(config, Objects(own_method, own_task, own_policy, rewards)), callback)
 
 
 def resume(
@@ -91,7 +91,7 @@ def resume(
     result = result_of(folder)
     if result and (steps or 0) <= result["done"]:
         return TrainedRun(reopen(folder, objects=objects), folder)
-    return run_to_end(continue_run(folder, steps, objects), callback)
+    return finish_training(continue_run(folder, steps, objects), callback)
 
 
 def load(
@@ -108,10 +108,16 @@ def load(
     Args:
         folder: the run's.
         checkpoint: `last`, `best`, or the number of a batch.
-        method, task, policy, reward: the objects it was trained with, where these were given from Python.
+        method, task, policy, reward: the objects it was trained with, where these were given from Python; `predict` does not
+            need the environment.
     """
     folder = Path(folder)
-    return TrainedRun(reopen(folder, checkpoint, objects_of(folder, method, task, policy, reward)), folder)
+    objects = objects_of(folder, method, task, policy, reward)
+    spaces = read_inputs(folder)["spaces"] if objects.task is None else None
+    if spaces is not None:
+        name = saved_config(folder).task["name"]
+        objects = replace(objects, task=SpacesOnly(name, *(space_from_dict(spaces[k]) for k in ("obs", "action"))))
+    return TrainedRun(reopen(folder, checkpoint, objects), folder)
 
 
 def compare(
@@ -130,13 +136,15 @@ def compare(
     Returns:
         The content of table.json: interquartile means, intervals, probabilities of improvement.
     """
-    from anypo.report import compare as comparison
+    from anypo.report.compare import run_comparison
 
-    values: dict[str, Any] = {"task": task}
-    for key, value in settings.items():
-        assign(values, key, value)
-    return comparison.compare(
-        methods, values, seeds=seeds, jobs=jobs, folder=None if out is None else Path(out), say=lambda line: None
+    return run_comparison(
+        methods,
+        {**nest(settings), "task": task},
+        seeds=seeds,
+        jobs=jobs,
+        folder=None if out is None else Path(out),
+        say=lambda line: None,
     )
 
 
@@ -239,7 +247,15 @@ class TrainedRun:
             config.episodes, config.seed = before
 
 
-def run_to_end(run: Run, callback: Callback) -> TrainedRun:
+def nest(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as the YAML file holds them: dotted keys as nested dictionaries, paths as text."""
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        assign(values, key, str(value) if isinstance(value, Path) else value)
+    return values
+
+
+def finish_training(run: Run, callback: Callback) -> TrainedRun:
     """Train a run to its end and write its result; one that fails before its first batch leaves no folder."""
     folder = run.folder
     if folder is None:
@@ -261,8 +277,6 @@ def objects_of(folder: Path, method: Method | None, task: Any, policy: Any, rewa
         folder: of the run.
         method, task, policy, reward: as for `train`.
     """
-    from anypo.runs.folder import saved_config
-
     config = saved_config(folder)
     own_task, rewards = None, ()
     if task is not None:
@@ -281,11 +295,11 @@ def name_method(method: str | Method) -> tuple[str, Method | None]:
     known = METHODS.get(method.card.id)
     if known is not None and known.stages == method.stages and known.later == method.later:
         return method.card.id, None
-    return f"{PREFIX}{method.card.id}", method
+    return f"{OBJECT}{method.card.id}", method
 
 
 def task_key(task: Any) -> str:
-    """Return the key under which a task stands in a dictionary of options: `name`, `rows`, `env` or `task`."""
+    """Return the key of a task in a dictionary of options: `name`, `rows`, `env` or `task`."""
     if isinstance(task, str):
         return "name"
     if isinstance(task, Task):
@@ -302,21 +316,21 @@ def name_task(task: Any, reward: Any, seed: int) -> tuple[dict[str, Any], Any, t
     """
     options = dict(task) if isinstance(task, dict) else {task_key(task): task}
     rewards = [] if reward is None else reward if isinstance(reward, list) else [reward]
-    named = [r if isinstance(r, str) else f"{PREFIX}{getattr(r, '__name__', type(r).__name__)}" for r in rewards]
+    named = [r if isinstance(r, str) else f"{OBJECT}{getattr(r, '__name__', type(r).__name__)}" for r in rewards]
     written = {"reward": named} if rewards else {}
     if "name" in options:
-        return {**options, **written}, None, tuple(rewards) if any(n.startswith(PREFIX) for n in named) else ()
+        return {**options, **written}, None, tuple(rewards) if any(n.startswith(OBJECT) for n in named) else ()
     if "task" in options:
-        made = options.pop("task")
-        return {"name": f"{PREFIX}{made.name}"}, made, ()
+        ready = options.pop("task")
+        return {"name": f"{OBJECT}{ready.name}"}, ready, ()
     if "rows" in options:
         from anypo.tasks.text.jsonl import make_rows_task
 
         rows = options.pop("rows")
-        return {"name": f"{PREFIX}rows", **options, **written}, make_rows_task(list(rows), rewards, **options), ()
+        return {"name": f"{OBJECT}rows", **options, **written}, make_rows_task(list(rows), rewards, **options), ()
     if "env" in options:
         make, name = factory_of(options.pop("env"))
-        return {"name": f"{PREFIX}{name}", **options}, MadeEnvironments(make, name, **{"seed": seed, **options}), ()
+        return {"name": f"{OBJECT}{name}", **options}, MadeEnvironments(make, name, **{"seed": seed, **options}), ()
     raise UsageError("a task given as a dictionary needs one of the keys `name`, `env` and `rows`")
 
 
@@ -328,7 +342,7 @@ def name_policy(policy: Any) -> tuple[dict[str, Any], Callable[..., Any] | None]
         raise UsageError("a policy is a name, a dictionary with its options, or a pair (transformers model, tokenizer)")
     model, tokenizer = policy
     name = getattr(model, "name_or_path", "") or type(model).__name__
-    return {"name": f"{PREFIX}{name}"}, partial(wrap_model, model, tokenizer, name)
+    return {"name": f"{OBJECT}{name}"}, partial(wrap_model, model, tokenizer, name)
 
 
 def wrap_model(model: Any, tokenizer: Any, name: str, *, value: Any, seed: int, networks: Any = None) -> Any:

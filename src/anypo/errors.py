@@ -28,6 +28,23 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {kind} {name!r}; {hint}")
 
 
+OBJECT = "object:"
+"""Before the name of what was given from Python, where config.yaml has names."""
+
+
+def missing_object(name: str, what: str) -> UsageError:
+    """Return the error for an object that was given from Python and is needed again.
+
+    Args:
+        name: as in config.yaml.
+        what: method, task, policy or reward.
+    """
+    return UsageError(
+        f"the {what} {name.removeprefix(OBJECT)!r} was given from Python; hand it over again:"
+        f" anypo.resume(RUN, {what}=...) or anypo.load(RUN, {what}=...)"
+    )
+
+
 class MissingField(Exception):
     """Raised by a part whose batch lacks a field; the method turns it into a UsageError that names itself and the stage."""
 

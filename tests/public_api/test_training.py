@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tiny
 from gymnasium import spaces
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import anypo
 from anypo.errors import UsageError
 from anypo.parts.ops.log_ratio import importance_ratio
 from anypo.parts.ops.surrogate import advantage_at
+from anypo.policies.control.spaces import space_from_dict, space_to_dict
 
 ROWS = [{"prompt": f"{i}+{j}=", "answer": str(i + j)} for i in range(4) for j in range(5)]
 
@@ -67,10 +69,15 @@ def test_an_environment_is_trained_loaded_and_asked_for_actions(tmp_path):
     assert [record["batch"] for record in shown] == [0, 1, 2]
     assert run.metrics == shown
     action = run.predict(np.array([0.5], np.float32))
-    assert np.shape(action) == () and Corridor.action_space.contains(action)
+    assert np.shape(action) == ()
+    assert Corridor.action_space.contains(action)
     assert run.predict(np.zeros((3, 1), np.float32)).shape == (3,)
     again = anypo.load(tmp_path / "r", task=Corridor)
     assert again.predict(np.array([0.5], np.float32)) == action
+    alone = anypo.load(tmp_path / "r")
+    assert alone.predict(np.array([0.5], np.float32)) == action
+    with pytest.raises(UsageError, match="the task 'Corridor' was given from Python"):
+        alone.evaluate()
     assert again.evaluate() == pytest.approx({**run.evaluate()})
 
 
@@ -99,11 +106,13 @@ def test_what_cannot_be_written_down_is_asked_for_in_one_sentence(tmp_path):
 
 
 def test_rows_and_a_lambda_train_a_language_model(tmp_path):
+    folder = tiny.language_model(tmp_path / "lm")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     run = anypo.train(
         "grpo",
         task={"rows": ROWS, "max_new": 4},
         reward=lambda completions, **_: [float("1" in c) for c in completions],
-        policy=(tiny.model(), tiny.tokenizer()),
+        policy=(model, tokenizer),
         steps=2,
         collect={"requests": 2, "samples": 4},
         out=tmp_path / "r",
@@ -141,3 +150,17 @@ def test_importing_anypo_imports_no_loop():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1.0, np.inf, (2, 3), np.float32),
+        spaces.Box(0, 255, (4, 4, 1), np.uint8),
+        spaces.Dict(
+            {"a": spaces.Discrete(3, start=1), "b": spaces.Tuple([spaces.MultiBinary(4), spaces.MultiDiscrete([2, 5])])}
+        ),
+    ],
+)
+def test_spaces_survive_json(space):
+    assert space_from_dict(json.loads(json.dumps(space_to_dict(space)))) == space

@@ -26,11 +26,13 @@ def compare_methods(
     Takes the flags of `anypo train`. A method may have some of its own: `anypo compare ppo ppo:trust.high=0.3,compile=on`.
     Writes table.json and learning-curve.png.
     """
-    from anypo.report.compare import compare, comparison_table
+    from anypo.report.compare import comparison_table, run_comparison
 
     names, flags = parse_flags(words)
     try:
-        table = compare(names, flags, seeds=seeds, jobs=jobs, folder=folder, match_gain=match_gain, say=typer.echo)
+        table = run_comparison(
+            names, flags, seeds=seeds, jobs=jobs, folder=folder, match_gain=match_gain, say=typer.echo
+        )
     except KeyboardInterrupt:
         typer.echo("anypo: interrupted; the same command continues where this one stopped", err=True)
         raise typer.Exit(130) from None

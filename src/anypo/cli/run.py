@@ -11,8 +11,8 @@ from anypo.cli.app import FREE, Checkpoint, Folder, Words, app, out, read_config
 from anypo.errors import RunError, UsageError
 
 
-@app.command(context_settings=FREE, no_args_is_help=True)
-def train(words: Words) -> None:
+@app.command("train", context_settings=FREE, no_args_is_help=True)
+def train_method(words: Words) -> None:
     """Train METHOD, or the run of a YAML file changed by flags; the last line is the run's folder and its measure before and after.
 
     Every flag takes a value and is a dotted path of the YAML file:
@@ -45,8 +45,8 @@ def train(words: Words) -> None:
         raise
 
 
-@app.command()
-def resume(
+@app.command("resume")
+def resume_run(
     folder: Folder,
     steps: Annotated[
         int | None, typer.Option(min=1, help="a new total length, in batches, or environment steps for Gymnasium")

@@ -32,7 +32,7 @@ RESAMPLES = 5000
 """Bootstrap resamples of every interval."""
 
 
-def compare(
+def run_comparison(
     names: Sequence[str],
     flags: dict[str, Any],
     *,

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from anypo import __version__
 from anypo.config import Config
-from anypo.errors import UsageError
+from anypo.errors import OBJECT, UsageError
 from anypo.plugins import absolute_name, names_file
-from anypo.protocols import HasRecords, HasTokenizer, HasTransitions
+from anypo.policies.control.spaces import space_to_dict
+from anypo.protocols import HasActionSpace, HasRecords, HasTokenizer, HasTransitions
 from anypo.runs.files import file_digest, read_record
 from anypo.runs.run import Run
 
@@ -144,7 +145,16 @@ def describe_inputs(run: Run, anchors: dict[str, str]) -> dict[str, Any]:
         "code": code_files(run.config),
         "fingerprints": fingerprints(run),
         "anchors": anchors,
+        "spaces": spaces_of(run),
     }
+
+
+def spaces_of(run: Run) -> dict[str, Any] | None:
+    """The spaces of an environment that was given from Python, so that the policy can act without it; None for other tasks."""
+    task = run.task
+    if not (isinstance(task, HasActionSpace) and task.name.startswith(OBJECT)):
+        return None
+    return {"obs": space_to_dict(task.observation_space), "action": space_to_dict(task.action_space)}
 
 
 def read_inputs(folder: Path) -> dict[str, Any]:

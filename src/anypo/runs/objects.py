@@ -8,11 +8,9 @@ from typing import Any
 
 from anypo import tasks
 from anypo.config import Config
-from anypo.errors import UsageError
+from anypo.errors import OBJECT, missing_object
 from anypo.method.method import Method
 from anypo.method.registry import method as find_method
-
-PREFIX = "object:"
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,15 @@ class Objects:
 
 
 def refuse_missing(name: Any, given: Any, what: str) -> None:
-    """Raise UsageError for `object:NAME` where the object is not given."""
-    if given is None and isinstance(name, str) and name.startswith(PREFIX):
-        raise UsageError(
-            f"the {what} {name.removeprefix(PREFIX)!r} was given from Python; hand it over again:"
-            f" anypo.resume(RUN, {what}=...) or anypo.load(RUN, {what}=...)"
-        )
+    """Refuse a name that is an object's where the object is not given.
+
+    Args:
+        name: as in config.yaml.
+        given: the object.
+        what: method, task, policy or reward.
+
+    Raises:
+        UsageError: `object:NAME` without the object.
+    """
+    if given is None and isinstance(name, str) and name.startswith(OBJECT):
+        raise missing_object(name, what)

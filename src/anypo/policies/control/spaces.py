@@ -111,3 +111,38 @@ def is_batch(space: Any, observation: Any) -> bool:
             f"an observation has shape {space.shape}, or one more dimension for a batch; not {np.shape(observation)}"
         )
     return extra == 1
+
+
+def space_to_dict(space: Any) -> dict[str, Any]:
+    """Return a space as plain values, of which `space_from_dict` makes it again."""
+    from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+
+    if isinstance(space, Box):
+        bounds = {"low": space.low.ravel().tolist(), "high": space.high.ravel().tolist()}
+        return {"kind": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
+    if isinstance(space, Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, MultiDiscrete):
+        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, MultiBinary):
+        return {"kind": "MultiBinary", "n": np.array(space.n).tolist()}
+    if isinstance(space, Dict):
+        return {"kind": "Dict", "spaces": {name: space_to_dict(part) for name, part in space.items()}}
+    return {"kind": "Tuple", "spaces": [space_to_dict(part) for part in space]}
+
+
+def space_from_dict(saved: dict[str, Any]) -> Any:
+    """Return the space that `space_to_dict` wrote."""
+    from gymnasium import spaces
+
+    values = {name: value for name, value in saved.items() if name != "kind"}
+    if saved["kind"] == "Box":
+        low, high = (np.array(saved[end], saved["dtype"]).reshape(saved["shape"]) for end in ("low", "high"))
+        return spaces.Box(low, high, dtype=np.dtype(saved["dtype"]).type)
+    if saved["kind"] == "Dict":
+        return spaces.Dict({name: space_from_dict(part) for name, part in saved["spaces"].items()})
+    if saved["kind"] == "Tuple":
+        return spaces.Tuple([space_from_dict(part) for part in saved["spaces"]])
+    if saved["kind"] == "MultiDiscrete":
+        return spaces.MultiDiscrete(np.array(saved["nvec"]), start=np.array(saved["start"]))
+    return getattr(spaces, saved["kind"])(**values)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from anypo.errors import OBJECT, missing_object
 from anypo.tasks.control.gym import Gym
+from anypo.types import Request, Trajectories
 
 
 class MadeEnvironments(Gym):
@@ -16,7 +18,7 @@ class MadeEnvironments(Gym):
     def __init__(self, make: Callable[[], Any], name: str, **options: Any):
         self.make = make
         super().__init__(name, **options)
-        self.name = f"object:{name}"
+        self.name = f"{OBJECT}{name}"
 
     def _make(self) -> Any:
         return self.make()
@@ -35,3 +37,35 @@ def factory_of(env: Any) -> tuple[Callable[[], Any], str]:
     if env.spec is not None:
         return partial(gymnasium.make, env.spec, disable_env_checker=True), env.spec.id
     return partial(copy.deepcopy, env), type(env.unwrapped).__name__
+
+
+class SpacesOnly:
+    """The spaces of an environment that was given from Python: enough to act. What needs the environment asks for it."""
+
+    metric = "return"
+    channels = ("return",)
+    unit = "environment steps"
+    continuing = True
+    starts = None
+    default_policy = "mlp"
+
+    def __init__(self, name: str, observation_space: Any, action_space: Any):
+        self.name, self.observation_space, self.action_space = name, observation_space, action_space
+
+    def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
+        """Ask for the environment."""
+        raise missing_object(self.name, "task")
+
+    def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
+        """Ask for the environment."""
+        raise missing_object(self.name, "task")
+
+    def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
+        """Recommend nothing: a run that was trained is complete."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Leave the state of the environments where it is."""
