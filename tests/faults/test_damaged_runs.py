@@ -77,7 +77,7 @@ def test_another_result_than_the_one_written_is_refused(tmp_path):
     finish(run)
     path = tmp_path / "r" / "result.json"
     path.write_text(path.read_text().replace('"after": 0', '"after": 9'))
-    with pytest.raises(UsageError, match="result.json is damaged; delete it"):
+    with pytest.raises(UsageError, match=r"result\.json is damaged; delete it"):
         result_of(tmp_path / "r")
     path.unlink()
     assert finish(continue_run(tmp_path / "r")).startswith(str(tmp_path / "r"))

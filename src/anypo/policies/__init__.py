@@ -25,6 +25,7 @@ POLICIES = {
     "greedy": "the best choice by a Q-network (dqn)",
     "tiny": "the small decoder of the default task, warm-started once and cached",
     "hf:NAME_OR_DIR": "any causal language model of transformers, with --policy.lora.r 8 as an adapter",
+    "run:RUN": "the policy of another run with its weights, those of --policy.checkpoint best, last (default) or a batch's number",
 }
 
 

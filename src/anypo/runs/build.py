@@ -17,29 +17,48 @@ from anypo.method.method import Method
 from anypo.method.registry import method as find_method
 from anypo.policies.weights import snapshot
 from anypo.protocols import Compiles, HasTransitions, Prepares
+from anypo.runs.origin import START, load_origin, resolve_origin
 from anypo.runs.run import Run
 from anypo.runs.settings import Settings, resolve
 from anypo.stages import OpenStore
 from anypo.tasks.pool import StartPool
 
 
-def build(config: Config, folder: Path | None = None) -> Run:
-    """Build a run from its configuration; the run's own `config` is the complete one, which builds it again."""
+def build(config: Config, folder: Path | None = None, *, fresh: bool = True) -> Run:
+    """Build a run from its configuration; the run's own `config` is the complete one, which builds it again.
+
+    Args:
+        config: as it was written.
+        folder: where the run writes.
+        fresh: the policy starts with the weights of the run it is taken from, if any; without, they will be loaded anyway.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
+    be_deterministic()
     kernels.use(config.kernels)
     keep_memory()
     method = find_method(config.method).configure(config.stages)
     task = tasks.make_task(config.task, seed=config.seed)
-    settings = resolve(replace(config, threads=torch.get_num_threads()), task, method)
+    config = resolve_origin(replace(config, threads=torch.get_num_threads()))
+    settings = resolve(config, task, method)
     method, config = settings.method, settings.config
-    policy = policies.make_policy(config.policy, task, value=method.heads, networks=method.networks, seed=config.seed)
+    spec = {key: value for key, value in config.policy.items() if key != START}
+    policy = policies.make_policy(spec, task, value=method.heads, networks=method.networks, seed=config.seed)
+    if fresh and START in config.policy:
+        load_origin(policy, Path(config.policy[START]))
     policy.to(resolve_device(config.device))
     if config.compile == "on":
         compile_where_possible(policy, task)
     if isinstance(task, Prepares):
         task.prepare(policy)
     return assemble(settings, task, policy, folder)
+
+
+def be_deterministic() -> None:
+    """Make operations that several threads share add in a fixed order; one thread has one order anyway."""
+    if torch.get_num_threads() > 1:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would cost time
 
 
 def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = None) -> Run:
