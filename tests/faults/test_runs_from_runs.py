@@ -52,12 +52,18 @@ def test_the_model_of_a_dpo_run_is_trained_further_by_grpo(tmp_path, task, pairs
     ids = torch.tensor([[8, 9, 10]])
     with torch.no_grad():
         torch.testing.assert_close(again.model(ids).logits, first.policy.model(ids).logits)
-    code, out, errors = Command(
-        tmp_path, "train", "grpo", "--task", task["name"], "--reward", "regex:a", "--task.max_new", 3, "--steps", 1,
+    command = [
+        "train", "grpo", "--task", task["name"], "--reward", "regex:a", "--task.max_new", 3, "--steps", 1,
         "--policy", "hf:dpo/model", "--collect.requests", 2, "--collect.samples", 2, "--out", "grpo",
-    ).end()  # fmt: skip
+    ]  # fmt: skip
+    code, out, errors = Command(tmp_path, *command).end()
     assert (code, errors) == (0, "")
     assert out[-1].startswith("grpo  accuracy")
+    weights = tmp_path / "dpo" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    code, _, errors = Command(tmp_path, *command[:-1], "again").end()
+    assert code == 2
+    assert "model.safetensors is damaged" in errors
 
 
 @pytest.mark.parametrize(

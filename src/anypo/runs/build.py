@@ -17,6 +17,7 @@ from anypo.method.method import Method
 from anypo.method.registry import method as find_method
 from anypo.policies.weights import snapshot
 from anypo.protocols import Compiles, HasTransitions, Prepares
+from anypo.runs.inputs import check_models
 from anypo.runs.origin import START, load_origin, resolve_origin
 from anypo.runs.run import Run
 from anypo.runs.settings import Settings, resolve
@@ -35,6 +36,7 @@ def build(config: Config, folder: Path | None = None, *, fresh: bool = True) -> 
     if config.threads:
         torch.set_num_threads(config.threads)
     be_deterministic()
+    check_models(config)
     kernels.use(config.kernels)
     keep_memory()
     method = find_method(config.method).configure(config.stages)
