@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from killed import Command
+from killed import FORKS, Command
 
 from anypo import config as configuration
 from anypo.errors import RunError, UsageError
@@ -77,7 +77,7 @@ def test_another_result_than_the_one_written_is_refused(tmp_path):
     finish(run)
     path = tmp_path / "r" / "result.json"
     path.write_text(path.read_text().replace('"after": 0', '"after": 9'))
-    with pytest.raises(UsageError, match=r"result.json is damaged; delete it"):
+    with pytest.raises(UsageError, match=r"result\.json is damaged; delete it"):
         result_of(tmp_path / "r")
     path.unlink()
     assert finish(continue_run(tmp_path / "r")).startswith(str(tmp_path / "r"))
@@ -262,3 +262,29 @@ def test_a_run_means_the_same_in_any_working_directory(tmp_path, text, monkeypat
     for words in (("evaluate", tmp_path / "r"), ("sample", "../r", "the"), ("resume", "../r", "--steps", 2)):
         code, _, errors = Command(tmp_path / "elsewhere", *words).end()
         assert (code, errors) == (0, ""), words
+
+
+def test_a_full_disk_ends_a_run_in_one_sentence_and_it_goes_on(tmp_path):
+    values = {"method": "grpo", "task": "bandit", "steps": 30, "checkpoint_every": 5, "evaluate_every": 1000}
+    process = FORKS.Process(target=train_below, args=(values, tmp_path / "r", 14_000))
+    process.start()
+    process.join()
+    assert (tmp_path / "sentence").read_text().startswith(f"cannot write to {tmp_path / 'r'}: File too large; ")
+    learn(continue_run(tmp_path / "r"))
+    learn(create(configuration.from_dict({**values, "out": str(tmp_path / "whole")})))
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def train_below(values, folder, limit):
+    """Train where no file may have more than so many bytes; write down what ended the run."""
+    import resource
+
+    import torch
+
+    torch.set_num_threads(1)
+    run = create(configuration.from_dict({**values, "out": str(folder)}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        learn(run)
+    except RunError as error:
+        (folder.parent / "sentence").write_text(str(error))

@@ -118,6 +118,10 @@ def _hf(spec: PolicySpec) -> Any:
     return _language_model(spec, spec.source)
 
 
+def _of_run(spec: PolicySpec) -> Any:
+    raise UsageError("--policy run:RUN is the policy of a finished run; only a new run can start from it")
+
+
 def _language_model(spec: PolicySpec, source: str) -> Any:
     from anypo.policies.language.model import LanguageModel
 
@@ -168,6 +172,11 @@ LIBRARY_POLICIES = (
         "any causal language model of transformers, with --policy.lora.r 8 as an adapter",
         _hf,
         language=True,
+    ),
+    Kind(
+        "run:RUN",
+        "the policy of another run with its weights, those of --policy.checkpoint best, last (default) or a batch's number",
+        _of_run,
     ),
 )
 

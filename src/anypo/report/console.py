@@ -18,7 +18,7 @@ from anypo.loops.learn import Watch
 from anypo.protocols import SavesModel
 from anypo.report.plan import plan_lines
 from anypo.runs.checkpoint import METRICS
-from anypo.runs.files import folder_digests, read_record, replace_folder, write_record, writing
+from anypo.runs.files import MANIFEST, folder_digests, read_record, replace_folder, write_record, writing
 from anypo.runs.run import Run
 
 RESULT = "result.json"
@@ -75,7 +75,7 @@ def write_model(policy: SavesModel, folder: Path) -> None:
     temporary = folder / ".model.new"
     shutil.rmtree(temporary, ignore_errors=True)
     policy.save(temporary)
-    write_record(temporary / "manifest.json", {"files": folder_digests(temporary)})
+    write_record(temporary / MANIFEST, {"files": folder_digests(temporary)})
     replace_folder(temporary, folder / "model")
 
 

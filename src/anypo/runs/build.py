@@ -16,7 +16,9 @@ from anypo.kernels.malloc import keep_memory
 from anypo.method.method import Method
 from anypo.policies.weights import snapshot
 from anypo.protocols import Compiles, HasTransitions, Prepares
+from anypo.runs.inputs import check_models
 from anypo.runs.objects import Objects, refuse_missing
+from anypo.runs.origin import START, load_origin, resolve_origin
 from anypo.runs.run import Run
 from anypo.runs.settings import Settings, resolve
 from anypo.stages import OpenStore
@@ -25,34 +27,48 @@ from anypo.tasks.pool import StartPool
 NO_OBJECTS = Objects()
 
 
-def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJECTS) -> Run:
+def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJECTS, *, fresh: bool = True) -> Run:
     """Build a run from its configuration; the run's own `config` is the complete one, which builds it again.
 
     Args:
         config: names what the run is made of.
         folder: where it writes; None: it lives in memory.
         objects: given instead of names.
+        fresh: the policy starts with the weights of the run it is taken from, if any; without, they will be loaded anyway.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    be_deterministic()
+    check_models(config)
     kernels.use(config.kernels)
     keep_memory()
     method, task = objects.find_method(config), objects.make_task(config)
-    settings = resolve(replace(config, threads=torch.get_num_threads()), task, method)
+    config = resolve_origin(replace(config, threads=torch.get_num_threads()))
+    settings = resolve(config, task, method)
     method, config = settings.method, settings.config
     check_groups(settings, task)
     needs = {"value": method.heads, "networks": method.networks, "seed": config.seed}
+    spec = {key: value for key, value in config.policy.items() if key != START}
     if objects.policy is None:
-        refuse_missing(config.policy["name"], None, "policy")
-        policy = policies.make_policy(config.policy, task, **needs)
+        refuse_missing(spec["name"], None, "policy")
+        policy = policies.make_policy(spec, task, **needs)
     else:
         policy = objects.policy(**needs)
+    if fresh and START in config.policy:
+        load_origin(policy, Path(config.policy[START]))
     policy.to(resolve_device(config.device))
     if config.compile == "on":
         compile_where_possible(policy, task)
     if isinstance(task, Prepares):
         task.prepare(policy)
     return assemble(settings, task, policy, folder)
+
+
+def be_deterministic() -> None:
+    """Make operations that several threads share add in a fixed order; one thread has one order anyway."""
+    if torch.get_num_threads() > 1:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would cost time
 
 
 def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = None) -> Run:

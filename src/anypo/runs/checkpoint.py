@@ -15,6 +15,7 @@ import torch
 from anypo.errors import UsageError
 from anypo.policies.weights import trainable_state
 from anypo.runs.files import (
+    MANIFEST,
     check_digest,
     file_digest,
     folder_digests,
@@ -108,6 +109,7 @@ def write_checkpoint(run: Run, measure: float | None = None) -> Path | None:
             torch.save(canonical(run.state()), handle)
         metrics = run.folder / METRICS
         sync(metrics)
+        sync(run.folder)
         manifest = {
             "method": run.config.method,
             "batch": run.batch,
@@ -115,7 +117,7 @@ def write_checkpoint(run: Run, measure: float | None = None) -> Path | None:
             "files": folder_digests(temporary),
         }
         manifest["metrics"] = {"bytes": metrics.stat().st_size, "sha256": file_digest(metrics)}
-        write_record(temporary / "manifest.json", manifest)
+        write_record(temporary / MANIFEST, manifest)
         sync_tree(temporary)
         temporary.rename(final)
         sync(final.parent)
@@ -148,7 +150,7 @@ def drop_old(folder: Path) -> None:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint."""
-    return read_record(path / "manifest.json", f"delete {path} to use the checkpoint before it")
+    return read_record(path / MANIFEST, f"delete {path} to use the checkpoint before it")
 
 
 def read_checkpoint(run: Run, path: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from anypo.errors import RunError, UsageError
 from anypo.runs.run import Run
 
+MANIFEST = "manifest.json"
+"""Lists the digests of the files beside it."""
 SEAL = "sha256"
 """Key of a record's own digest."""
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from anypo.config import Config, from_dict, load_yaml
-from anypo.errors import UsageError
+from anypo.config import Config
 from anypo.parts.knobs.schedules import Linear
 from anypo.runs.build import NO_OBJECTS, build
 from anypo.runs.checkpoint import checkpoints, drop_old, find_checkpoint, fixed_anchors, read_checkpoint, rewind
@@ -24,6 +23,7 @@ from anypo.runs.inputs import (
     remarks,
 )
 from anypo.runs.objects import Objects
+from anypo.runs.origin import saved_config
 from anypo.runs.run import Run
 
 
@@ -64,14 +64,7 @@ def anchor_path(folder: Path, name: str) -> Path:
     return folder / f"anchor-{name}.safetensors"
 
 
-def saved_config(folder: Path) -> Config:
-    """The configuration of a run."""
-    if not (folder / CONFIG).exists():
-        raise UsageError(f"{folder} holds no run: there is no {CONFIG} in it")
-    return from_dict(load_yaml(folder / CONFIG))
-
-
-def rebuild(config: Config, folder: Path, recorded: dict[str, Any], objects: Objects) -> Run:
+def rebuild(config: Config, folder: Path, recorded: dict[str, Any], objects: Objects, *, fresh: bool = False) -> Run:
     """Build a run from its folder as it was before its first batch.
 
     Args:
@@ -79,8 +72,9 @@ def rebuild(config: Config, folder: Path, recorded: dict[str, Any], objects: Obj
         folder: the run's.
         recorded: content of its inputs.json.
         objects: given instead of names.
+        fresh: no checkpoint will be read, so the weights have to be those the run starts with.
     """
-    run = build(config, folder, objects)
+    run = build(config, folder, objects, fresh=fresh)
     check_fingerprints(folder, run, recorded)
     for name, expected in recorded["anchors"].items():
         again = "restore the file, or start a new run"
@@ -122,9 +116,9 @@ def continue_run(folder: Path, steps: int | None = None, objects: Objects = NO_O
     recorded = read_inputs(folder)
     check_code(folder, config, recorded)
     config.steps = steps or config.steps
-    run = rebuild(config, folder, recorded, objects)
-    run.claim = ClaimedFolder(folder, lock)
     saved = checkpoints(folder)
+    run = rebuild(config, folder, recorded, objects, fresh=not saved)
+    run.claim = ClaimedFolder(folder, lock)
     if saved:
         rewind(run, read_checkpoint(run, saved[-1]))
         with writing(folder):

@@ -18,7 +18,7 @@ from anypo.errors import OBJECT, UsageError
 from anypo.plugins import absolute_name, names_file
 from anypo.policies.control.spaces import space_to_dict
 from anypo.protocols import HasActionSpace, HasRecords, HasTokenizer, HasTransitions
-from anypo.runs.files import file_digest, read_record
+from anypo.runs.files import MANIFEST, check_digest, file_digest, read_record
 from anypo.runs.run import Run
 
 FILES = ("jsonl", "pairs", "data")
@@ -78,6 +78,20 @@ def code_files(config: Config) -> dict[str, str]:
         elif file.endswith(".py"):
             files.append(Path(file))
     return {str(path.resolve()): file_digest(path) for path in files if path.is_file()}
+
+
+def check_models(config: Config) -> None:
+    """Refuse a model written by a run, for the policy or a reward, of which a file was changed."""
+    kind, _, rest = str(config.policy.get("name", "")).partition(":")
+    specs = [spec.partition(":") for spec in reward_specs(config) if isinstance(spec, str)]
+    folders = [Path(run) / "model" for name, _, run in specs if name == "model"]
+    for folder in folders + [Path(rest)] * (kind == "hf"):
+        if (folder / MANIFEST).is_file():
+            remedy = f"restore it, or delete {folder / MANIFEST} if the change is meant"
+            for name, expected in (
+                read_record(folder / MANIFEST, "delete it if the change is meant").get("files", {}).items()
+            ):
+                check_digest(folder / name, expected, remedy)
 
 
 def fingerprints(run: Run) -> dict[str, str | None]:

@@ -132,7 +132,8 @@ def load_settings(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], 
         raise UsageError(f"{SETTINGS} or {VALUE_HEAD} in {path} is damaged: {_first_line(error)}") from error
     settings |= {name: value for name, value in options.items() if value is not None}
     filter = Filter(**{name: settings.pop(name) for name in ("temperature", "top_k", "top_p") if name in settings})
-    saved = tuple(settings.pop("heads", ("value",))) if head else ()
+    names = settings.pop("heads", ("value",))
+    saved = tuple(names) if head else ()
     return {**settings, "filter": filter, "value": saved}, head
 
 

@@ -136,7 +136,8 @@ def read_branches(
     pieces = []
     for rows in split_tiles(backbone, until, until):
         prompt, longest = which[rows], int(until[rows].max()) - 1  # the last decision itself is never read
-        states, last = prompt_states[prompt], prompt_last[prompt]
+        # index_select, since the gradient of an index with repetitions depends on the order in which threads add
+        states, last = prompt_states.index_select(0, prompt), prompt_last.index_select(0, prompt)
         if longest > 0:
             step = torch.arange(longest, device=which.device).expand(len(rows), -1)
             mask = torch.cat([column[prompt] >= 0, torch.ones_like(step, dtype=torch.bool)], 1)

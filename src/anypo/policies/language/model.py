@@ -108,9 +108,9 @@ class LanguageModel(nn.Module):
         model = model if lora is None else add_adapters(model, lora, seed)
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop, "max_new": max_new}
         settings, head = load_settings(Path(source), options)
-        settings["value"] = value or settings["value"]
+        saved, settings["value"] = settings["value"], value or settings["value"]
         policy = cls(model, tokenizer, slots=slots, checkpointing=checkpointing, name=str(source), **settings)
-        if head and policy.value_head is not None:
+        if policy.value_head is not None and policy.heads == saved:
             policy.value_head.load_state_dict(head)
         return policy
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anypo.errors import RunError
+from anypo.errors import RunError, UsageError
 
 RECIPE = {"hidden": 128, "layers": 3, "heads": 4, "context": 64, "lr": 1e-3, "rows": 256, "until": 0.7, "limit": 2000}
 """Size of the decoder and its warm start, which stops once `until` of the held-out completions are reproduced, or fails at
@@ -38,8 +38,13 @@ def base(name: str, train: Sequence[Example], heldout: Sequence[Example]) -> Pat
     content = json.dumps([RECIPE, list(train), list(heldout), torch.__version__]).encode()
     target = cache / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not (target / "config.json").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+        except OSError as error:
+            raise UsageError(
+                f"cannot write the cache {cache}: {error.strerror}; set ANYPO_CACHE to a folder that can be written"
+            ) from None
         warm_start(work, train, heldout)
         try:
             work.rename(target)
