@@ -14,9 +14,9 @@ from anypo import config as configuration
 from anypo.errors import RunError, UsageError
 from anypo.loops.diagnostics import warn_of_mismatch
 from anypo.loops.evaluate import held_out
+from anypo.loops.finite import PATIENCE
 from anypo.loops.learn import learn
 from anypo.loops.precision import precision
-from anypo.loops.update import PATIENCE
 from anypo.parts.knobs import Linear
 from anypo.policies.language.filter import Filter
 from anypo.policies.language.model import LanguageModel

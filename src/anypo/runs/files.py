@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 
 from anypo.runs.run import Run
+
+DUMPS = 3
+"""Batches kept of those that led to numbers that are not finite."""
 
 
 def append(run: Run, name: str, record: dict[str, Any]) -> None:
@@ -22,7 +26,12 @@ def append(run: Run, name: str, record: dict[str, Any]) -> None:
     """
     if run.folder is not None:
         with (run.folder / name).open("a") as handle:
-            handle.write(json.dumps(record) + "\n")
+            handle.write(json.dumps({name: finite_or_none(value) for name, value in record.items()}) + "\n")
+
+
+def finite_or_none(value: Any) -> Any:
+    """Return None for NaN and infinities, which JSON does not have; anything else as it is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rewind(run: Run, name: str) -> None:
@@ -34,7 +43,7 @@ def rewind(run: Run, name: str) -> None:
 
 
 def dump(run: Run, batch: Any, what: str) -> Path | None:
-    """Save a batch that led to numbers that are not finite; return its path.
+    """Save a batch that led to numbers that are not finite, unless the run has `DUMPS` already; return the newest one's path.
 
     Args:
         run: without a folder nothing is written.
@@ -45,6 +54,9 @@ def dump(run: Run, batch: Any, what: str) -> Path | None:
         return None
     path = run.folder / "nonfinite" / f"batch-{run.batch:08d}.pt"
     path.parent.mkdir(exist_ok=True)
+    kept = sorted(path.parent.glob("batch-*.pt"))
+    if len(kept) >= DUMPS:
+        return kept[-1]
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
     torch.save({"cause": what, **tensors}, path)
     return path

@@ -43,6 +43,9 @@ class Run:
     done reaches steps, or earlier at its target."""
     before: int = 0
     """`done` before the last batch."""
+    skipped: int = 0
+    missing: int = 0
+    """Updates skipped in a row, and batches in a row without a reward."""
 
     def __post_init__(self) -> None:
         self.phase = self.method.at(self.batch)
@@ -92,6 +95,8 @@ class Run:
             "batch": self.batch,
             "done": self.done,
             "finished": self.finished,
+            "skipped": self.skipped,
+            "missing": self.missing,
             "generator": self.generator.get_state(),
             "stepper": self.stepper.state_dict(),
             "knobs": self.method.state_dict(),
@@ -102,6 +107,7 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.batch, self.done, self.finished = state["batch"], state["done"], state["finished"]
+        self.skipped, self.missing = state["skipped"], state["missing"]
         self.generator.set_state(state["generator"])
         self.stepper.load_state_dict(state["stepper"])
         self.method.load_state_dict(state["knobs"])

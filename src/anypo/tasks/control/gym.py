@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anypo.errors import RunError, UsageError, unknown
 from anypo.policies.control.normalize import RunningNorm
+from anypo.policies.weights import first_bad_weight
 from anypo.rng import SPAN, EpisodeRng, RowRng, held_out_seeds, request_keys, request_seeds, row_seeds
 from anypo.tasks.control.env_copy import EnvCopy
 from anypo.tasks.control.rollout_log import RolloutLog
@@ -250,6 +251,8 @@ class Gym:
         for copy in copies:
             if not copy.over:
                 log.close(copy, policy.encode(copy.observation))
+        if (where := log.first_bad_observation()) is not None and first_bad_weight(policy) is None:
+            raise RunError(f"{self.name} gave an observation that is not finite at step {where} of an episode")
         if not np.isfinite(log.reward).all():
             bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
             raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")

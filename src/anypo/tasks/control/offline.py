@@ -73,11 +73,10 @@ class Dataset(Gym):
                 )
             return obs
 
+        for column in (*COLUMNS, "next_observations", "timeouts"):
+            if (row := first_nonfinite_row(data[column])) is not None:
+                raise UsageError(f"{self.name}: the {column.replace('_', ' ')[:-1]} of row {row} is not finite")
         rewards = np.asarray(data["rewards"], np.float32)
-        if not np.isfinite(rewards).all():
-            raise UsageError(
-                f"{self.name}: the reward of row {int(np.flatnonzero(~np.isfinite(rewards))[0])} is not finite"
-            )
         terminal = np.asarray(data["terminals"], bool)
         ends = terminal | np.asarray(data["timeouts"], bool)
         episode = np.concatenate([[0], np.cumsum(ends)[:-1]])
@@ -180,6 +179,14 @@ def read_minari(dataset_id: str) -> dict[str, Any]:
         "low": metadata.get("ref_min_score"),
         "high": metadata.get("ref_max_score"),
     }
+
+
+def first_nonfinite_row(column: Any) -> int | None:
+    """Return the first row of a column of numbers that is not finite; None where there is none."""
+    if not isinstance(column, np.ndarray) or not np.issubdtype(column.dtype, np.floating):
+        return None
+    bad = ~np.isfinite(column).reshape(len(column), -1).all(1)
+    return int(bad.argmax()) if bad.any() else None
 
 
 def mark_end(truncations: Any) -> np.ndarray:
