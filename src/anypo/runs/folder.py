@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from anypo import __version__
-from anypo.config import Config, from_dict, load_yaml
+from anypo.config import Config, from_dict
 from anypo.errors import UsageError
+from anypo.plain_yaml import dump_yaml, load_yaml
 from anypo.protocols import HasRecords
 from anypo.runs.build import build
 from anypo.runs.checkpoint import fixed_anchors, newest, plain_tensors, read_checkpoint
@@ -36,7 +36,7 @@ def create(config: Config) -> Run:
         for name in fixed_anchors(run):
             save_file(plain_tensors(run.anchors[name]), folder / f"anchor-{name}.safetensors")
         # last: a folder with a config.yaml is a run
-        write_text(folder / "config.yaml", yaml.safe_dump(run.config.to_dict(), sort_keys=False))
+        write_text(folder / "config.yaml", dump_yaml(run.config.to_dict()))
     except OSError as error:
         raise UsageError(f"cannot write the run to {folder}: {error.strerror}; choose another --out") from None
     return run

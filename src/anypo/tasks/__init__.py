@@ -9,6 +9,7 @@ from typing import Any
 
 from anypo.errors import UsageError, unknown
 from anypo.protocols import Configures
+from anypo.ranges import check, parameter_hints
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,14 @@ class Entry:
     seeded: bool = False
     forwards: str | None = None
 
-    def options(self) -> list[str]:
-        """The names of all options."""
-        names = [self.factory] if self.forwards is None else [self.factory, self.forwards]
-        parameters = [p for name in names for p in inspect.signature(pkgutil.resolve_name(name)).parameters.values()]
-        return [p.name for p in parameters if p.default is not p.empty]
+    def options(self) -> dict[str, Any]:
+        """The annotations of all options, by name."""
+        names = [self.factory] if self.forwards is None else [self.forwards, self.factory]
+        hints = {}
+        for make in map(pkgutil.resolve_name, names):
+            named = [p.name for p in inspect.signature(make).parameters.values() if p.default is not p.empty]
+            hints |= {name: parameter_hints(make)[name] for name in named}
+        return hints
 
     def make(self, argument: str, seed: int, options: dict[str, Any]) -> Any:
         """Make the task.
@@ -41,7 +45,7 @@ class Entry:
             options: of the factory.
 
         Raises:
-            UsageError: nothing follows the colon, or an option does not exist.
+            UsageError: nothing follows the colon, or an option does not exist or is out of its range.
         """
         kind, colon, _ = self.form.partition(":")
         if colon and not argument:
@@ -49,7 +53,8 @@ class Entry:
         known = self.options()
         for option in options:
             if option not in known:
-                raise unknown(f"option of the task {kind}:", option, known)
+                raise unknown(f"option of the task {kind}:", str(option), known)
+        options = {option: check(f"task.{option}", known[option], value) for option, value in options.items()}
         make = pkgutil.resolve_name(self.factory)
         return make(*([argument] if colon else []), **({"seed": seed} if self.seeded else {}) | options)
 

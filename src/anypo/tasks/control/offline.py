@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.policies.control.spaces import Flat, from_space
+from anypo.ranges import Seed
 from anypo.tasks.control.gym import Gym
 
 COLUMNS = ("observations", "actions", "rewards", "terminals")
@@ -94,7 +95,7 @@ class Dataset(Gym):
 
 
 def make_minari(
-    dataset_id: str, *, expert: str | None = None, seed: int = 0, env: str | None = None, **options: Any
+    dataset_id: str, *, expert: str | None = None, seed: Seed = 0, env: str | None = None, **options: Any
 ) -> Dataset:
     """Make the task `minari:ID` of a local data set in Minari's format (below MINARI_DATASETS_PATH).
 
@@ -117,7 +118,7 @@ def make_minari(
 
 
 def make_file(
-    file: str, *, env: str | None = None, expert: str | None = None, seed: int = 0, **options: Any
+    file: str, *, env: str | None = None, expert: str | None = None, seed: Seed = 0, **options: Any
 ) -> Dataset:
     """Make the task `data:FILE.npz` or `data:FILE.parquet`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from anypo.errors import UsageError, unknown
+from anypo.ranges import Count, Seed, Size
 from anypo.tasks.text.rewards import Reward, text_of
 from anypo.tasks.text.task import TextTask
 
@@ -13,7 +14,13 @@ APART = 10_000_000
 
 
 def make_reasoning_task(
-    name: str, *, size: int = 1000, heldout: int = 100, seed: int = 0, chat: bool = False, max_new: int | None = None
+    name: str,
+    *,
+    size: Size[int] = 1000,
+    heldout: Size[int] = 100,
+    seed: Seed = 0,
+    chat: bool = False,
+    max_new: Count[int] | None = None,
 ) -> TextTask:
     """Make a task of problems of a data set. A completion's answer is the text between <answer> tags, or all of it; an answer the
     verifier cannot read counts 0.
