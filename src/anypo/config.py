@@ -43,7 +43,7 @@ class Config:
     kernels: str = "fast"
     micro: Count[int] = 16384
     device: str = "auto"
-    threads: Annotated[int, Range(least=1, most=1024)] | None = None
+    threads: Annotated[int, Range(least=1, most=512)] | None = None
     trackers: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ TEXTS = frozenset(
 """Paths whose value is text, taken as it was typed."""
 
 
-TEXT_LISTS = frozenset(("policy.stop", "trackers", *SLOTS))
+TEXT_LISTS = frozenset(("policy.stop", "trackers"))
 """Paths whose value is text, taken as it was typed, or a list in brackets."""
 
 
@@ -108,11 +108,11 @@ def read_value(path: str, text: str) -> Any:
     """
     if path in TEXTS:
         return text
-    bracketed = text.lstrip()[:1] in ("[", "{")
-    if path in TEXT_LISTS:
-        return read_yaml(text, f"the value of --{path}") if bracketed and text.rstrip()[-1:] in ("]", "}") else text
-    if bracketed:
+    ends = text.strip()[:1] + text.strip()[-1:]
+    if ends == "[]" or (ends == "{}" and path not in TEXT_LISTS):
         return read_yaml(text, f"the value of --{path}")
+    if path in TEXT_LISTS or path in SLOTS:
+        return text
     constants = {"true": True, "false": False, "none": None, "null": None}
     plain = text.strip().lower()
     return constants[plain] if plain in constants else read_number(text)

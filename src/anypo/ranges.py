@@ -70,7 +70,7 @@ Members = Annotated[int, Range(least=1, most=100)]
 Size = Annotated[T, Range(least=1, most=1_000_000)]
 """Of something made before the plan is printed."""
 Filled = Annotated[T, Text()]
-Width = Annotated[T, Range(least=1, most=8192)]
+Width = Annotated[T, Range(least=1, most=4096)]
 """Of a layer."""
 
 

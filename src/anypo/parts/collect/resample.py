@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 
@@ -11,7 +12,7 @@ from anypo.parts.ops.groups import index_groups
 from anypo.parts.ops.outcomes import informative_rows, scored
 from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
-from anypo.ranges import Count, Share
+from anypo.ranges import Count, Range, Share
 from anypo.types import Request, Trajectories
 
 
@@ -26,7 +27,7 @@ class DynamicSampling:
 
     requests: Count[int] | None = None
     samples: Count[int] | None = None
-    rounds: Count[int] = 4
+    rounds: Annotated[int, Range(least=1, most=100)] = 4
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         kept: list[Trajectories] = []
