@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from anypo.config import Config, assign, from_dict
+from anypo.config import Config, from_dict
 from anypo.errors import OBJECT, UsageError
+from anypo.flags import assign
 from anypo.loops.evaluate import held_out
 from anypo.loops.learn import learn
 from anypo.method.method import Method

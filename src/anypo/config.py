@@ -1,16 +1,13 @@
-"""A run is one YAML file, and every command-line flag is a dotted path into it: `--trust.low 0.1` is `trust: {low: 0.1}`."""
+"""A run is one YAML file: what it is made of."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Annotated, Any
 
 from anypo.errors import UsageError, unknown
 from anypo.kernels import KINDS
+from anypo.ranges import Count, Finite, Range, Seed, Size, check, field_hints
 from anypo.stages import CHAINS, SLOTS
 
 
@@ -34,19 +31,19 @@ class Config:
     task: dict[str, Any] = field(default_factory=lambda: {"name": "sums"})
     policy: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
-    steps: int | None = None
-    seed: int = 0
+    steps: Count[int] | None = None
+    seed: Seed = 0
     out: str | None = None
-    target: float | None = None
-    evaluate_every: int | None = None
-    checkpoint_every: int | None = None
-    episodes: int | None = None
+    target: Finite[float] | None = None
+    evaluate_every: Count[int] | None = None
+    checkpoint_every: Count[int] | None = None
+    episodes: Size[int] | None = None
     autocast: str = "auto"
     compile: str = "off"
     kernels: str = "fast"
-    micro: int = 16384
+    micro: Count[int] = 16384
     device: str = "auto"
-    threads: int | None = None
+    threads: Annotated[int, Range(least=1, most=512)] | None = None
     trackers: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +59,8 @@ KEYS = tuple(f.name for f in fields(Config) if f.name != "stages")
 NAMED = ("task", "policy")
 
 
-COUNTS = ("steps", "evaluate_every", "checkpoint_every", "episodes", "micro", "threads")
+METHOD_ALIASES = ("batch_size", "beta")
+"""Keys that stand for a setting of the method, see `method_path`."""
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -80,118 +78,55 @@ def from_dict(values: dict[str, Any]) -> Config:
             config[key] = [name.strip() for name in value.split(",") if name.strip()]
         elif key in KEYS:
             config[key] = value
-        else:
+        elif key not in METHOD_ALIASES:
             raise unknown("key", str(key), (*KEYS, *SLOTS))
-    result = Config(**config)
-    for key in ("seed", *COUNTS):
-        value = getattr(result, key)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-            setattr(result, key, value)
-        optional = value is None and key not in ("seed", "micro")
-        if not optional and (type(value) is not int or value < (key != "seed")):
-            raise UsageError(f"{key} is {value!r}; it takes a {'whole' if key == 'seed' else 'positive whole'} number")
-    if not isinstance(result.method, str):
-        raise UsageError(f"method is {result.method!r}; it takes the id of a method, see `anypo methods`")
-    if result.target is not None and (isinstance(result.target, bool) or not isinstance(result.target, (int, float))):
-        raise UsageError(f"target is {result.target!r}; it takes a number")
-    result.out = None if result.out is None else str(result.out)
+    if config.get("out") is not None:
+        config["out"] = str(config["out"])
     for key, choices in (("autocast", ("auto", "on", "off")), ("compile", ("on", "off")), ("kernels", KINDS)):
-        value = getattr(result, key)
-        if isinstance(value, bool):  # YAML reads on and off as true and false
-            value = "on" if value else "off"
-            setattr(result, key, value)
-        if value not in choices:
-            raise unknown(key, str(value), choices)
-    return result
+        if key in config and config[key] not in choices:
+            raise unknown(key, str(config[key]), choices)
+    for key in config.keys() & set(KEYS):
+        config[key] = check(key, field_hints(Config)[key], config[key])
+    if "name" not in config.get("task", {"name": ""}):
+        raise UsageError("the task has no name")
+    for alias in METHOD_ALIASES:
+        if alias in values:
+            apply_alias(config, alias, values[alias])
+    return Config(**config)
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The content of a YAML file."""
-    try:
-        values = yaml.load(path.read_text(), Loader)
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} should hold `key: value` lines, it holds {type(values).__name__}")
-    return values
+def apply_alias(config: dict[str, Any], alias: str, value: Any) -> None:
+    """Set the method's setting that an alias stands for."""
+    slot, *rest = method_path(config.get("method", "grpo"), config["stages"], alias).split(".")
+    inner: Any = value
+    for key in reversed(rest):
+        inner = {key: inner}
+    config["stages"] = merge(config["stages"], {slot: inner})
 
 
-def assign(values: dict[str, Any], path: str, value: Any) -> None:
-    """values[a][b] = value for the dotted path `a.b`; a bare name on the way becomes {name: ...} or {part: ...}."""
-    *parents, last = path.split(".")
-    if not all((*parents, last)):
-        raise UsageError(f"the path {path!r} has an empty piece")
-    at: dict[str, Any] = values
-    top = path.split(".")[0]
-    for depth, key in enumerate(parents):
-        inner = at.get(key)
-        if isinstance(inner, str):
-            inner = {"name": inner} if depth == 0 and top in NAMED else {"part": inner}
-        at[key] = inner = dict(inner) if isinstance(inner, dict) else {}
-        at = inner
-    if not parents and isinstance(at.get(last), dict) and isinstance(value, str):
-        at[last] = {**at[last], ("name" if last in NAMED else "part"): value}
-    else:
-        at[last] = value
+def method_path(name: str, stages: dict[str, Any], alias: str) -> str:
+    """Return the path of the method's setting that an alias stands for.
 
+    `batch_size` is the transitions of a minibatch where the method replays, else the rows of one; `beta` is the setting that the
+    method's card names, or the only one of that name.
 
-def parse_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """`grpo --trust.low 0.1 --set task.heldout=50` as (["grpo"], nested dictionary); values are read as YAML.
-
-    Every flag takes a value and is a dotted path of the YAML file. `--set PATH=VALUE` is the same in another spelling;
-    `--reward R` is `--task.reward R`, and may be repeated or hold commas.
+    Raises:
+        UsageError: no setting, or more than one, is called beta; it lists the candidates.
     """
-    words: list[str] = []
-    values: dict[str, Any] = {}
-    rewards: list[str] = []
-    queue = list(arguments)
-    while queue:
-        flag = queue.pop(0)
-        if not flag.startswith("--"):
-            words.append(flag)
-            continue
-        path, equals, text = flag[2:].partition("=")
-        if not equals:
-            if not queue or (queue[0].startswith("--") and len(queue[0]) > 2):
-                raise UsageError(f"the flag {flag} needs a value")
-            text = queue.pop(0)
-        if path == "set":
-            path, equals, text = text.partition("=")
-            if not equals:
-                raise UsageError(f"--set takes PATH=VALUE, such as --set trust.low=0.1, not {path!r}")
-        if path == "reward":
-            rewards += [r.strip() for r in text.split(",") if r.strip()]
-            continue
-        top, dot, rest = path.partition(".")
-        top = top.replace("-", "_") if top.replace("-", "_") in KEYS else top
-        if top not in (*KEYS, *SLOTS):
-            raise unknown("flag", f"--{top}", [f"--{key}" for key in (*KEYS, *SLOTS, "reward", "set")])
-        assign(values, top + dot + rest, None if dot and text == "none" else scalar(text))
-    if rewards:
-        assign(values, "task.reward", rewards)
-    return words, values
+    from anypo.method.registry import method  # reads every method; only who uses an alias waits for it
 
-
-class Loader(yaml.SafeLoader):
-    """YAML whose numbers include 3e-4, which YAML 1.1 takes for text."""
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def scalar(text: str) -> Any:
-    """A command-line value, read as YAML."""
-    try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError:
-        return text
+    chosen = method(name).configure(stages)
+    if alias == "batch_size":
+        return "store.batch" if chosen.traits["replays"] else "step.minibatch"
+    if (path := chosen.beta_path()) is not None:
+        return path
+    others = [
+        path for path in chosen.setting_paths("coef", "alpha") if path.split(".")[0] in ("score", "trust", "terms")
+    ]
+    candidates = chosen.setting_paths("beta") or others
+    if not candidates:
+        raise UsageError(f"{name} has no setting that --beta could stand for")
+    raise UsageError(f"--beta stands for no one setting of {name}; name the one you mean: --{', --'.join(candidates)}")
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:

@@ -14,18 +14,28 @@ class RunError(RuntimeError):
     """A run that had started had to stop: a reward that raises, numbers that are not finite (exit code 1)."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+ALIKE = 0.65
+"""How similar a known name must be to be suggested, as difflib measures it."""
+
+
+SHOWN = 20
+"""Known names listed where none is similar."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], prefix: str = "") -> UsageError:
     """Return the error for a name that is not registered; it names the nearest one.
 
     Args:
         kind: what the name should be, `method`.
         name: as it was typed.
         known: the registered names.
+        prefix: of all names, as they are typed.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}."
-    return UsageError(f"unknown {kind} {name!r}; {hint}")
+    near = difflib.get_close_matches(name, known, n=1, cutoff=ALIKE)
+    listed = ", ".join(prefix + x for x in known[:SHOWN]) + f", ... ({len(known)} in all)" * (len(known) > SHOWN)
+    hint = f"did you mean {prefix + near[0]!r}?" if near else f"known: {listed}."
+    return UsageError(f"unknown {kind} {prefix + name!r}; {hint}")
 
 
 OBJECT = "object:"

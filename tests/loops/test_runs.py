@@ -14,10 +14,11 @@ from anypo import config as configuration
 from anypo.errors import RunError, UsageError
 from anypo.loops.diagnostics import warn_of_mismatch
 from anypo.loops.evaluate import held_out
+from anypo.loops.finite import PATIENCE
 from anypo.loops.learn import learn
 from anypo.loops.precision import precision
-from anypo.loops.update import PATIENCE
 from anypo.parts.knobs import Linear
+from anypo.plain_yaml import load_yaml
 from anypo.policies.language.filter import Filter
 from anypo.policies.language.model import LanguageModel
 from anypo.policies.weights import snapshot, trainable_state
@@ -97,7 +98,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path, name):
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     learn(start(tmp_path / "r"))
-    values = configuration.load_yaml(tmp_path / "r" / "config.yaml")
+    values = load_yaml(tmp_path / "r" / "config.yaml")
     (tmp_path / "r" / "config.yaml").write_text(json.dumps({**values, "method": "gspo"}))
     with pytest.raises(UsageError, match=r"'grpo'.*'gspo'"):
         reopen(tmp_path / "r")
@@ -126,7 +127,7 @@ def test_config_file_of_a_run_reproduces_it(tmp_path):
             step={"epochs": 2, "minibatch": 16},
         )
     )
-    values = configuration.load_yaml(tmp_path / "a" / "config.yaml")
+    values = load_yaml(tmp_path / "a" / "config.yaml")
     learn(create(configuration.from_dict({**values, "out": str(tmp_path / "b")})))
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
 

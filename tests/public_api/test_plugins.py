@@ -12,8 +12,9 @@ import pytest
 from killed import train_and_kill
 
 import anypo
-from anypo.config import from_dict, parse_flags
+from anypo.config import from_dict
 from anypo.errors import UsageError
+from anypo.flags import parse_flags
 from anypo.loops.learn import learn
 from anypo.runs.build import build
 from anypo.runs.folder import continue_run, create

@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from anypo.config import Config, from_dict, load_yaml, merge, parse_flags
+from anypo.config import Config, from_dict, merge
 from anypo.errors import RunError, UsageError
+from anypo.flags import parse_flags
+from anypo.plain_yaml import load_yaml
 
 app = typer.Typer(
     help="Policy optimization in which every published method is a difference from one you already know.",

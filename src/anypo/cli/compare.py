@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from anypo.cli.app import FREE, app, out
-from anypo.config import parse_flags
+from anypo.flags import parse_flags
 
 
 @app.command("compare", context_settings=FREE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -121,18 +121,3 @@ def mismatch(logp: Tensor, batch: Trajectories) -> Tensor:
     """Mean |log pi - log pi_old| (nats) over the policy's own decisions."""
     sampled = batch.mask if batch.expert_mask is None else batch.valid & ~batch.expert_mask[:, None]
     return masked_mean((logp - batch.need("logp_old")).abs(), sampled)
-
-
-def first_nonfinite(batch: Trajectories, metrics: dict[str, Any]) -> str:
-    """Name of the first tensor of a batch, or metric, that is not finite where it counts."""
-    valid = batch.valid
-    for name in ("logp_old", "logp_ref", "reward", "score", "value", "value_old", "returns", "advantage", "weight"):
-        tensor = batch.get(name)
-        if tensor is not None:
-            bad = ~tensor.isfinite()
-            if bool((bad & valid).any() if bad.ndim == 2 else bad.any()):
-                return f"the batch's {name}"
-    for name, value in metrics.items():
-        if not torch.isfinite(torch.as_tensor(value, dtype=torch.float64)):
-            return f"the metric {name}"
-    return "the gradient"

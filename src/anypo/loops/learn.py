@@ -10,6 +10,7 @@ from typing import Any
 from anypo.loops.absorb import absorb
 from anypo.loops.collect import collect
 from anypo.loops.evaluate import held_out
+from anypo.loops.finite import count_missing, require_finite, require_measure
 from anypo.runs.checkpoint import METRICS, TIMING, write_checkpoint
 from anypo.runs.files import append
 from anypo.runs.run import Run
@@ -40,7 +41,10 @@ def learn(run: Run, watch: Watch = lambda record: None) -> BatchRecord:
 
 def begin(run: Run, watch: Watch) -> BatchRecord:
     """Record the held-out measures of the untrained policy and write the first checkpoint."""
-    record = {"batch": 0, "done": 0, **held_out(run)}
+    require_finite(run)
+    measures = held_out(run)
+    require_measure(run, measures)
+    record = {"batch": 0, "done": 0, **measures}
     report(run, record, watch)
     write_checkpoint(run, measure_in(run, record))
     run.begun = True
@@ -57,8 +61,14 @@ def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch
         watch: called with the record.
     """
     record = {"batch": run.batch, "done": run.done, **metrics}
-    if run.finished or due(run, run.config.evaluate_every):
+    count_missing(run, metrics)
+    evaluated = run.finished or due(run, run.config.evaluate_every)
+    if evaluated or due(run, run.config.checkpoint_every):
+        require_finite(run)
+    if evaluated:
         record |= held_out(run)
+    if run.finished:
+        require_measure(run, record)
     if run.config.target is not None and record.get(f"eval/{run.task.metric}", -math.inf) >= run.config.target:
         run.finished = True
     report(run, record, watch)

@@ -12,17 +12,14 @@ from torch import Tensor
 from anypo.errors import RunError
 from anypo.loops.anchors import follow
 from anypo.loops.compiled_update import Traces
-from anypo.loops.diagnostics import first_loss_is_on_policy, first_nonfinite
+from anypo.loops.diagnostics import first_loss_is_on_policy
+from anypo.loops.finite import report_nonfinite
 from anypo.loops.gradients import backward
 from anypo.loops.minibatches import flatten_decisions, minibatches
 from anypo.loops.views import minibatch_views
 from anypo.method.method import Method
-from anypo.runs.files import dump
 from anypo.runs.run import Run
 from anypo.types import Trajectories
-
-PATIENCE = 5
-"""Updates in a row that may be skipped for numbers that are not finite before the run stops."""
 
 Backward = Callable[[Trajectories], dict[str, Any]]
 """Leaves the gradient of a minibatch on the parameters and returns the loss's metrics."""
@@ -47,7 +44,6 @@ def update(run: Run, method: Method, batch: Trajectories, replay: Backward | Non
     before = None if run.batch else trainable_copy(run)
     batch = flatten_decisions(batch, method, run.policy.independent, recipe.minibatch)  # once for all epochs
     totals: dict[str, list[float]] = {}
-    skipped = 0
     for _ in range(recipe.epochs or 1):
         for rows in minibatches(batch, method, recipe.minibatch, run.generator):
             rows = minibatch_views(run, method, rows)
@@ -55,36 +51,19 @@ def update(run: Run, method: Method, batch: Trajectories, replay: Backward | Non
             pieces = minibatches(rows, method, size, run.generator)
             grad = replay or traces.of_minibatch(run, method, rows) or partial(backward, run, method, on_policy)
             metrics = run.stepper.update(*(partial(grad, piece) for piece in pieces))
-            method.update("update", metrics, run.stepper.progress, rows)
-            follow(run)
             on_policy = False
-            skipped = skipped + 1 if metrics["skipped"] else 0
-            if skipped:
-                report_nonfinite(run, rows, metrics, skipped)
+            if metrics["skipped"]:
+                report_nonfinite(run, rows, metrics)
+            else:
+                run.skipped = 0
+                method.update("update", metrics, run.stepper.progress, rows)
+                follow(run)
             for name, value in metrics.items():
                 totals.setdefault(name, []).append(value)
     if before is not None:
         check_moved(run, before, totals)
     means = {name: sum(values) / len(values) for name, values in totals.items()}
     return {**means, "skipped": sum(totals["skipped"]), "updates": float(len(totals["loss"]))}
-
-
-def report_nonfinite(run: Run, rows: Trajectories, metrics: dict[str, float], skipped: int) -> None:
-    """Keep the minibatch of a skipped update; stop the run after `PATIENCE` of them in a row.
-
-    Args:
-        run: the run.
-        rows: the minibatch.
-        metrics: of the update.
-        skipped: how many updates in a row were skipped.
-    """
-    cause = first_nonfinite(rows, metrics)
-    path = dump(run, rows, cause)
-    if skipped >= PATIENCE:
-        raise RunError(
-            f"{skipped} updates in a row were not finite: {cause} is the first bad tensor; the batch is in {path},"
-            " the last healthy checkpoint is untouched"
-        )
 
 
 def trainable_copy(run: Run) -> list[Tensor]:

@@ -43,7 +43,8 @@ class Card:
     base: the method it is written as a difference from. equation: its objective in one line. source: where that stands.
     claim: the paper's central claim; claims: what of it is put to the test here. confidence: how the definition was
     obtained (exact | reconstructed). weight: W(r, A) = -dF/dlogp per decision before reduction, where it is a function of
-    ratio and advantage alone. reduces: methods it becomes at some setting. ordered: the rows' order matters by definition.
+    ratio and advantage alone. reduces: methods it becomes at some setting. ordered: the rows' order matters by definition. beta: path
+    of the setting that the paper calls beta, where its own name is another.
     """
 
     id: str
@@ -60,3 +61,4 @@ class Card:
     reduces: tuple[Reduction, ...] = ()
     claims: tuple[Claim, ...] = ()
     ordered: bool = False
+    beta: str | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
 from anypo.errors import UsageError, unknown
 from anypo.numbers import Switch
+from anypo.parts.ops.names import kebab
 from anypo.parts.registry import as_list, build_stage, describe
 from anypo.stages import CHAINS, SLOTS, declared
 
@@ -40,6 +42,17 @@ class Filling:
     def parts(self, *slots: str) -> list[Any]:
         """Return the parts in these slots, in order."""
         return [part for slot in slots for part in as_list(slot, self.stages[slot])]
+
+    def setting_paths(self, *names: str) -> list[str]:
+        """Return the dotted paths of all settings of these names, those of the store left out."""
+        slots = [slot for slot in SLOTS if slot != "store"]
+        places = [(slot, part) for slot in slots for part in self.parts(slot)]
+        return [
+            f"{slot}.{kebab(type(part).__name__)}.{f.name}" if slot in CHAINS else f"{slot}.{f.name}"
+            for slot, part in places
+            for f in fields(part)
+            if f.name in names
+        ]
 
     def reads(self, *slots: str) -> set[str]:
         """Batch fields that the parts in these slots need."""

@@ -69,6 +69,16 @@ class Method(Requirements):
         check_slots(settings)
         return self.but(**{slot: build_stage(slot, spec, self.stages.get(slot)) for slot, spec in settings.items()})
 
+    def beta_path(self) -> str | None:
+        """Return the path of the setting called beta: the one its card or that of a base names, else the only one of that name."""
+        called = self.setting_paths("beta")
+        card: Card | None = self.card
+        while card is not None and len(called) != 1:
+            if card.beta in self.setting_paths((card.beta or "").rpartition(".")[2]):
+                return card.beta
+            card = None if card.base is None else registered(card.base).card
+        return called[0] if len(called) == 1 else None
+
     # ---------------------------------------------------------------- the tensor contract
 
     def prepare(self, b: Trajectories) -> Trajectories:

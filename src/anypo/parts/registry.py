@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from anypo import plugins
 from anypo.errors import UsageError, unknown
 from anypo.numbers import Knob
 from anypo.parts.knobs.base import KNOBS
 from anypo.parts.ops.names import kebab
+from anypo.ranges import check, field_hints
 from anypo.stages import CHAINS, SLOTS
 
 PARTS: dict[str, dict[str, type]] = {slot: {} for slot in SLOTS}
@@ -167,40 +167,43 @@ def build_part(stage: str, spec: Any, current: Any = None, known: Sequence[Any] 
     if cls is type(None):
         raise UsageError(f"{stage}: there is no part whose settings could change; name one with `part`")
     settable = {f.name: f for f in fields(cls)}
-    settings = {k: _value(v) for k, v in spec.items() if k != "part"}
+    settings = {k: v for k, v in spec.items() if k != "part"}
     for name, value in settings.items():
         if name not in settable:
-            raise unknown(f"setting of the {stage} part {kebab(cls.__name__)!r}:", name, settable)
-        check_setting(cls, name, value)
+            raise unknown(f"setting of the {stage} part {kebab(cls.__name__)!r}:", str(name), settable)
+        path = f"{stage}.{kebab(cls.__name__)}.{name}" if stage in CHAINS else f"{stage}.{name}"
+        settings[name] = check(path, field_hints(cls)[name], _value(path, value))
     keep = {name: getattr(current, name) for name in settable} if type(current) is cls else {}
     return cls(**{**keep, **settings})
 
 
-def _value(value: Any) -> Any:
+def _value(path: str, value: Any) -> Any:
     """Return a setting as the part takes it: lists become tuples, `{knob: ...}` a knob."""
     if isinstance(value, dict) and "knob" in value:
-        if value["knob"] not in KNOBS:
-            raise unknown("knob", str(value["knob"]), KNOBS)
-        return KNOBS[value["knob"]](**{k: _value(v) for k, v in value.items() if k != "knob"})
+        return build_knob(path, value)
     return tuple(value) if isinstance(value, list) else value
 
 
-def check_setting(cls: type, name: str, value: Any) -> None:
-    """Refuse a setting of the wrong type, in one sentence.
+def build_knob(path: str, spec: dict[str, Any]) -> Knob:
+    """Build the knob of `{knob: NAME, settings}`.
 
     Args:
-        cls: the part's class.
-        name: of the setting.
-        value: as configured.
+        path: of the setting it stands for.
+        spec: its name and settings.
+
+    Raises:
+        UsageError: name or settings are unknown, out of range or missing.
     """
-    hint = get_type_hints(cls)[name]
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    choices = [c for o in options if get_origin(o) is Literal for c in get_args(o)]
-    plain = tuple(o for o in options if isinstance(o, type) and o is not Knob)
-    accepts = (*plain, int) if float in plain else plain
-    known = value in choices or (isinstance(value, Knob) and Knob in options)
-    typed = isinstance(value, accepts) and not (isinstance(value, bool) and bool not in plain)
-    tuples = isinstance(value, tuple) and any(get_origin(o) is tuple for o in options)
-    if not (known or typed or tuples):
-        wanted = ", ".join([*map(repr, choices), *("null" if o is NoneType else o.__name__ for o in plain)])
-        raise UsageError(f"{kebab(cls.__name__)}.{name} is {value!r}; it takes {wanted}")
+    name = str(spec["knob"])
+    if name not in KNOBS:
+        raise unknown("knob", name, KNOBS)
+    cls, settings = KNOBS[name], {k: v for k, v in spec.items() if k != "knob"}
+    known = {f.name: f for f in fields(cls) if f.init}  # pyright: ignore[reportArgumentType]
+    for key, value in settings.items():
+        if key not in known:
+            raise unknown(f"setting of the knob {name!r}:", str(key), known)
+        settings[key] = check(f"{path}.{key}", field_hints(cls)[key], value)
+    missing = [key for key, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [key for key in missing if key not in settings]:
+        raise UsageError(f"{path}: the knob {name!r} needs {' and '.join(missing)}")
+    return cls(**settings)

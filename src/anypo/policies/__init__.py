@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 
 from anypo import plugins
 from anypo.errors import UsageError, unknown
 from anypo.protocols import HasArms, HasBaseTexts, HasExperts, HasRecords
+from anypo.ranges import Range, check, parameter_hints
 from anypo.views import Network
 
 
@@ -42,8 +43,10 @@ class PolicySpec:
         known = [k for k in dict.fromkeys((*accepts, *keywords(factory))) if k not in ("value", "seed", "networks")]
         for option in self.options:
             if option not in known:
-                raise unknown(f"option of the policy {self.name}:", option, known)
-        return factory(*arguments, value=self.value, seed=self.seed, **more, **self.options)
+                raise unknown(f"option of the policy {self.name}:", str(option), known)
+        hints = parameter_hints(factory)
+        options = {option: check(f"policy.{option}", hints.get(option, Any), value) for option, value in self.options.items()}
+        return factory(*arguments, value=self.value, seed=self.seed, **more, **options)
 
 
 def keywords(function: Callable[..., Any]) -> list[str]:
@@ -72,7 +75,8 @@ def _diffusion(spec: PolicySpec) -> Any:
 def _pretrained(spec: PolicySpec, cls: Callable[..., Any]) -> Any:
     from anypo.policies.generative.pretrain import pretrain
 
-    steps, task = int(spec.options.pop("pretrain", 0)), spec.task
+    steps = check("policy.pretrain", Annotated[int, Range(least=0, most=1_000_000)], spec.options.pop("pretrain", 0))
+    task = spec.task
     policy = spec.build(cls, task.observation_space, task.action_space)
     if steps:
         if not isinstance(task, HasExperts):

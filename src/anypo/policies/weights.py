@@ -30,6 +30,12 @@ def trainable_state(policy: nn.Module) -> dict[str, Tensor]:
     return {name: held[key] for name, held, key in PLACES[policy]}
 
 
+def first_bad_weight(policy: nn.Module) -> str | None:
+    """Return the name of the first parameter that is not finite, or buffer that is NaN; None where there is none."""
+    bad = (name for name, p in policy.named_parameters() if not bool(p.isfinite().all()))
+    return next(bad, None) or next((name for name, x in policy.named_buffers() if bool(x.isnan().any())), None)
+
+
 def snapshot(policy: nn.Module) -> dict[str, Tensor]:
     """Copy the policy's trainable state."""
     return {name: tensor.detach().clone() for name, tensor in trainable_state(policy).items()}

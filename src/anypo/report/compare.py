@@ -19,9 +19,10 @@ import numpy as np
 from rich.table import Table
 
 from anypo import tasks
-from anypo.config import from_dict, merge, parse_flags
+from anypo.config import from_dict, merge
 from anypo.errors import UsageError
 from anypo.evidence.microscope import gain
+from anypo.flags import parse_flags
 from anypo.loops.learn import learn
 from anypo.method.registry import method as find_method
 from anypo.report.console import finish, records, result_of

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from anypo.protocols import ShowsPrompt, WrapsModel
-from anypo.runs.preflight import notes
+from anypo.runs.preflight import batch_size, batches, notes, workload
 from anypo.runs.run import Run
+
+PER_DECISION = 200
+"""Bytes of a decision in a batch or a store: some twenty numbers beside its observation, and copies of them in an update."""
 
 
 def plan_lines(run: Run) -> list[tuple[str, str]]:
@@ -17,7 +20,10 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
     adjusted = f" with {', '.join(changed)} replaced" if changed else ""
     epochs = f"{step.epochs or 1} epoch{'s' * ((step.epochs or 1) > 1)}"
     per = "the whole batch" if not step.minibatch else f"minibatches of {step.minibatch}"
-    if run.pool.continuing:
+    if method.traits["offline"]:
+        store = method.stages["store"]
+        rows = f"{store.idle} minibatches of {store.batch} recorded transitions"
+    elif run.pool.continuing:
         envs = run.task.envs
         rows = f"{envs} environments x {want.horizon} steps = {envs * (want.horizon or 0):,} decisions"
     else:
@@ -31,7 +37,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("batch", rows),
         ("update", f"{epochs} over {per}, {type(step).__name__} at {float(step.lr):g}"),
         *(("prompt", text) for text in first_prompt(run)),
-        ("length", f"{run.steps:,} {run.task.unit}"),
+        ("length", length(run)),
         ("memory", f"about {estimate_memory(run) / 2**20:,.0f} MiB, activations of language models included"),
         *(("note", text) for text in (*run.remarks, *notes(run))),
     ]
@@ -45,14 +51,25 @@ def first_prompt(run: Run) -> list[str]:
     return [text if len(text) <= 200 else f"{text[:120]} ... {text[-60:]}"]
 
 
+def length(run: Run) -> str:
+    """Say how long the run is, and what it amounts to; a batch is never cut."""
+    text = f"{run.steps:,} {run.task.unit}"
+    if run.task.unit == "environment steps" and run.pool.continuing and run.steps % batch_size(run)[1]:
+        text += f", rounded up to {batches(run) * batch_size(run)[1]:,}"
+    decisions, updates = workload(run)
+    return f"{text}: {f'at most {decisions:,} decisions and ' if decisions else ''}about {updates:,} updates"
+
+
 def estimate_memory(run: Run) -> int:
-    """Estimate bytes: weights, gradients, two moments, anchors, and for language models the activations of one micro-batch.
+    """Estimate bytes: weights, gradients, two moments, anchors, rows, and for language models the activations of one micro-batch.
 
     Activations are about 68 bytes per token, hidden unit and layer in float32: Korthikanti et al. 2022, arXiv 2205.05198, eq. 2.
     """
     size = sum(p.numel() * p.element_size() for p in run.policy.parameters())
     trainable = sum(p.numel() * p.element_size() for p in run.policy.parameters() if p.requires_grad)
-    tokens = min(run.config.micro, run.want.requests * run.want.samples * (run.want.horizon or 1))
+    decisions = batch_size(run)[1]
+    tokens = min(run.config.micro, decisions)
     shape = run.policy.inner.config if isinstance(run.policy, WrapsModel) else None
     activations = 0 if shape is None else 68 * tokens * shape.hidden_size * shape.num_hidden_layers
-    return size + (3 + len(run.anchors)) * trainable + activations
+    kept = min(getattr(run.method.stages["store"], "capacity", decisions), workload(run)[0])
+    return size + (3 + len(run.anchors)) * trainable + activations + PER_DECISION * max(decisions, kept)

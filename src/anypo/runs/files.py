@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 """Lists the digests of the files beside it."""
 SEAL = "sha256"
 """Key of a record's own digest."""
+DUMPS = 3
+"""Batches kept of those that led to numbers that are not finite."""
 
 
 @contextmanager
@@ -180,7 +182,7 @@ def append(run: Run, name: str, record: dict[str, Any]) -> None:
 
 
 def dump(run: Run, batch: Any, what: str) -> Path | None:
-    """Save a batch that led to numbers that are not finite; return its path.
+    """Save a batch that led to numbers that are not finite, unless the run has `DUMPS` already; return the newest one's path.
 
     Args:
         run: without a folder nothing is written.
@@ -191,6 +193,9 @@ def dump(run: Run, batch: Any, what: str) -> Path | None:
         return None
     path = run.folder / "nonfinite" / f"batch-{run.batch:08d}.pt"
     path.parent.mkdir(exist_ok=True)
+    kept = sorted(path.parent.glob("batch-*.pt"))
+    if len(kept) >= DUMPS:
+        return kept[-1]
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
     torch.save({"cause": what, **tensors}, path)
     return path

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from anypo.config import Config
 from anypo.parts.knobs.schedules import Linear
+from anypo.plain_yaml import dump_yaml
 from anypo.runs.build import NO_OBJECTS, build
 from anypo.runs.checkpoint import checkpoints, drop_old, find_checkpoint, fixed_anchors, read_checkpoint, rewind
 from anypo.runs.claim import CONFIG, ClaimedFolder, claim, lock_folder
@@ -56,7 +55,7 @@ def write_start(run: Run, folder: Path) -> None:
 
 def write_config(run: Run, folder: Path) -> None:
     """Write config.yaml, which builds the run again."""
-    write_text(folder / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False))
+    write_text(folder / CONFIG, dump_yaml(run.config.to_dict()))
 
 
 def anchor_path(folder: Path, name: str) -> Path:

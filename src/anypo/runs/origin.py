@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from anypo.config import Config, from_dict, load_yaml
+from anypo.config import Config, from_dict
 from anypo.errors import UsageError
+from anypo.plain_yaml import load_yaml
 from anypo.policies.weights import trainable_state
 from anypo.runs.checkpoint import find_checkpoint, read_manifest
 from anypo.runs.claim import CONFIG

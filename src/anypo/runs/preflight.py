@@ -131,11 +131,28 @@ def updates_per_batch(run: Run) -> int:
 
 def batch_size(run: Run) -> tuple[int, int]:
     """(rows, decisions at most) of a full batch."""
+    if run.pool.continuing:
+        return run.task.envs, run.task.envs * (run.want.horizon or 1)
     rows = run.want.requests * run.want.samples
     horizon = run.want.horizon or getattr(run.task, "max_new", None) or getattr(run.task, "limit", 1)
     return rows, rows * horizon
 
 
+def workload(run: Run) -> tuple[int, int]:
+    """(decisions at most, optimizer steps) of the whole run."""
+    decisions = batch_size(run)[1]
+    store, count = run.method.stages["store"], batches(run)
+    if not run.method.traits["replays"]:
+        return count * decisions * getattr(run.method.stages["collect"], "rounds", 1), count * updates_per_batch(run)
+    if run.method.traits["offline"]:
+        return 0, count * store.idle * updates_per_batch(run)
+    return count * decisions, int(count * decisions * store.ratio) * updates_per_batch(run)
+
+
 def batches(run: Run) -> int:
     """Batches the run takes; at least so many where its length counts environment steps."""
-    return run.steps if run.task.unit == "batches" else math.ceil(run.steps / batch_size(run)[1])
+    if run.task.unit == "batches":
+        return run.steps
+    if run.task.unit == "updates":
+        return math.ceil(run.steps / max(1, run.method.stages["store"].idle))
+    return math.ceil(run.steps / batch_size(run)[1])

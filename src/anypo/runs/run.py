@@ -50,6 +50,9 @@ class Run:
     """Keeps other processes from the folder while the run is trained."""
     remarks: list[str] = field(default_factory=list)
     """What the plan says about how the run was resumed."""
+    skipped: int = 0
+    missing: int = 0
+    """Updates skipped in a row, and batches in a row without a reward."""
 
     def __post_init__(self) -> None:
         self.phase = self.method.at(self.batch)
@@ -99,6 +102,8 @@ class Run:
             "batch": self.batch,
             "done": self.done,
             "finished": self.finished,
+            "skipped": self.skipped,
+            "missing": self.missing,
             "generator": self.generator.get_state(),
             "stepper": self.stepper.state_dict(),
             "knobs": self.method.state_dict(),
@@ -109,6 +114,7 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.batch, self.done, self.finished = state["batch"], state["done"], state["finished"]
+        self.skipped, self.missing = state["skipped"], state["missing"]
         self.generator.set_state(state["generator"])
         self.stepper.load_state_dict(state["stepper"])
         self.method.load_state_dict(state["knobs"])

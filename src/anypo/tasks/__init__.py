@@ -13,6 +13,7 @@ from typing_extensions import get_protocol_members
 from anypo import plugins
 from anypo.errors import UsageError, unknown
 from anypo.protocols import Configures, Task
+from anypo.ranges import check, parameter_hints
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class Entry:
     seeded: bool = False
     forwards: str | None = None
 
-    def options(self) -> list[str]:
-        """The names of all options."""
-        names = [self.factory] if self.forwards is None else [self.factory, self.forwards]
-        parameters = [p for name in names for p in inspect.signature(resolve_factory(name)).parameters.values()]
-        return [p.name for p in parameters if p.default is not p.empty]
+    def options(self) -> dict[str, Any]:
+        """The annotations of all options, by name."""
+        names = [self.factory] if self.forwards is None else [self.forwards, self.factory]
+        hints = {}
+        for make in map(resolve_factory, names):
+            named = [p.name for p in inspect.signature(make).parameters.values() if p.default is not p.empty]
+            hints |= {name: parameter_hints(make).get(name, Any) for name in named}
+        return hints
 
     def make(self, argument: str, seed: int, options: dict[str, Any]) -> Any:
         """Make the task.
@@ -45,7 +49,7 @@ class Entry:
             options: of the factory.
 
         Raises:
-            UsageError: nothing follows the colon, or an option does not exist.
+            UsageError: nothing follows the colon, or an option does not exist or is out of its range.
         """
         kind, colon, _ = self.form.partition(":")
         if colon and not argument:
@@ -53,7 +57,8 @@ class Entry:
         known = self.options()
         for option in options:
             if option not in known:
-                raise unknown(f"option of the task {kind}:", option, known)
+                raise unknown(f"option of the task {kind}:", str(option), known)
+        options = {option: check(f"task.{option}", known[option], value) for option, value in options.items()}
         make = resolve_factory(self.factory)
         return make(*([argument] if colon else []), **({"seed": seed} if self.seeded else {}) | options)
 

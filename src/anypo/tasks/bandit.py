@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
+from anypo.ranges import NonNegative, Range, Seed
 from anypo.rng import RowRng, held_out_seeds, keyed, request_keys, request_seeds
 from anypo.types import Request, Trajectories
 
@@ -27,7 +28,14 @@ class Bandit:
     channels = ("reward",)
     default_policy = "table"
 
-    def __init__(self, *, contexts: int = 8, arms: int = 10, seed: int = 0, noise: float = 0.1):
+    def __init__(
+        self,
+        *,
+        contexts: Annotated[int, Range(least=1, most=10_000)] = 8,
+        arms: Annotated[int, Range(least=1, most=1_000)] = 10,
+        seed: Seed = 0,
+        noise: NonNegative[float] = 0.1,
+    ):
         self.starts = contexts
         self.arms = arms
         self.noise = noise

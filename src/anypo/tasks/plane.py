@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypo.errors import UsageError
+from anypo.ranges import Finite, NonNegative, Positive, Range
 from anypo.rng import RowRng, held_out_seeds, request_seeds
 from anypo.types import Request, Trajectories
 
@@ -51,7 +52,14 @@ class Multimodal:
     default_policy = "mlp"
     starts = 1
 
-    def __init__(self, *, modes: int = 4, paying: Sequence[int] | None = None, width: float = 0.3, bump: float = 0.0):
+    def __init__(
+        self,
+        *,
+        modes: Annotated[int, Range(least=1, most=1_000)] = 4,
+        paying: Sequence[NonNegative[int]] | None = None,
+        width: Positive[float] = 0.3,
+        bump: Finite[float] = 0.0,
+    ):
         if paying is not None and not (paying and all(0 <= m < modes for m in paying)):
             raise UsageError(f"the paying modes are some of 0 to {modes - 1}, not {list(paying)}")
         angle = 2 * math.pi * (torch.arange(modes) + 0.5) / modes

@@ -17,6 +17,7 @@ grpo = register_method(
         terms=[Divergence("k3", anchor="ref", coef=0.04)],
         card=Card(
             id="grpo",
+            beta="terms.divergence.coef",
             title="DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
             year=2024,
             arxiv="2402.03300",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from anypo.parts.knobs.tracked import SuccessRate
 from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
+from anypo.ranges import Count
 from anypo.types import Request, Trajectories
 
 
@@ -49,10 +50,10 @@ class KnapsackBudget:
     not been seen yet gets `samples` rows. Source: Knapsack RL, arXiv 2509.25849.
     """
 
-    requests: int | None = None
-    samples: int | None = None
-    low: int = 2
-    high: int = 128
+    requests: Count[int] | None = None
+    samples: Count[int] | None = None
+    low: Count[int] = 2
+    high: Count[int] = 128
     history: SuccessRate = field(default_factory=SuccessRate)
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:

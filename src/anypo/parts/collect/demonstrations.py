@@ -9,6 +9,7 @@ import torch
 
 from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
+from anypo.ranges import Count
 from anypo.types import Request, Trajectories
 
 
@@ -19,9 +20,9 @@ class WithDemonstrations:
     asked, in the group of its samples. Source: HPT, arXiv 2509.04419; apart: CHORD, arXiv 2508.11408.
     """
 
-    requests: int | None = None
-    samples: int | None = None
-    apart: int | None = None
+    requests: Count[int] | None = None
+    samples: Count[int] | None = None
+    apart: Count[int] | None = None
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         requests = pool.draw(want.requests, want.samples, want.horizon)
@@ -43,8 +44,8 @@ class OnlyDemonstrations:
     Source: behavior cloning, Pomerleau 1991.
     """
 
-    requests: int | None = None
-    samples: int | None = None
+    requests: Count[int] | None = None
+    samples: Count[int] | None = None
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         drawn = pool.draw(want.requests, want.samples, want.horizon)

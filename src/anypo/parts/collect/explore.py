@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from anypo.numbers import Number
 from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
+from anypo.ranges import Count, NonNegative, Share
 from anypo.types import Request, Trajectories
 
 
@@ -21,12 +22,12 @@ class Explore:
     Source: epsilon-greedy, DQN, arXiv 1312.5602, alg. 1; Gaussian noise, TD3, arXiv 1802.09477, alg. 1.
     """
 
-    requests: int | None = None
-    samples: int | None = None
-    first: int = 1000
-    random: Number = 0.0
-    noise: float = 0.0
-    after: int = 0
+    requests: Count[int] | None = None
+    samples: Count[int] | None = None
+    first: NonNegative[int] = 1000
+    random: Share[Number] = 0.0
+    noise: NonNegative[float] = 0.0
+    after: NonNegative[int] = 0
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories | None]:
         if pool.batches <= self.after:

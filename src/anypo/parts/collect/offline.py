@@ -8,6 +8,7 @@ from typing import Any
 
 from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
+from anypo.ranges import Count
 from anypo.types import Request, Trajectories
 
 
@@ -17,8 +18,8 @@ class FromData:
     """Collect nothing: the data are in the store. standardize: the method's policy centres and scales observations by them
     (`--policy.normalize`). Source: offline reinforcement learning, arXiv 2005.01643."""
 
-    requests: int | None = None
-    samples: int | None = None
+    requests: Count[int] | None = None
+    samples: Count[int] | None = None
     standardize: bool = False
     offline = True
 

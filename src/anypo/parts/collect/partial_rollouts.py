@@ -9,6 +9,7 @@ import torch
 
 from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
+from anypo.ranges import Count
 from anypo.types import Request, Trajectories
 
 
@@ -21,9 +22,9 @@ class Window:
     Source: T-PPO, arXiv 2506.15050.
     """
 
-    requests: int | None = None
-    samples: int | None = None
-    window: int | None = None
+    requests: Count[int] | None = None
+    samples: Count[int] | None = None
+    window: Count[int] | None = None
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         if pool.continuing or want.horizon is None:

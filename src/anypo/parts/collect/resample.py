@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 
@@ -11,6 +12,7 @@ from anypo.parts.ops.groups import index_groups
 from anypo.parts.ops.outcomes import informative_rows, scored
 from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
+from anypo.ranges import Count, Range, Share
 from anypo.types import Request, Trajectories
 
 
@@ -23,9 +25,9 @@ class DynamicSampling:
     Source: DAPO, arXiv 2503.14476, eq. 11.
     """
 
-    requests: int | None = None
-    samples: int | None = None
-    rounds: int = 4
+    requests: Count[int] | None = None
+    samples: Count[int] | None = None
+    rounds: Annotated[int, Range(least=1, most=100)] = 4
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         kept: list[Trajectories] = []
@@ -52,9 +54,9 @@ class HintLadder:
     `hint` [N] is the share shown. Source: GHPO, arXiv 2507.10628.
     """
 
-    requests: int | None = None
-    samples: int | None = None
-    rungs: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    requests: Count[int] | None = None
+    samples: Count[int] | None = None
+    rungs: tuple[Share[float], ...] = (0.0, 0.25, 0.5, 0.75)
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         requests = pool.draw(want.requests, want.samples, want.horizon)

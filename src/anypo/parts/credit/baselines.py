@@ -10,6 +10,7 @@ import torch
 from anypo.parts.ops.groups import group_stats, group_sum, index_groups
 from anypo.parts.ops.outcomes import scored, spread
 from anypo.parts.registry import register_part
+from anypo.ranges import Finite, Positive
 from anypo.types import Trajectories
 from anypo.views import View
 
@@ -21,7 +22,7 @@ class Combine:
     Rows of preference data without any of these keep their mark alone.
     """
 
-    weights: tuple[float, ...] | None = None
+    weights: tuple[Finite[float], ...] | None = None
 
     def __call__(self, b: Trajectories) -> Trajectories:
         marked = b.get("preferred") is not None and b.score is None and b.scores is None and b.reward is None
@@ -41,7 +42,7 @@ class Baseline:
     by: Literal["group", "batch"] = "group"
     center: Literal["mean", "leave-one-out"] = "mean"
     scale: Literal["std"] | None = "std"
-    eps: float = 1e-6
+    eps: Positive[float] = 1e-6
     alone: bool = False
 
     @property

@@ -15,6 +15,7 @@ from anypo.parts.ops.groups import group_stats, index_groups
 from anypo.parts.ops.masked import whiten
 from anypo.parts.ops.outcomes import spread
 from anypo.parts.registry import register_part
+from anypo.ranges import Finite, Positive
 from anypo.types import Trajectories
 
 CAP = 1e6
@@ -31,8 +32,8 @@ class DecoupledBaseline:
     long rows weigh more. Source: GDPO, arXiv 2601.05242; NVlabs/GDPO.
     """
 
-    weights: tuple[float, ...] | None = None
-    eps: float = 1e-4
+    weights: tuple[Finite[float], ...] | None = None
+    eps: Positive[float] = 1e-4
     over: Literal["rollouts", "tokens"] = "rollouts"
     reads = ("group",)
 

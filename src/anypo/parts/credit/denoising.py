@@ -13,6 +13,7 @@ from anypo.parts.credit.returns import Gae
 from anypo.parts.ops.outcomes import rewarded
 from anypo.parts.ops.segments import segment_sum, segments
 from anypo.parts.registry import register_part
+from anypo.ranges import Share
 from anypo.types import Trajectories
 
 
@@ -23,8 +24,8 @@ class SegmentGae:
     every decision has the advantage and return of its segment. Source: DPPO, arXiv 2409.00588, sec. 4.
     """
 
-    gamma: Number = 0.99
-    lam: Number = 0.95
+    gamma: Share[Number] = 0.99
+    lam: Share[Number] = 0.95
     reads = ("value",)
     bootstraps = True
 
@@ -53,7 +54,7 @@ class FirstSteps:
     Source: Flow-GRPO, yifan123/flow_grpo, config/grpo.py (`timestep_fraction`).
     """
 
-    share: float = 0.99
+    share: Share[float] = 0.99
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -68,7 +69,7 @@ class DenoisingDiscount:
     writes `denoised` = i / (n - 1) [N, T], 1 in a segment of one. Source: DPPO, arXiv 2409.00588, sec. 4.3.
     """
 
-    gamma: Number = 0.99
+    gamma: Share[Number] = 0.99
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:

@@ -13,6 +13,7 @@ from anypo.parts.ops.channels import z_score
 from anypo.parts.ops.groups import group_stats, index_groups
 from anypo.parts.ops.outcomes import informative_rows, scored
 from anypo.parts.registry import register_part
+from anypo.ranges import Finite, Share
 from anypo.types import Trajectories
 
 
@@ -65,7 +66,7 @@ class GateBySuccess:
     demonstrations; the others lose their mask. Source: HPT, arXiv 2509.04419.
     """
 
-    above: Number = 0.0
+    above: Finite[Number] = 0.0
     reads = ("group",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -88,7 +89,7 @@ class MaxVarianceRows:
     smallest i at which the variance is largest. Source: D3S, arXiv 2509.22115.
     """
 
-    share: Number = 0.25
+    share: Share[Number] = 0.25
     reads = ("group",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -109,7 +110,7 @@ class MaxVarianceRows:
 class TopTokens:
     """Keep the ceil(share M) of the M decisions with the largest |A| H; of equal ones the earlier. Source: D3S, arXiv 2509.22115."""
 
-    share: Number = 0.2
+    share: Share[Number] = 0.2
     reads = ("advantage", "entropy")
 
     def __call__(self, b: Trajectories) -> Trajectories:

@@ -11,6 +11,7 @@ from anypo.parts.ops.groups import group_stats
 from anypo.parts.ops.masked import masked_mean, whiten
 from anypo.parts.ops.outcomes import rewarded, scored
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Positive
 from anypo.types import Trajectories
 
 
@@ -21,7 +22,7 @@ class BatchScale:
     the same. Source: Flow-GRPO, arXiv 2505.05470 (`global_std` of its code).
     """
 
-    eps: float = 1e-4
+    eps: Positive[float] = 1e-4
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -37,8 +38,8 @@ class LimitAdvantage:
     Source: DDPO, arXiv 2305.13301 (its code); unit 1: AWM, arXiv 2509.25050.
     """
 
-    limit: float = 5.0
-    unit: float | None = None
+    limit: Positive[float] = 5.0
+    unit: Positive[float] | None = None
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -54,7 +55,7 @@ class Whiten:
     Source: openai/baselines, ppo2, which does so per minibatch and with ddof=0.
     """
 
-    ddof: int = 1
+    ddof: NonNegative[int] = 1
     reads = ("advantage",)
 
     def __call__(self, b: Trajectories) -> Trajectories:

@@ -11,6 +11,7 @@ from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.outcomes import scored, spread
 from anypo.parts.ops.targets import soft_min
 from anypo.parts.registry import register_part
+from anypo.ranges import Share
 from anypo.types import Trajectories
 from anypo.views import View
 
@@ -22,7 +23,7 @@ class PessimisticBaseline:
     Source: SAFE, ryyzn9/SAFE, trainers/safe.py (there V is read once per row, after its last token).
     """
 
-    alpha: float = 0.3
+    alpha: Share[float] = 0.3
     views: ClassVar[dict[str, View]] = {"value_b": View("value_b")}
     reads = ("value",)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from anypo.numbers import Number, number
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.types import Trajectories
 from anypo.views import Draw, View
 
@@ -18,7 +19,7 @@ class Advantage:
     Q is the target's for v, as in IQL, arXiv 2110.06169, eq. 7; the present one otherwise, AWAC, arXiv 2006.09359, eq. 13.
     """
 
-    beta: Number = 3.0
+    beta: NonNegative[Number] = 3.0
     drawn: bool = False
 
     @property

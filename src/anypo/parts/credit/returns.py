@@ -11,6 +11,7 @@ from anypo.parts.ops.masked import last_valid, next_valid
 from anypo.parts.ops.outcomes import bootstrap_of, finished, rewarded
 from anypo.parts.ops.returns import discounted
 from anypo.parts.registry import register_part
+from anypo.ranges import Count, Share
 from anypo.types import Trajectories
 
 
@@ -19,7 +20,7 @@ from anypo.types import Trajectories
 class Returns:
     """A_t = sum_{k >= t} gamma^(k-t) r_k along the row's valid decisions, no baseline."""
 
-    gamma: Number = 1.0
+    gamma: Share[Number] = 1.0
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = rewarded(b)
@@ -35,8 +36,8 @@ class Gae:
     V after the row's last decision is the bootstrap, 0 where the row is done. Source: arXiv 1506.02438, eq. 16.
     """
 
-    gamma: Number = 0.99
-    lam: Number = 0.95
+    gamma: Share[Number] = 0.99
+    lam: Share[Number] = 0.95
     reads = ("value",)
     bootstraps = True
 
@@ -58,8 +59,8 @@ class NStep:
     Source: A3C, arXiv 1602.01783, sec. 4.
     """
 
-    n: int = 5
-    gamma: Number = 0.99
+    n: Count[int] = 5
+    gamma: Share[Number] = 0.99
     reads = ("value",)
     bootstraps = True
 

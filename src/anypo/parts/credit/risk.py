@@ -13,6 +13,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.groups import bundles, group_stats
 from anypo.parts.ops.outcomes import scored, spread
 from anypo.parts.registry import register_part
+from anypo.ranges import Count, Finite, NonNegative, Share
 from anypo.types import Trajectories
 
 
@@ -28,11 +29,11 @@ class MixedValueAtRisk:
     Source: RiskPO, arXiv 2510.00911; RTkenny/RiskPO.
     """
 
-    levels: tuple[float, float] = (0.2, 0.9)
-    low: Number | None = None
-    high: Number | None = None
-    averse: float = 1.5
-    bundle: int = 5
+    levels: tuple[Share[float], Share[float]] = (0.2, 0.9)
+    low: Finite[Number] | None = None
+    high: Finite[Number] | None = None
+    averse: NonNegative[float] = 1.5
+    bundle: Count[int] = 5
     reads = ("group",)
 
     def __call__(self, b: Trajectories) -> Trajectories:

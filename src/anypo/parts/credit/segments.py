@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anypo.numbers import Number
 from anypo.parts.registry import register_part
+from anypo.ranges import Finite, NonNegative
 from anypo.types import Trajectories
 from anypo.views import View
 
@@ -24,9 +25,9 @@ class EntropyModulate:
     Source: EMPG, arXiv 2509.09265, eq. 6 to 8.
     """
 
-    k: Number = 1.0
-    k_next: Number = 1.0
-    zeta: Number = 0.05
+    k: NonNegative[Number] = 1.0
+    k_next: NonNegative[Number] = 1.0
+    zeta: Finite[Number] = 0.05
     reads = ("advantage", "entropy")
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -62,7 +63,7 @@ class AddProgress:
     the policy itself (`progress`); a batch without rewards gains nothing. Source: GRPO-VPS, arXiv 2604.20659.
     """
 
-    alpha: Number = 1.0
+    alpha: NonNegative[Number] = 1.0
     views: ClassVar[dict[str, View]] = {"reward": View("progress")}
     reads = ("advantage",)
 

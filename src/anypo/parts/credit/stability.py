@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from anypo.numbers import Number
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
@@ -24,8 +25,8 @@ class KeepStable:
     without these fields is kept whole. Source: CAPO, arXiv 2510.00819, eq. 7 to 10.
     """
 
-    kl: Number = 1e-4
-    gain: Number = 1e-2
+    kl: NonNegative[Number] = 1e-4
+    gain: NonNegative[Number] = 1e-2
     level: ClassVar[Level] = "decision"
     when: ClassVar[str] = "minibatch"
     views: ClassVar[dict[str, View]] = {name: View(name) for name in ("step_along", "step_spread")}

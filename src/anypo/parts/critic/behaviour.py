@@ -12,6 +12,7 @@ from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import backup
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Share
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, Network, View
@@ -25,9 +26,9 @@ class PolicyValue:
     Source: A2PR, arXiv 2405.19909; ltlhuuu/A2PR.
     """
 
-    gamma: float = 0.99
-    noise: float = 0.2
-    clip: float = 0.5
+    gamma: Share[float] = 0.99
+    noise: NonNegative[float] = 0.2
+    clip: NonNegative[float] = 0.5
     level: ClassVar[Level] = "decision"
     heads: ClassVar[tuple[str, ...]] = ()
     networks: ClassVar[dict[str, Network]] = {"v": Network("state")}
@@ -60,7 +61,7 @@ class AdvantageAutoencoder:
     lr: its learning rate; None: that of the step. Source: A2PR, arXiv 2405.19909; ltlhuuu/A2PR.
     """
 
-    lr: float | None = 1e-3
+    lr: NonNegative[float] | None = 1e-3
     level: ClassVar[Level] = "decision"
     heads: ClassVar[tuple[str, ...]] = ()
     live: ClassVar[dict[str, View]] = {"vae": View("vae"), "vae_kl": View("vae_kl")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from anypo.numbers import Number, number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Positive, Range
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, View
@@ -26,9 +27,9 @@ class Conservative:
     log-density. Source: CQL, arXiv 2006.04779, eq. 4 and appendix F.
     """
 
-    alpha: Number = 5.0
-    draws: int | None = 10
-    temperature: float = 1.0
+    alpha: NonNegative[Number] = 5.0
+    draws: Annotated[int, Range(least=1, most=1000)] | None = 10
+    temperature: Positive[float] = 1.0
     level: ClassVar[Level] = "decision"
     heads: ClassVar[tuple[str, ...]] = ()
 

@@ -15,6 +15,7 @@ from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import POLYAK, backup
 from anypo.parts.registry import register_part
+from anypo.ranges import Count, Finite, NonNegative, Positive, Share
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, Network, Refresh, View
@@ -32,14 +33,14 @@ class GaussianTD:
     Source: DSAC-T, arXiv 2310.05858; the scale m^2 as in Jingliang-Duan/DSAC-v2.
     """
 
-    alpha: Number = 0.0
-    mean1: Number | None = None
-    mean2: Number | None = None
-    rate: float = 0.005
-    gamma: float = 0.99
-    eps: float = 0.1
-    tau: float = POLYAK
-    every: int = 1
+    alpha: NonNegative[Number] = 0.0
+    mean1: Finite[Number] | None = None
+    mean2: Finite[Number] | None = None
+    rate: Share[float] = 0.005
+    gamma: Share[float] = 0.99
+    eps: Positive[float] = 0.1
+    tau: Share[float] = POLYAK
+    every: Count[int] = 1
     substitute: bool = True
     level: ClassVar[Level] = "batch"
     heads: ClassVar[tuple[str, ...]] = ()

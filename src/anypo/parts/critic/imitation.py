@@ -11,6 +11,7 @@ from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import POLYAK
 from anypo.parts.registry import register_part
+from anypo.ranges import Members, NonNegative, Share
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, Network, Refresh, View
@@ -25,10 +26,10 @@ class MixtureMatching:
     of the batch; D: all states. Needs no reward. Source: ReCOIL, arXiv 2302.08560, chi2 case.
     """
 
-    beta: float = 0.5
-    gamma: float = 0.99
-    ensemble: int = 2
-    tau: float = POLYAK
+    beta: NonNegative[float] = 0.5
+    gamma: Share[float] = 0.99
+    ensemble: Members = 2
+    tau: Share[float] = POLYAK
     level: ClassVar[Level] = "batch"
     heads: ClassVar[tuple[str, ...]] = ()
     live: ClassVar[dict[str, View]] = {"q": View("q"), "q_policy": View("q", draw=Draw())}

@@ -12,6 +12,7 @@ from torch import Tensor
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import register_part
+from anypo.ranges import Inner, NonNegative, Positive
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Network, View
@@ -47,7 +48,7 @@ class ImplicitValue:
 class Expectile(ImplicitValue):
     """f = |t - 1(delta < 0)| delta^2: t = 0.5 is the mean, t -> 1 the maximum. Source: IQL, arXiv 2110.06169, eq. 5."""
 
-    t: float = 0.7
+    t: Inner[float] = 0.7
 
     def f(self, delta: Tensor, b: Trajectories) -> Tensor:
         return (self.t - (delta < 0).to(delta.dtype)).abs() * delta.square()
@@ -62,8 +63,8 @@ class Gumbel(ImplicitValue):
     Source: XQL, arXiv 2301.02328, eq. 11 and appendix; Div99/XQL.
     """
 
-    beta: float = 2.0
-    clip: float | None = 7.0
+    beta: Positive[float] = 2.0
+    clip: NonNegative[float] | None = 7.0
     scaled: bool = True
     level: ClassVar[Level] = "batch"
 
@@ -85,7 +86,7 @@ class DualValue(ImplicitValue):
     Source: Dual RL (f-DVL), arXiv 2302.08560; hari-sikchi/DVL, whose chi2 line is positive again below -4.
     """
 
-    lam: float = 0.7
+    lam: Inner[float] = 0.7
     f_divergence: Literal["tv", "chi2"] = "tv"
 
     def f(self, delta: Tensor, b: Trajectories) -> Tensor:

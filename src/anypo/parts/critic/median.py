@@ -11,6 +11,7 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -23,7 +24,7 @@ class Median:
     Source: BRRL, arXiv 2604.18578, written up to the constant log 2 as softplus(y) - y/2.
     """
 
-    coef: Number = 0.5
+    coef: NonNegative[Number] = 0.5
     heads: ClassVar[tuple[str, ...]] = ("median",)
     level: ClassVar[Level] = "decision"
     reads = ("median", "returns")

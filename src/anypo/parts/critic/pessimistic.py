@@ -12,6 +12,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.targets import soft_min
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Share
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -26,10 +27,10 @@ class PessimisticValue:
     Source: SAFE, ryyzn9/SAFE, models/critic.py and trainers/safe.py.
     """
 
-    coef: Number = 0.5
-    alpha: float = 0.3
-    clip: float = 0.2
-    delta: float = 0.5
+    coef: NonNegative[Number] = 0.5
+    alpha: Share[float] = 0.3
+    clip: NonNegative[float] = 0.2
+    delta: NonNegative[float] = 0.5
     heads: ClassVar[tuple[str, ...]] = HEADS
     level: ClassVar[Level] = "decision"
     reads = ("value", "returns", "value_old")

@@ -15,6 +15,7 @@ from anypo.numbers import Number, number
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import POLYAK, backup, member_subset, regress
 from anypo.parts.registry import register_part
+from anypo.ranges import Count, Finite, Members, NonNegative, Positive, Share
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, Network, Refresh, View
@@ -34,17 +35,17 @@ class TD:
     """
 
     next: Literal["policy", "target", "value", "max", "double"] = "policy"
-    gamma: float = 0.99
-    ensemble: int = 2
-    alpha: Number = 0.0
-    noise: float = 0.0
-    clip: float = 0.0
+    gamma: Share[float] = 0.99
+    ensemble: Members = 2
+    alpha: NonNegative[Number] = 0.0
+    noise: NonNegative[float] = 0.0
+    clip: NonNegative[float] = 0.0
     norm: bool = False
-    huber: float | None = None
-    subset: int | None = None
-    clock: Number = 0.0
-    tau: float = POLYAK
-    every: int = 1
+    huber: Positive[float] | None = None
+    subset: Count[int] | None = None
+    clock: Finite[Number] = 0.0
+    tau: Share[float] = POLYAK
+    every: Count[int] = 1
     level: ClassVar[Level] = "decision"
     heads: ClassVar[tuple[str, ...]] = ()
     live: ClassVar[dict[str, View]] = {"q": View("q")}

@@ -12,6 +12,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.outcomes import finished
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -24,8 +25,8 @@ class Value:
     Source: A3C, arXiv 1602.01783, sec. 4; clipping as in PPO's reference implementation.
     """
 
-    coef: Number = 0.5
-    clip: Number | None = None
+    coef: NonNegative[Number] = 0.5
+    clip: NonNegative[Number] | None = None
     level: ClassVar[Level] = "decision"
 
     @property

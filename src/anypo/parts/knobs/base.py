@@ -35,5 +35,9 @@ class Moving:
         for name in self._moved():
             setattr(self, name, copy(state[name]))
 
+    def reach(self) -> tuple[float, ...]:
+        """Return values it is known to take, which have to be in the range of the setting it stands for."""
+        return ()
+
     def _moved(self) -> list[str]:
         return [f.name for f in fields(cast(Any, self)) if not f.init]

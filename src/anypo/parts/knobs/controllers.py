@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from anypo.parts.knobs.base import Moving, register_knob
 from anypo.parts.ops.outcomes import scored
+from anypo.ranges import Finite, NonNegative
 from anypo.types import Trajectories
 
 
@@ -20,8 +21,8 @@ class KlController(Moving):
     first 50 updates, 1.2 while they climb, 1 when converged, else 0.8. Source: ryyzn9/SAFE, controllers/.
     """
 
-    base: float = 0.3
-    gains: tuple[float, float, float] = (0.3, 0.01, 0.05)
+    base: NonNegative[float] = 0.3
+    gains: tuple[Finite[float], Finite[float], Finite[float]] = (0.3, 0.01, 0.05)
     average: float = field(default=0.0, init=False, compare=False)
     smooth: float | None = field(default=None, init=False, compare=False)
     integral: float = field(default=0.0, init=False, compare=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from anypo.parts.knobs.base import Moving, register_knob
+from anypo.ranges import Finite, NonNegative, Positive
 from anypo.types import Trajectories
 
 
@@ -15,10 +16,10 @@ from anypo.types import Trajectories
 class Dual(Moving):
     """A multiplier by dual ascent after every update: value <- max(0, value + rate (metric - bound))."""
 
-    start: float
+    start: NonNegative[float]
     metric: str
-    bound: float
-    rate: float = 1.0
+    bound: Finite[float]
+    rate: NonNegative[float] = 1.0
     value: float = field(default=0.0, init=False)
     every: ClassVar[Literal["batch", "update"]] = "update"
 
@@ -46,10 +47,10 @@ class Temperature(Moving):
     Source: SAC, arXiv 1812.05905, eq. 18.
     """
 
-    start: float = 1.0
-    lr: float = 3e-4
-    target: float | None = None
-    each: float = -1.0
+    start: Positive[float] = 1.0
+    lr: NonNegative[float] = 3e-4
+    target: Finite[float] | None = None
+    each: Finite[float] = -1.0
     state: tuple[float, float, float, int] = field(default=(0.0, 0.0, 0.0, 0), init=False)
     every: ClassVar[Literal["batch", "update"]] = "update"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from anypo.parts.knobs.base import Moving, register_knob
+from anypo.ranges import Count, Finite, NonNegative, Share
 from anypo.types import Trajectories
 
 
@@ -15,9 +17,9 @@ from anypo.types import Trajectories
 class Linear(Moving):
     """start -> end linearly over the first `until` share of the run, then end."""
 
-    start: float
-    end: float
-    until: float = 1.0
+    start: Finite[float]
+    end: Finite[float]
+    until: Share[float] = 1.0
     progress: float = field(default=0.0, init=False)
     every: ClassVar[Literal["batch", "update"]] = "batch"
 
@@ -28,6 +30,11 @@ class Linear(Moving):
     def __str__(self) -> str:
         return f"{self.start:g}->{self.end:g}"
 
+    def reach(self) -> tuple[float, ...]:
+        last = copy(self)
+        last.progress = 1.0
+        return float(self), float(last)
+
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
         self.progress = progress
 
@@ -37,17 +44,20 @@ class Linear(Moving):
 class Staircase(Moving):
     """start + step * ceil(max(t - after, 0) / per) after t batches, not beyond end."""
 
-    start: float
-    step: float
-    end: float
-    after: int = 0
-    per: int = 10
+    start: Finite[float]
+    step: Finite[float]
+    end: Finite[float]
+    after: NonNegative[int] = 0
+    per: Count[int] = 10
     batches: int = field(default=0, init=False)
     every: ClassVar[Literal["batch", "update"]] = "batch"
 
     def __float__(self) -> float:
         value = self.start + self.step * math.ceil(max(self.batches - self.after, 0) / self.per)
         return min(value, self.end) if self.step > 0 else max(value, self.end)
+
+    def reach(self) -> tuple[float, ...]:
+        return self.start, self.end
 
     def __str__(self) -> str:
         return f"{self.start:g}->{self.end:g}"
@@ -101,7 +111,7 @@ class Clock(Moving):
 class Alternate(Clock):
     """1 at the first of every `period` updates, 0 at the others. As the coefficient of a part it switches it off."""
 
-    period: int = 2
+    period: Count[int] = 2
     switches: ClassVar[bool] = True
 
     def __float__(self) -> float:

@@ -11,6 +11,7 @@ import torch
 from anypo.parts.knobs.base import Moving, register_knob
 from anypo.parts.ops.groups import bundles
 from anypo.parts.ops.outcomes import scored
+from anypo.ranges import Count, NonNegative, Share
 from anypo.types import Trajectories
 
 
@@ -45,9 +46,9 @@ class TrackedQuantile(Moving):
     """The `level` quantile of the bundles' scores, followed over the run: that of the first batch, then
     q <- q + rate (level - mean_j 1[X_j < q]). NaN before the first batch."""
 
-    level: float
-    rate: float = 0.1
-    bundle: int = 5
+    level: Share[float]
+    rate: NonNegative[float] = 0.1
+    bundle: Count[int] = 5
     value: float = field(default=math.nan, init=False)
     every: ClassVar[Literal["batch", "update"]] = "batch"
 

@@ -14,6 +14,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.log_ratio import log_ratio
 from anypo.parts.ops.segments import positive_scale, segment_sum, segments, squared_gap
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
@@ -28,7 +29,7 @@ class ChainRatio:
     Source: ReinFlow, arXiv 2505.22094, and its code.
     """
 
-    limit: Number = 1.0
+    limit: NonNegative[Number] = 1.0
     level: ClassVar[Level] = "segment"
     policy: ClassVar[str] = "flow"
     policy_options: ClassVar[dict[str, Any]] = {"noise": "learned"}
@@ -77,9 +78,9 @@ class MatchingRatio:
     """
 
     per: Literal["draw", "segment"] = "segment"
-    limit: Number | None = 3.0
+    limit: NonNegative[Number] | None = 3.0
     weighting: Literal["uniform", "ghuber"] = "uniform"
-    power: float = 0.25
+    power: NonNegative[float] = 0.25
     policy: ClassVar[str] = "flow"
     live: ClassVar[dict[str, View]] = {"logp": View("cfm")}
 

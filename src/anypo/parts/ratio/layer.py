@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anypo.parts.ops.log_ratio import log_ratio
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
@@ -23,7 +24,7 @@ class InnerRatio:
     Source: BuPO, arXiv 2512.19673.
     """
 
-    layer: int = 5
+    layer: NonNegative[int] = 5
     level: ClassVar[Level] = "decision"
     reads = ("logp", "logp_old")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anypo.parts.ops.averages import Over, average, coefficients, token_mean
 from anypo.parts.registry import register_part
+from anypo.ranges import Count
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -38,7 +39,7 @@ class Mean:
     """
 
     over: Over = "token"
-    length: int | None = None
+    length: Count[int] | None = None
 
     @property
     def level(self) -> Level:

@@ -14,6 +14,7 @@ from anypo.parts.ops.averages import weighted_sum
 from anypo.parts.ops.segments import positive_scale
 from anypo.parts.reduce.means import Mean
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
@@ -50,7 +51,7 @@ class StepWidthMean(WeightedMean):
 class ScaledMean(WeightedMean):
     """c_i <- coef c_i: the weight of the policy's own samples beside other objectives. Source: CHORD, arXiv 2508.11408."""
 
-    coef: Number = 1.0
+    coef: NonNegative[Number] = 1.0
 
     def coefficients(self, b: Trajectories) -> Float[Tensor, "row 1"]:
         return float(self.coef) * super().coefficients(b)
@@ -64,7 +65,7 @@ class Decoupled(WeightedMean):
     Source: Thinkless, arXiv 2505.13379; means over the batch as in VainF/Thinkless.
     """
 
-    alpha: float = 1e-3
+    alpha: NonNegative[float] = 1e-3
     level: ClassVar[Level] = "row"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def coefficients(self, b: Trajectories) -> Float[Tensor, "row step"]:

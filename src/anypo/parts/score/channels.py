@@ -8,6 +8,7 @@ import torch
 
 from anypo.parts.ops.channels import channels
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.types import Trajectories
 
 
@@ -16,7 +17,7 @@ from anypo.types import Trajectories
 class GateChannels:
     """Every channel counts only where the channel `on` passed (> 0.5). Source: GDPO, arXiv 2601.05242."""
 
-    on: int = 0
+    on: NonNegative[int] = 0
 
     def __call__(self, b: Trajectories) -> Trajectories:
         raw = channels(b)

@@ -10,6 +10,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.log_ratio import sampled_kl
 from anypo.parts.ops.outcomes import rewarded, scored
 from anypo.parts.registry import register_part
+from anypo.ranges import Count, NonNegative
 from anypo.types import Trajectories
 
 
@@ -22,7 +23,7 @@ class TokenKl:
     Source: arXiv 2203.02155, eq. 2.
     """
 
-    coef: Number = 0.05
+    coef: NonNegative[Number] = 0.05
     reads = ("logp_old", "logp_ref")
 
     def __call__(self, b: Trajectories) -> Trajectories:
@@ -38,7 +39,7 @@ class KlPenalty:
     Source: RLOO, arXiv 2402.14740, sec. 2; beta = 0 reads no reference.
     """
 
-    beta: Number = 0.05
+    beta: NonNegative[Number] = 0.05
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -60,8 +61,8 @@ class OverlongPenalty:
     Source: DAPO, arXiv 2503.14476, eq. 13.
     """
 
-    margin: int = 4096
-    limit: int | None = None
+    margin: NonNegative[int] = 4096
+    limit: Count[int] | None = None
 
     def __call__(self, b: Trajectories) -> Trajectories:
         b = scored(b)

@@ -9,6 +9,7 @@ import torch
 
 from anypo.numbers import Number
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.types import Trajectories
 
 
@@ -22,7 +23,7 @@ class ConservativeScore:
     """
 
     rule: Literal["mean", "wco", "uwo"] = "uwo"
-    lam: Number = 0.1
+    lam: NonNegative[Number] = 0.1
 
     def __call__(self, b: Trajectories) -> Trajectories:
         if b.scores is None:

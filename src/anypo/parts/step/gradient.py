@@ -15,6 +15,7 @@ import torch
 from anypo.errors import UsageError
 from anypo.kernels.adamw import optimizer_step, total_norm
 from anypo.numbers import Number
+from anypo.ranges import Count, NonNegative, Positive
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -27,13 +28,13 @@ class Gradient:
     value networks beside it learn at `lr`.
     """
 
-    lr: Number | None = None
-    epochs: int | None = None
-    minibatch: int | None = None
-    grad_norm: float | None = 1.0
+    lr: NonNegative[Number] | None = None
+    epochs: Count[int] | None = None
+    minibatch: NonNegative[int] | None = None
+    grad_norm: Positive[float] | None = 1.0
     schedule: Schedule | None = None
-    warmup: int | None = None
-    policy_lr: Number | None = None
+    warmup: NonNegative[int] | None = None
+    policy_lr: NonNegative[Number] | None = None
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(list(groups), lr=lr)

@@ -11,6 +11,7 @@ import torch
 from anypo.kernels.adamw import FusedAdamW
 from anypo.parts.registry import register_part
 from anypo.parts.step.gradient import Gradient
+from anypo.ranges import Decay, NonNegative, Positive
 
 
 @register_part("step")
@@ -21,10 +22,10 @@ class Adam(Gradient):
     Source: arXiv 1412.6980, 1711.05101.
     """
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    policy_penalty: float | None = None
+    betas: tuple[Decay[float], Decay[float]] = (0.9, 0.999)
+    eps: Positive[float] = 1e-8
+    weight_decay: NonNegative[float] = 0.0
+    policy_penalty: NonNegative[float] | None = None
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
         groups = [self._penalised(group) for group in groups]
@@ -42,8 +43,8 @@ class Adam(Gradient):
 class RMSProp(Gradient):
     """RMSProp. Source: Hinton, lecture 6e; as used by A3C, arXiv 1602.01783."""
 
-    alpha: float = 0.99
-    eps: float = 1e-5
+    alpha: NonNegative[float] = 0.99
+    eps: Positive[float] = 1e-5
 
     def optimizer(self, groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(list(groups), lr, self.alpha, self.eps)

@@ -12,6 +12,7 @@ import torch
 from anypo.parts.registry import register_part
 from anypo.parts.step.gradient import Descent
 from anypo.parts.step.optimizers import Adam
+from anypo.ranges import Decay, NonNegative
 
 
 @register_part("step")
@@ -23,7 +24,7 @@ class SnrAdam(Adam):
     |g_1 - g_2|^2 / 4, both as moving averages with this decay. Source: OBLR-PO, arXiv 2511.23310 (descent lemma).
     """
 
-    decay: float = 0.9
+    decay: Decay[float] = 0.9
 
     def bind(self, groups: Iterable[dict[str, Any]]) -> SnrDescent:
         return SnrDescent(self, self.optimizer(groups, self.base_lr()))
@@ -34,7 +35,7 @@ class SnrDescent(Descent[SnrAdam]):
     """Descent that estimates the signal and the noise of the gradient from the two halves of a minibatch."""
 
     signal: float = 0.0
-    noise: float = 0.0
+    noise: NonNegative[float] = 0.0
     splits: ClassVar[int] = 2
 
     def lr(self) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from anypo.parts.registry import register_part
 from anypo.parts.step.gradient import Descent, Gradient
+from anypo.ranges import NonNegative, Positive
 
 
 @register_part("step")
@@ -22,8 +23,8 @@ class Transport(Gradient):
     Source: N-PG-IGT, arXiv 2302.01734, algorithm 1. The evaluated policy is theta. d starts as the first gradient.
     """
 
-    eta: float = 0.5
-    grad_norm: float | None = None
+    eta: NonNegative[float] = 0.5
+    grad_norm: Positive[float] | None = None
 
     def bind(self, groups: Iterable[dict[str, Any]]) -> TransportDescent:
         return TransportDescent(self, self.optimizer(groups, self.base_lr()))

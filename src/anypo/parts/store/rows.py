@@ -10,6 +10,7 @@ import torch
 from anypo.errors import RunError
 from anypo.parts.ops.groups import index_groups
 from anypo.parts.registry import register_part
+from anypo.ranges import Count, Share
 from anypo.types import Trajectories
 
 
@@ -55,8 +56,8 @@ class Replay:
     Source: ReMix, arXiv 2507.06892 (Mix-PPG).
     """
 
-    share: float = 0.4
-    window: int = 2
+    share: Share[float] = 0.4
+    window: Count[int] = 2
 
     def open(self) -> OpenReplay:
         return OpenReplay(self)

@@ -13,6 +13,7 @@ from torch import Tensor
 from anypo.errors import RunError, UsageError
 from anypo.parts.registry import register_part
 from anypo.parts.store.episodes import Table, scaled, trajectory_values
+from anypo.ranges import Count, NonNegative, Positive, Share, Size
 from anypo.types import Trajectories
 
 
@@ -26,13 +27,13 @@ class Transitions:
     2302.02948, sec. 4.1); without it both are one. beta: weight of states in the metric of `nearest`.
     """
 
-    batch: int = 256
-    capacity: int = 1_000_000
-    ratio: float = 1.0
-    start: int = 1000
-    share: float | None = None
-    idle: int = 100
-    beta: float = 2.0
+    batch: Size[int] = 256
+    capacity: Count[int] = 1_000_000
+    ratio: NonNegative[float] = 1.0
+    start: NonNegative[int] = 1000
+    share: Share[float] | None = None
+    idle: Count[int] = 100
+    beta: NonNegative[float] = 2.0
     replays = True
 
     def open(self) -> OpenTransitions:
@@ -53,7 +54,7 @@ class WeightedTrajectories(Transitions):
     """
 
     by: Literal["return", "advantage"] = "advantage"
-    temperature: float = 0.1
+    temperature: Positive[float] = 0.1
 
     def chances(self, data: Table) -> Float[Tensor, " transition"]:
         x = scaled(trajectory_values(data, self.by))

@@ -12,6 +12,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.segments import positive_scale, segment_sum, segments, squared_gap
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Share
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 from anypo.views import Refresh, View
@@ -26,7 +27,7 @@ class MeanDivergence:
     Source: Flow-GRPO, arXiv 2505.05470, eq. 12; h as in its code, whose sigma is s / sqrt(h).
     """
 
-    coef: Number = 0.04
+    coef: NonNegative[Number] = 0.04
     level: ClassVar[Level] = "decision"
     policy: ClassVar[str] = "flow"
     reads = ("step_mean", "step_mean_ref", "step_std", "step_width")
@@ -50,7 +51,7 @@ class ChainEntropy:
     terms. That of the start, a constant, is left out of the sum. Source: ReinFlow, arXiv 2505.22094; ReinFlow/ReinFlow, ppoflow.py.
     """
 
-    coef: Number = 0.03
+    coef: NonNegative[Number] = 0.03
     level: ClassVar[Level] = "segment"
     reads = ("entropy",)
 
@@ -67,10 +68,10 @@ class GuessDivergence:
     batch keeps min(decay, ramp u) of itself after u updates. Source: AWM, arXiv 2509.25050; scxue/advantage_weighted_matching.
     """
 
-    coef: Number = 1.0
+    coef: NonNegative[Number] = 1.0
     anchor: Literal["ref", "ema"] = "ref"
-    decay: float = 0.3
-    ramp: float | None = 0.001
+    decay: Share[float] = 0.3
+    ramp: NonNegative[float] | None = 0.001
     level: ClassVar[Level] = "decision"
 
     @property

@@ -12,6 +12,7 @@ from anypo.parts.ops.averages import average, token_mean
 from anypo.parts.ops.log_ratio import divergence, log_ratio
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import register_part
+from anypo.ranges import Count, NonNegative
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 from anypo.views import Refresh
@@ -25,8 +26,8 @@ class HingeDivergence:
     Source: DRPO, arXiv 2510.04474; Optimization-AI/DRPO.
     """
 
-    beta: Number = 1e3
-    delta: Number = 1e-4
+    beta: NonNegative[Number] = 1e3
+    delta: NonNegative[Number] = 1e-4
     level: ClassVar[Level] = "batch"
     reads = ("logp", "logp_old")
 
@@ -49,8 +50,8 @@ class Divergence:
 
     kind: Literal["k1", "k2", "k3", "proximal", "forward"] = "k3"
     anchor: Literal["ref", "old", "prev", "ema"] = "ref"
-    coef: Number = 0.04
-    renew: int | None = None
+    coef: NonNegative[Number] = 0.04
+    renew: Count[int] | None = None
     over: Literal["token", "row", "sum", "constant"] | None = None
     level: ClassVar[Level] = "decision"
 

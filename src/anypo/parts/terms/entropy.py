@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anypo.numbers import Number
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 
@@ -18,7 +19,7 @@ from anypo.types import Trajectories
 class Entropy:
     """- coef * H: a bonus for the policy's entropy. Source: A3C, arXiv 1602.01783, sec. 4."""
 
-    coef: Number = 0.01
+    coef: NonNegative[Number] = 0.01
     level: ClassVar[Level] = "decision"
     reads = ("entropy",)
 

@@ -12,6 +12,7 @@ from anypo.parts.knobs.controllers import KlController
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.log_ratio import log_ratio
 from anypo.parts.registry import register_part
+from anypo.ranges import Finite
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 
@@ -25,7 +26,7 @@ class EntropyGatedKl:
     the released code, where the penalty therefore moves nothing. Source: SAFE, ryyzn9/SAFE, controllers/entropy_aware.py.
     """
 
-    threshold: Number = field(default_factory=KlController)
+    threshold: Finite[Number] = field(default_factory=KlController)
     detached: bool = False
     level: ClassVar[Level] = "batch"
     reads = ("logp", "logp_ref", "entropy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from anypo.parts.ops.log_ratio import row_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.pairs import ranked_pairs, row_weight
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Range, Share
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 from anypo.views import Draw, View, policy_action
@@ -27,7 +28,7 @@ class LikeBest:
     mean over their decisions, or (`token`) the mean over all their decisions. Source: RPO, arXiv 2405.16436.
     """
 
-    coef: Number = 1.0
+    coef: NonNegative[Number] = 1.0
     over: Literal["sum", "row", "token"] = "sum"
     level: ClassVar[Level] = "group"
     reads = ("logp", "group")
@@ -57,9 +58,9 @@ class Imitate:
     arXiv 2509.04419.
     """
 
-    coef: Number = 1.0
+    coef: NonNegative[Number] = 1.0
     phi: Literal["one", "uncertain", "likely"] = "one"
-    cutoff: float = 1.0
+    cutoff: Annotated[float, Range(above=0, most=1)] = 1.0
     level: ClassVar[Level] = "decision"
     rows: ClassVar[str] = "expert"
     reads = ("logp",)
@@ -82,7 +83,7 @@ class CloneAction:
     """
 
     to: Literal["taken", "nearest"] = "taken"
-    coef: Number = 1.0
+    coef: NonNegative[Number] = 1.0
     level: ClassVar[Level] = "decision"
     live: ClassVar[dict[str, View]] = {"action_policy": View("action", draw=policy_action(False))}
 
@@ -109,9 +110,9 @@ class CloneGoodAction:
     through: the gradient runs through ahat too, as in the release. Source: A2PR, arXiv 2405.19909; ltlhuuu/A2PR.
     """
 
-    mask: float = 0.5
+    mask: Share[float] = 0.5
     through: bool = False
-    coef: Number = 1.0
+    coef: NonNegative[Number] = 1.0
     level: ClassVar[Level] = "decision"
     draw: ClassVar[Draw] = policy_action(False)
     live: ClassVar[dict[str, View]] = {"action_policy": View("action", draw=draw), "vae_policy": View("vae", draw=draw)}

@@ -12,6 +12,7 @@ from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.log_ratio import k3
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Share
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 from anypo.views import View
@@ -27,9 +28,9 @@ class Perception:
     Source: PAPO, arXiv 2507.06448.
     """
 
-    coef: Number = 0.02
-    eta: Number = 0.0
-    hidden: float = 0.6
+    coef: NonNegative[Number] = 0.02
+    eta: NonNegative[Number] = 0.0
+    hidden: Share[float] = 0.6
     level: ClassVar[Level] = "decision"
     reads = ("logp", "logp_ablated")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.log_ratio import importance_ratio, log_ratio
 from anypo.parts.ops.surrogate import advantage_at, clipped, share
 from anypo.parts.registry import register_part
+from anypo.ranges import Bound, NonNegative, Positive, Range
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
@@ -25,9 +26,9 @@ class StepClip:
     from 0 at the noisiest step to 1 at the last. Source: DPPO, arXiv 2409.00588 (its code).
     """
 
-    first: Number = 0.001
-    last: Number = 0.01
-    c: float = 3.0
+    first: NonNegative[Number] = 0.001
+    last: NonNegative[Number] = 0.01
+    c: NonNegative[float] = 3.0
     level: ClassVar[Level] = "decision"
     reads = ("advantage", "denoised")
 
@@ -48,9 +49,9 @@ class Clip:
     Source: PPO, arXiv 1707.06347, eq. 7; dual clip: arXiv 1912.09729, eq. 5.
     """
 
-    low: Number = 0.2
-    high: Number = 0.2
-    dual: Number | None = None
+    low: Bound[Number] = 0.2
+    high: Bound[Number] = 0.2
+    dual: Annotated[Number, Range(above=1)] | None = None
     level: ClassVar[Level] = "decision"
     reads = ("advantage",)
 
@@ -72,8 +73,8 @@ class TruncatedWeight:
     Source: CISPO (MiniMax-M1), arXiv 2506.13585, eq. 4; no lower bound and cap 5: ScaleRL, arXiv 2510.13786.
     """
 
-    low: Number = 0.0
-    high: Number = 5.0
+    low: Bound[Number] = 0.0
+    high: Bound[Number] = 5.0
     level: ClassVar[Level] = "decision"
     reads = ("logp", "advantage")
 
@@ -94,7 +95,7 @@ class RecentredClip:
     Source: ReMix, arXiv 2507.06892.
     """
 
-    eps: Number = 0.2
+    eps: Positive[Number] = 0.2
     level: ClassVar[Level] = "decision"
     reads = ("advantage", "logp_old")
     views: ClassVar[dict[str, View]] = {"logp_start": View("logp")}
@@ -115,10 +116,10 @@ class TwoBranchClip:
     (detached; 1/2 where the row's entropy is constant). Source: DHPO, arXiv 2601.05607, eq. 8 to 11.
     """
 
-    low: Number = 0.2
-    high: Number = 0.2
-    row_low: Number = 3e-4
-    row_high: Number = 4e-4
+    low: Bound[Number] = 0.2
+    high: Bound[Number] = 0.2
+    row_low: Bound[Number] = 3e-4
+    row_high: Bound[Number] = 4e-4
     weight: Literal["half", "entropy", "token", "row"] = "half"
     level: ClassVar[Level] = "row"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import register_part
+from anypo.ranges import Bound
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import View
@@ -46,7 +47,7 @@ class WeightedBC:
     """
 
     weighted: bool = False
-    cap: float = 100.0
+    cap: Bound[float] = 100.0
     level: ClassVar[Level] = "decision"
     policy: ClassVar[str] = "gaussian"
     uses_ratio = False

@@ -14,6 +14,7 @@ from anypo.parts.ops.log_ratio import importance_ratio
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.surrogate import advantage_at, share
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Positive
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -28,9 +29,9 @@ class FiberGate:
     Source: Fibration Policy Optimization, as given in JoyAI-LLM Flash, arXiv 2604.03044, definition 3.1 and eq. 1 to 5.
     """
 
-    up: Number = 0.15
-    down: Number = 0.10
-    eps: Number = 0.02
+    up: NonNegative[Number] = 0.15
+    down: NonNegative[Number] = 0.10
+    eps: Positive[Number] = 0.02
     level: ClassVar[Level] = "row"
     reads = ("advantage",)
 
@@ -64,11 +65,11 @@ class HazardModulated:
     divides by it. Source: MHPO, arXiv 2603.16929.
     """
 
-    c: Number = 1.5
-    k_up: Number = 1.5
-    scale_up: Number = 1.0
-    k_down: Number = 2.0
-    scale_down: Number = 0.8
+    c: NonNegative[Number] = 1.5
+    k_up: NonNegative[Number] = 1.5
+    scale_up: Positive[Number] = 1.0
+    k_down: NonNegative[Number] = 2.0
+    scale_down: Positive[Number] = 0.8
     normalize: bool = False
     level: ClassVar[Level] = "decision"
     reads = ("advantage",)
@@ -95,7 +96,7 @@ class VariancePenalty:
     Reports `ratio_variance`, the mean of (r - 1)^2, which a dual knob may hold at a bound. Source: R2VPO, arXiv 2601.03320.
     """
 
-    coef: Number = 0.04
+    coef: NonNegative[Number] = 0.04
     level: ClassVar[Level] = "decision"
     reads = ("advantage",)
 

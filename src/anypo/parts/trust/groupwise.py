@@ -13,6 +13,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.groups import group_sum, index_groups
 from anypo.parts.ops.pairs import row_weight
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Positive
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -45,7 +46,7 @@ class SetContrast:
     counted. Source: REAL, arXiv 2602.05630.
     """
 
-    tau: Number = 0.5
+    tau: Positive[Number] = 0.5
     degenerate: Literal["keep", "skip"] = "keep"
     level: ClassVar[Level] = "group"
     per_group: ClassVar[bool] = True
@@ -71,8 +72,8 @@ class ShortestContrast:
     raised, and none is ever pushed down. A group that lacks a class counts as 0. Source: DRPO, arXiv 2510.04474.
     """
 
-    tau: Number = 10.0
-    lam: Number = 0.1
+    tau: Positive[Number] = 10.0
+    lam: NonNegative[Number] = 0.1
     level: ClassVar[Level] = "group"
     per_group: ClassVar[bool] = True
     reads = ("logp", "score", "group")

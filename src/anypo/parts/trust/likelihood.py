@@ -12,6 +12,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.log_ratio import importance_ratio
 from anypo.parts.ops.surrogate import advantage_at, share
 from anypo.parts.registry import register_part
+from anypo.ranges import Bound, Positive
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -53,11 +54,11 @@ class MaskedLikelihood:
 
     mask: Literal["one-side", "two-side", "ring", "none"] = "one-side"
     weight: Literal["none", "ratio", "exp"] = "none"
-    low: Number = 0.2
-    high: Number = 0.2
-    ring_low: Number = 0.6
-    ring_high: Number = 2.0
-    temp: Number = 1.0
+    low: Bound[Number] = 0.2
+    high: Bound[Number] = 0.2
+    ring_low: Bound[Number] = 0.6
+    ring_high: Bound[Number] = 2.0
+    temp: Positive[Number] = 1.0
     level: ClassVar[Level] = "decision"
     reads = ("logp", "advantage")
 

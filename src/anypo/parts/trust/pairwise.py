@@ -14,6 +14,7 @@ from anypo.parts.ops.log_ratio import importance_ratio
 from anypo.parts.ops.pairs import agreement, all_pairs, ranked_pairs, ranks, row_weight
 from anypo.parts.ops.surrogate import clipped
 from anypo.parts.registry import register_part
+from anypo.ranges import Decay, Finite, NonNegative, Positive
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -29,9 +30,9 @@ class PairContrast:
     """
 
     link: Literal["logistic", "square", "hinge"] = "logistic"
-    beta: Number = 0.1
-    margin: Number = 0.0
-    smoothing: float = 0.0
+    beta: NonNegative[Number] = 0.1
+    margin: Finite[Number] = 0.0
+    smoothing: Decay[float] = 0.0
     level: ClassVar[Level] = "group"
     per_group: ClassVar[bool] = True
     reads = ("group",)
@@ -60,8 +61,8 @@ class BiasedContrast:
     Source: CPL, arXiv 2310.13639 (with its conservative bias).
     """
 
-    alpha: Number = 0.1
-    lam: Number = 0.5
+    alpha: NonNegative[Number] = 0.1
+    lam: NonNegative[Number] = 0.5
     level: ClassVar[Level] = "group"
     per_group: ClassVar[bool] = True
     reads = ("group",)
@@ -81,7 +82,7 @@ class OddsContrast:
     Source: ORPO, arXiv 2403.07691, eq. 7.
     """
 
-    coef: Number = 0.1
+    coef: NonNegative[Number] = 0.1
     level: ClassVar[Level] = "group"
     per_group: ClassVar[bool] = True
     reads = ("group",)
@@ -104,7 +105,7 @@ class RewardContrast:
     Source: CoPG, arXiv 2406.19185.
     """
 
-    beta: Number = 0.1
+    beta: NonNegative[Number] = 0.1
     level: ClassVar[Level] = "group"
     per_group: ClassVar[bool] = True
     reads = ("group",)
@@ -129,7 +130,7 @@ class PairwiseClip:
     Source: P3O, arXiv 2310.00212.
     """
 
-    eps: Number = 0.2
+    eps: Positive[Number] = 0.2
     joint: bool = False
     level: ClassVar[Level] = "batch"
     per_group: ClassVar[bool] = True

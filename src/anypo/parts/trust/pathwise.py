@@ -11,6 +11,7 @@ from torch import Tensor
 from anypo.numbers import Number, number
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative, Positive
 from anypo.stages import Level
 from anypo.types import Trajectories
 from anypo.views import Draw, View, policy_action
@@ -28,9 +29,9 @@ class Pathwise:
 
     of: Literal["min", "mean", "first"] = "min"
     soft: bool = True
-    alpha: Number = 0.0
-    scale: Number | None = None
-    coef: Number = 1.0
+    alpha: NonNegative[Number] = 0.0
+    scale: Positive[Number] | None = None
+    coef: NonNegative[Number] = 1.0
     level: ClassVar[Level] = "batch"
     uses_ratio = False
 
@@ -71,7 +72,7 @@ class BestExpert:
     Source: PMOE, arXiv 2104.09122; quantumiracle/Popular-RL-Algorithms, pmoe_sac.py.
     """
 
-    alpha: Number = 0.0
+    alpha: NonNegative[Number] = 0.0
     level: ClassVar[Level] = "decision"
     policy: ClassVar[str] = "experts"
     uses_ratio = False

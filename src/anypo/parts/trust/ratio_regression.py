@@ -12,6 +12,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.groups import group_median, group_stats
 from anypo.parts.ops.surrogate import share
 from anypo.parts.registry import register_part
+from anypo.ranges import Bound, Positive
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -30,9 +31,9 @@ class BoundedTarget:
     A group of one has median 0 and standard deviation 1. Source: BRRL, arXiv 2604.18578 (GBPO).
     """
 
-    low: Number = 0.2
-    high: Number = 0.2
-    temp: Number = 1.0
+    low: Bound[Number] = 0.2
+    high: Bound[Number] = 0.2
+    temp: Positive[Number] = 1.0
     level: ClassVar[Level] = "group"
     reads = ("advantage", "score", "group")
 
@@ -55,9 +56,9 @@ class MedianTarget:
     side of the median that R is on. Source: BRRL, arXiv 2604.18578 (BPO).
     """
 
-    low: Number = 0.3
-    high: Number = 0.3
-    temp: Number = 1e-3
+    low: Bound[Number] = 0.3
+    high: Bound[Number] = 0.3
+    temp: Positive[Number] = 1e-3
     level: ClassVar[Level] = "decision"
     reads = ("value", "returns", "median")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from anypo.numbers import Number
 from anypo.parts.ops.pairs import ranks
 from anypo.parts.registry import register_part
+from anypo.ranges import NonNegative
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -24,9 +25,9 @@ class ProspectValue:
     Source: KTO, arXiv 2402.01306.
     """
 
-    beta: Number = 0.1
-    gain: Number = 1.0
-    loss: Number = 1.0
+    beta: NonNegative[Number] = 0.1
+    gain: NonNegative[Number] = 1.0
+    loss: NonNegative[Number] = 1.0
     level: ClassVar[Level] = "row"
     reads: ClassVar[tuple[str, ...]] = ()
 

@@ -20,6 +20,7 @@ from anypo.policies.control.normalize import RunningNorm, normalized_obs
 from anypo.policies.control.spaces import Flat, from_space, to_space
 from anypo.policies.decisions import MASK, names_of, valid_mask
 from anypo.policies.weights import swap_params, trainable_state
+from anypo.ranges import Width
 from anypo.rng import Rng
 from anypo.types import Trajectories
 
@@ -51,7 +52,7 @@ class MLPPolicy(ActorCritic):
         observation_space: Any,
         action_space: Any,
         *,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[Width[int]] = (64, 64),
         value: bool | Sequence[str] = True,
         normalize: bool = True,
         seed: int = 0,

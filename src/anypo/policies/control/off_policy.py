@@ -18,6 +18,7 @@ from anypo.policies.control.normalize import DatasetNorm
 from anypo.policies.control.spaces import Flat, to_space
 from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
 from anypo.policies.decisions import names_of
+from anypo.ranges import Members, Width
 from anypo.types import Trajectories
 from anypo.views import Draw, Network
 
@@ -46,7 +47,7 @@ class Actor(ActorCritic):
         observation_space: Any,
         action_space: Any,
         *,
-        hidden: Sequence[int] = (256, 256),
+        hidden: Sequence[Width[int]] = (256, 256),
         normalize: bool = False,
         value: bool | Sequence[str] = False,
         networks: Mapping[str, Network] | None = None,
@@ -222,7 +223,7 @@ class Experts(Actor):
 
     distributed = frozenset({"logp", "routing"})
 
-    def __init__(self, *arguments: Any, experts: int = 4, **options: Any):
+    def __init__(self, *arguments: Any, experts: Members = 4, **options: Any):
         self.experts = experts
         super().__init__(*arguments, **options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.mlp import MLPPolicy
 from anypo.policies.decisions import Decisions, valid_mask
 from anypo.policies.weights import snapshot, swap_params
+from anypo.ranges import Count, Range, Width
 from anypo.rng import BatchRng, Rng
 from anypo.types import Trajectories
 
@@ -57,9 +58,9 @@ class Denoiser(MLPPolicy):
         observation_space: Any,
         action_space: Any,
         *,
-        hidden: Sequence[int] = (64, 64),
-        steps: int = 10,
-        tuned: int | None = None,
+        hidden: Sequence[Width[int]] = (64, 64),
+        steps: Annotated[int, Range(least=1, most=1000)] = 10,
+        tuned: Count[int] | None = None,
         over: Literal["mean", "sum"] = "mean",
         value: bool | Sequence[str] = True,
         normalize: bool = True,

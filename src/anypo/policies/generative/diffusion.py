@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.policies.generative.denoiser import BOX, Denoiser
+from anypo.ranges import Count, NonNegative, Positive, Range, Width
 
 
 class DiffusionPolicy(Denoiser):
@@ -33,12 +34,12 @@ class DiffusionPolicy(Denoiser):
         observation_space: Any,
         action_space: Any,
         *,
-        hidden: Sequence[int] = (64, 64),
-        steps: int = 10,
-        tuned: int | None = None,
-        levels: int = 100,
-        eta: float = 1.0,
-        floor: float = 0.1,
+        hidden: Sequence[Width[int]] = (64, 64),
+        steps: Annotated[int, Range(least=1, most=1000)] = 10,
+        tuned: Count[int] | None = None,
+        levels: Annotated[int, Range(least=2, most=10_000)] = 100,
+        eta: NonNegative[float] = 1.0,
+        floor: Positive[float] = 0.1,
         over: Literal["mean", "sum"] = "mean",
         value: bool | Sequence[str] = True,
         normalize: bool = True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.kernels.mlp import build_mlp
 from anypo.policies.generative.denoiser import BOX, FREQUENCIES, Denoiser, time_embedding
+from anypo.ranges import Count, Positive, Range, Width
 from anypo.rng import Rng
 
 HOLD, FALL = 0.35, 0.3
@@ -41,13 +42,13 @@ class FlowPolicy(Denoiser):
         observation_space: Any,
         action_space: Any,
         *,
-        hidden: Sequence[int] = (64, 64),
-        steps: int = 10,
-        tuned: int | None = None,
+        hidden: Sequence[Width[int]] = (64, 64),
+        steps: Annotated[int, Range(least=1, most=1000)] = 10,
+        tuned: Count[int] | None = None,
         noise: Literal["sde", "learned"] = "sde",
-        level: float = 0.7,
-        low: float = 0.1,
-        high: float = 0.24,
+        level: Positive[float] = 0.7,
+        low: Positive[float] = 0.1,
+        high: Positive[float] = 0.24,
         over: Literal["mean", "sum"] = "mean",
         value: bool | Sequence[str] = True,
         normalize: bool = True,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,7 @@ from anypo.policies.language.forward import decision_states
 from anypo.policies.language.generate import Sample, generate
 from anypo.policies.language.output_head import OFFERED, functionals
 from anypo.policies.language.text import Prompt, TextCodec, contain_stop
+from anypo.ranges import Count, Filled, NonNegative, Positive, Range
 from anypo.types import Trajectories
 
 READ = ("prompt", "prompt_length", "completion")
@@ -88,12 +89,12 @@ class LanguageModel(nn.Module):
         *,
         lora: dict[str, Any] | None = None,
         value: bool | Sequence[str] = False,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        max_new: int | None = None,
-        slots: int | None = None,
+        temperature: Positive[float] | None = None,
+        top_k: NonNegative[int] | None = None,
+        top_p: Annotated[float, Range(above=0, most=1)] | None = None,
+        stop: Filled[str] | Sequence[Filled[str]] | None = None,
+        max_new: Count[int] | None = None,
+        slots: Count[int] | None = None,
         checkpointing: bool = False,
         seed: int = 0,
         dtype: str = "float32",

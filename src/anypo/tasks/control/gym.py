@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from anypo.errors import RunError, UsageError, unknown
 from anypo.policies.control.normalize import RunningNorm
+from anypo.policies.weights import first_bad_weight
+from anypo.ranges import Range, Seed
 from anypo.rng import SPAN, EpisodeRng, RowRng, held_out_seeds, request_keys, request_seeds, row_seeds
 from anypo.tasks.control.env_copy import EnvCopy
 from anypo.tasks.control.rollout_log import RolloutLog
@@ -60,11 +62,11 @@ class Gym:
         self,
         env_id: str,
         *,
-        envs: int | None = None,
-        seed: int = 0,
+        envs: Annotated[int, Range(least=1, most=10_000)] | None = None,
+        seed: Seed = 0,
         scale_reward: bool | None = None,
         env_kwargs: dict[str, Any] | None = None,
-        eval_episodes: int = 20,
+        eval_episodes: Annotated[int, Range(least=1, most=10_000)] = 20,
     ):
         self.name = f"gym:{env_id}"
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
@@ -250,6 +252,8 @@ class Gym:
         for copy in copies:
             if not copy.over:
                 log.close(copy, policy.encode(copy.observation))
+        if (where := log.first_bad_observation()) is not None and first_bad_weight(policy) is None:
+            raise RunError(f"{self.name} gave an observation that is not finite at step {where} of an episode")
         if not np.isfinite(log.reward).all():
             bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
             raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")

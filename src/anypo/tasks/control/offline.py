@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.policies.control.spaces import Flat, from_space
+from anypo.ranges import Seed
 from anypo.tasks.control.gym import Gym
 
 COLUMNS = ("observations", "actions", "rewards", "terminals")
@@ -73,11 +74,10 @@ class Dataset(Gym):
                 )
             return obs
 
+        for column in (*COLUMNS, "next_observations", "timeouts"):
+            if (row := first_nonfinite_row(data[column])) is not None:
+                raise UsageError(f"{self.name}: the {column.replace('_', ' ')[:-1]} of row {row} is not finite")
         rewards = np.asarray(data["rewards"], np.float32)
-        if not np.isfinite(rewards).all():
-            raise UsageError(
-                f"{self.name}: the reward of row {int(np.flatnonzero(~np.isfinite(rewards))[0])} is not finite"
-            )
         terminal = np.asarray(data["terminals"], bool)
         ends = terminal | np.asarray(data["timeouts"], bool)
         episode = np.concatenate([[0], np.cumsum(ends)[:-1]])
@@ -95,7 +95,7 @@ class Dataset(Gym):
 
 
 def make_minari(
-    dataset_id: str, *, expert: str | None = None, seed: int = 0, env: str | None = None, **options: Any
+    dataset_id: str, *, expert: str | None = None, seed: Seed = 0, env: str | None = None, **options: Any
 ) -> Dataset:
     """Make the task `minari:ID` of a local data set in Minari's format (below MINARI_DATASETS_PATH).
 
@@ -118,7 +118,7 @@ def make_minari(
 
 
 def make_file(
-    file: str, *, env: str | None = None, expert: str | None = None, seed: int = 0, **options: Any
+    file: str, *, env: str | None = None, expert: str | None = None, seed: Seed = 0, **options: Any
 ) -> Dataset:
     """Make the task `data:FILE.npz` or `data:FILE.parquet`.
 
@@ -180,6 +180,14 @@ def read_minari(dataset_id: str) -> dict[str, Any]:
         "low": metadata.get("ref_min_score"),
         "high": metadata.get("ref_max_score"),
     }
+
+
+def first_nonfinite_row(column: Any) -> int | None:
+    """Return the first row of a column of numbers that is not finite; None where there is none."""
+    if not isinstance(column, np.ndarray) or not np.issubdtype(column.dtype, np.floating):
+        return None
+    bad = ~np.isfinite(column).reshape(len(column), -1).all(1)
+    return int(bad.argmax()) if bad.any() else None
 
 
 def mark_end(truncations: Any) -> np.ndarray:

@@ -67,6 +67,16 @@ class RolloutLog:
         first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
         return row, torch.empty_like(row).index_copy_(0, row.argsort(stable=True), torch.arange(len(row)) - first)
 
+    def first_bad_observation(self) -> int | None:
+        """Step in its episode of the first observation that is not finite; None where all are."""
+        if self.obs:
+            bad = ~torch.cat(self.obs).isfinite().flatten(1).all(1)
+            if bool(bad.any()):
+                return int(self.steps()[1][bad.nonzero()[0, 0]])
+        lengths = np.bincount(self.row, minlength=len(self.done))
+        ends = (n for last, n in zip(self.last, lengths, strict=True) if not np.isfinite(last).all())
+        return next((int(n) for n in ends), None)
+
     def metrics(self) -> dict[str, float]:
         """Environment steps, and mean return and length of the episodes that ended."""
         metrics = {"env_steps": float(len(self.reward))}

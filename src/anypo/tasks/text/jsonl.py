@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from anypo.errors import UsageError
 from anypo.policies.language.text import check_whole
+from anypo.ranges import Count, Finite, Inner, Range
 from anypo.tasks.text.rewards import make_rewards
 from anypo.tasks.text.task import Record, TextTask, is_prompt
 
@@ -102,12 +103,12 @@ def make_jsonl_task(
     path: str | Path,
     reward: Any = None,
     *,
-    heldout: float | str | Path = 0.1,
-    weights: Sequence[float] | None = None,
-    max_new: int | None = None,
-    timeout: float = 60.0,
-    on_error: str | float = "raise",
-    concurrency: int = 8,
+    heldout: Inner[float] | str | Path = 0.1,
+    weights: Sequence[Finite[float]] | None = None,
+    max_new: Count[int] | None = None,
+    timeout: Annotated[float, Range(above=0, most=1_000_000)] = 60.0,
+    on_error: Literal["raise", "drop"] | Finite[float] = "raise",
+    concurrency: Annotated[int, Range(least=1, most=1024)] = 8,
 ) -> TextTask:
     """Make the task of a JSONL file.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.parts.ops.log_ratio import last_value
+from anypo.ranges import Count, Finite, Inner, Range
 from anypo.tasks.text import jsonl
 from anypo.tasks.text.rewards import make_rewards
 from anypo.tasks.text.task import Record, TextTask, encode_record, is_prompt, read_tools
@@ -216,11 +217,11 @@ def make_pairs_task(
     path: str | Path,
     reward: Any = None,
     *,
-    heldout: float | str | Path = 0.1,
-    max_new: int | None = None,
-    timeout: float = 60.0,
-    on_error: str | float = "raise",
-    concurrency: int = 8,
+    heldout: Inner[float] | str | Path = 0.1,
+    max_new: Count[int] | None = None,
+    timeout: Annotated[float, Range(above=0, most=1_000_000)] = 60.0,
+    on_error: Literal["raise", "drop"] | Finite[float] = "raise",
+    concurrency: Annotated[int, Range(least=1, most=1024)] = 8,
 ) -> Pairs:
     """Make the task of a file or folder of preferences.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from anypo.errors import UsageError, unknown
+from anypo.ranges import Count, Range, Seed, Size
 from anypo.tasks.text.rewards import Reward, is_unscored
 from anypo.tasks.text.scoring import Scorer
 from anypo.tasks.text.task import TextTask
@@ -33,12 +34,12 @@ APART = 10_000_000
 def make_reasoning_task(
     name: str,
     *,
-    size: int = 1000,
-    heldout: int = 100,
-    seed: int = 0,
+    size: Size[int] = 1000,
+    heldout: Size[int] = 100,
+    seed: Seed = 0,
     chat: bool = False,
-    max_new: int | None = None,
-    timeout: float = 60.0,
+    max_new: Count[int] | None = None,
+    timeout: Annotated[float, Range(above=0, most=1_000_000)] = 60.0,
 ) -> TextTask:
     """Make a task of problems of a data set. A completion's answer is the text between <answer> tags, or all of it; an answer the
     verifier cannot read counts 0.

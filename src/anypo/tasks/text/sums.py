@@ -4,10 +4,11 @@ Its base model has learned from careless demonstrations, so it can carry but mos
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from anypo.ranges import Range
 from anypo.tasks.text.task import TextTask
 
 
@@ -16,7 +17,7 @@ class Sums(TextTask):
 
     default_policy: str | None = "tiny"
 
-    def __init__(self, *, heldout: int = 500):
+    def __init__(self, *, heldout: Annotated[int, Range(least=1, most=8_000)] = 500):
         pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
         order = np.random.default_rng(0).permutation(len(pairs))
         problems = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in (pairs[i] for i in order)]

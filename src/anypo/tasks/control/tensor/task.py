@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Shaped
@@ -11,6 +11,7 @@ from torch import Tensor
 from anypo.errors import UsageError, unknown
 from anypo.kernels.compiler import CompiledFn
 from anypo.policies.control.normalize import RunningNorm
+from anypo.ranges import Count, Range, Seed, Size
 from anypo.rng import SPAN, ChunkRng, RowRng, held_out_seeds, request_keys, request_seeds
 from anypo.tasks.control.starts import configured_scale, scales_reward, start_seed
 from anypo.tasks.control.tensor.classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
@@ -51,11 +52,11 @@ class Tensors:
         self,
         name: str,
         *,
-        envs: int = 64,
-        seed: int = 0,
-        chunk: int = 4096,
+        envs: Size[int] = 64,
+        seed: Seed = 0,
+        chunk: Count[int] = 4096,
         scale_reward: bool | None = None,
-        eval_episodes: int = 20,
+        eval_episodes: Annotated[int, Range(least=1, most=10_000)] = 20,
     ):
         from gymnasium.spaces import Box
 

@@ -1,0 +1,242 @@
+"""What values a setting takes: its type and its range, declared in the annotation of its field or parameter, checked where it is set.
+
+`lr: NonNegative[Number] | None` is a number or a knob that is at least 0, or None. A number without a range may be any finite one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from anypo.errors import UsageError
+from anypo.numbers import Knob, TracedScalar
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers between two limits, or those beside an excluded one; NaN is never among them.
+
+    least, most: limits that belong to it. above, below: limits that do not. infinite: infinities within the limits belong to it.
+    """
+
+    least: int | float = -math.inf
+    most: int | float = math.inf
+    above: int | float = -math.inf
+    below: int | float = math.inf
+    infinite: bool = False
+
+    def __contains__(self, x: int | float) -> bool:
+        inside = self.least <= x <= self.most and (self.above < x < self.below or math.isinf(x))
+        return inside and (math.isfinite(x) or self.infinite)
+
+    def __str__(self) -> str:
+        if self.least > -math.inf and self.most < math.inf:
+            return f"from {self.least:,g} to {self.most:,g}"
+        limits = ("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below)
+        return " and ".join(f"{word} {x:,g}" for word, x in limits if math.isfinite(x)) or "finite"
+
+
+@dataclass(frozen=True)
+class Text:
+    """The texts that are not empty."""
+
+    def __contains__(self, x: str) -> bool:
+        return x != ""
+
+    def __str__(self) -> str:
+        return "a text that is not empty"
+
+
+T = TypeVar("T")
+
+Finite = Annotated[T, Range()]
+Positive = Annotated[T, Range(above=0)]
+NonNegative = Annotated[T, Range(least=0)]
+Bound = Annotated[T, Range(least=0, infinite=True)]
+"""At least 0; infinite where nothing is to be bounded."""
+Share = Annotated[T, Range(least=0, most=1)]
+Inner = Annotated[T, Range(above=0, below=1)]
+Decay = Annotated[T, Range(least=0, below=1)]
+Count = Annotated[T, Range(least=1)]
+Seed = Annotated[int, Range(least=0, most=2**32 - 1)]
+Members = Annotated[int, Range(least=1, most=100)]
+"""Of an ensemble of networks."""
+Size = Annotated[T, Range(least=1, most=1_000_000)]
+"""Of something made before the plan is printed."""
+Filled = Annotated[T, Text()]
+Width = Annotated[T, Range(least=1, most=4096)]
+"""Of a layer."""
+
+
+class _Mismatch(Exception):
+    """A value is of another type than the hint, or, with a text, of that type and outside its range."""
+
+
+def check(path: str, hint: Any, value: Any) -> Any:
+    """Return a value as its setting takes it: whole floats as integers where those are asked for, lists as tuples.
+
+    Args:
+        path: of the setting, as typed.
+        hint: its annotation.
+        value: as configured.
+
+    Raises:
+        UsageError: the value is of another type or outside the declared range.
+    """
+    outside = []
+    for option, limits in alternatives(hint):
+        try:
+            return convert(option, limits, value)
+        except _Mismatch as mismatch:
+            outside += [str(mismatch)] * bool(str(mismatch))
+    if outside:
+        raise UsageError(f"{path} is {shown(value)}, it must be {outside[0]}")
+    raise UsageError(f"{path} is {value!r}; it takes {describe_hint(hint)}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as text: knobs and numbers as they print, others as Python writes them."""
+    return str(value) if isinstance(value, (float, int, Knob)) else repr(value)
+
+
+def alternatives(hint: Any, limits: Range | Text = Range()) -> Iterator[tuple[Any, Range | Text]]:
+    """Every member of a union, each with the range declared round it."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        declared = [x for x in hint.__metadata__ if isinstance(x, (Range, Text))]
+        yield from alternatives(hint.__origin__, declared[0] if declared else limits)
+    elif origin in (Union, UnionType):
+        for option in get_args(hint):
+            yield from alternatives(option, limits)
+    else:
+        yield hint, limits
+
+
+NAMES = {str: "text", Path: "text", int: "a whole number", float: "a number", bool: "true, false"}
+
+
+def describe_hint(hint: Any) -> str:
+    """Return what a hint allows as a list of words."""
+    words = []
+    for option, _ in alternatives(hint):
+        if get_origin(option) is Literal:
+            words += map(repr, get_args(option))
+        elif option is NoneType:
+            words.append("null")
+        elif get_origin(option) in (tuple, list, Sequence):
+            words.append(f"a list of {describe_hint(get_args(option)[0])}")
+        elif option in NAMES:
+            words.append(NAMES[option])
+        elif get_origin(option) is dict:
+            words.append("a dictionary")
+        elif option is not Knob and option is not TracedScalar:
+            words.append(option.__name__)
+    return ", ".join(dict.fromkeys(words))
+
+
+def convert(option: Any, limits: Range | Text, value: Any) -> Any:
+    """Return a value as one member of a hint's union takes it; `_Mismatch` where it does not."""
+    origin = get_origin(option)
+    if option is Any:
+        return value
+    if origin is Literal:
+        return keep(value, any(type(value) is type(c) and value == c for c in get_args(option)))
+    if origin in (tuple, list, Sequence):
+        return convert_list(option, value)
+    if origin in (dict, Mapping):
+        return keep(value, isinstance(value, dict))
+    if option in (int, float):
+        return convert_number(option, limits, value)
+    if option is Knob:
+        keep(value, isinstance(value, Knob))
+        for x in value.reach() if hasattr(value, "reach") else ():
+            within(x, limits)
+        return value
+    keep(value, isinstance(value, option))
+    if option is str and isinstance(limits, Text) and value not in limits:
+        raise _Mismatch(str(limits))
+    return value
+
+
+def keep(value: Any, fits: bool) -> Any:
+    """Return the value where it fits."""
+    if not fits:
+        raise _Mismatch
+    return value
+
+
+def convert_number(kind: type, limits: Any, value: Any) -> Any:
+    """Return a number of the kind within the limits."""
+    keep(value, isinstance(value, (int, float)) and not isinstance(value, bool))
+    if kind is int and isinstance(value, float) and math.isfinite(value):
+        value = int(keep(value, value.is_integer()))
+    within(value, limits)
+    keep(value, kind is float or isinstance(value, int))
+    return kind(value)
+
+
+def within(x: int | float, limits: Any) -> None:
+    """Refuse a number outside the limits, or too large for a float."""
+    if x not in limits or (isinstance(x, int) and abs(x) > 2**63):
+        raise _Mismatch(str(limits))
+
+
+def convert_list(option: Any, value: Any) -> Any:
+    """Return a list as its members' hints take them; one number, or numbers with commas between them, is a list too."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = (value,)
+    elif isinstance(value, str) and "," in value:
+        value = tuple(read_number(piece) for piece in value.split(","))
+    keep(value, isinstance(value, (list, tuple)))
+    hints = get_args(option)
+    if get_origin(option) is not tuple or hints[-1] is Ellipsis:
+        hints = (hints[0],) * len(value)
+    keep(value, len(hints) == len(value))
+    members = []
+    for hint, member in zip(hints, value, strict=True):
+        for kind, limits in alternatives(hint):
+            members.append(convert(kind, limits, member))
+            break
+    return members if get_origin(option) is list else tuple(members)
+
+
+def read_number(text: str) -> Any:
+    """Read a number in plain decimal, `12`, `0.5`, `3e-4`, `inf` or `nan`; other text is returned as it is."""
+    plain = text.strip()
+    sign = plain[1:] if plain[:1] in ("-", "+") else plain
+    if sign.isascii() and sign.isdigit():
+        return int(plain) if len(plain) <= 30 else float(plain)
+    if sign.lower() in ("inf", ".inf", "nan", ".nan"):
+        return float(plain.replace(".", ""))
+    # float() reads more than plain decimals: underscores, other scripts' digits, infinity
+    if sign.isascii() and "_" not in sign and sign[:1] in tuple("0123456789."):
+        try:
+            return float(plain)
+        except ValueError:
+            return text
+    return text
+
+
+@cache
+def field_hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of a class's fields, ranges included."""
+    return get_type_hints(cls, include_extras=True)
+
+
+@cache
+def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a factory's parameters, ranges included; of a class, those of its and its bases' `__init__`."""
+    if not inspect.isclass(function):
+        hints = get_type_hints(function, include_extras=True)
+        return {p.name: hints[p.name] for p in inspect.signature(function).parameters.values() if p.name in hints}
+    found: dict[str, Any] = {}
+    for base in reversed(function.__mro__):
+        if "__init__" in vars(base) and base is not object:
+            found |= get_type_hints(vars(base)["__init__"], include_extras=True)
+    return found
