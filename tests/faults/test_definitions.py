@@ -273,10 +273,7 @@ def test_flow_grpo_as_its_release_configures_it_trains_nine_of_ten_steps_and_its
     method = anypo.method("flow-grpo")
     assert "first-steps" in method.card.source
     run = plane(method.but(credit=[*method.stages["credit"], FirstSteps()]))
-    assert (
-        run.method.prepare(run.task.rollout(run.policy, [Request(0, 4)], 0)[0]).valid.sum(1).tolist()
-        == [9] * 4
-    )
+    assert run.method.prepare(run.task.rollout(run.policy, [Request(0, 4)], 0)[0]).valid.sum(1).tolist() == [9] * 4
 
 
 @pytest.mark.entry("awm")

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from anypo.cli.app import FREE, Folder, Words, app, out, read_config
-from anypo.errors import UsageError
+from anypo.errors import RunError, UsageError
 
 
 @app.command(context_settings=FREE, no_args_is_help=True)
@@ -70,6 +70,7 @@ def run_to_end(run: Any) -> None:
     from anypo.loops.learn import learn
     from anypo.report.console import finish, plan, progress
     from anypo.report.trackers import open_trackers
+    from anypo.runs.files import keep_traceback
 
     plan(run, out)
     try:
@@ -79,6 +80,9 @@ def run_to_end(run: Any) -> None:
     except KeyboardInterrupt:
         typer.echo(f"anypo: interrupted; go on with `anypo resume {run.folder}`", err=True)
         raise typer.Exit(130) from None
+    except RunError as error:
+        keep_traceback(run, error)
+        raise
     typer.echo(closing)
 
 

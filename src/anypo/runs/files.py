@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,9 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def keep_traceback(run: Run, error: BaseException) -> None:
+    """Write where an error that ended the run came from to traceback.txt, where it has a cause."""
+    if run.folder is not None and error.__cause__ is not None:
+        write_text(run.folder / "traceback.txt", "".join(traceback.format_exception(error.__cause__)))

@@ -29,7 +29,7 @@ class Flat:
 
     def __call__(self, observation: Any) -> Float32[np.ndarray, " dim"]:
         if self.plain:
-            return np.array(observation, np.float32).ravel()
+            return np.array(observation, np.float32).reshape(len(self.boxed))
         from gymnasium.spaces import flatten
 
         return np.asarray(flatten(self.space, observation), np.float32)
@@ -37,7 +37,7 @@ class Flat:
     def rows(self, observations: Sequence[Any]) -> Float32[np.ndarray, "observation dim"]:
         """Flatten several observations, one a row."""
         if self.plain:
-            return np.array(observations, np.float32).reshape(len(observations), -1)
+            return np.array(observations, np.float32).reshape(len(observations), len(self.boxed))
         return np.stack([self(observation) for observation in observations])
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from anypo.errors import RunError, UsageError
 from anypo.policies.decisions import MASK
+from anypo.tasks.control.first_calls import check_first_calls, short
+from anypo.tasks.control.make_env import describe
 
 
 class EnvCopy:
-    """One environment and its current episode: `over` once it ended, `done` where its last state is terminal."""
+    """One environment and its current episode: `over` once it ended, `done` where its last state is terminal.
 
-    def __init__(self, env: Any):
+    What the environment raises itself ends in a RunError that names it and the step, what breaks Gymnasium's protocol in a
+    UsageError.
+    """
+
+    def __init__(self, env: Any, name: str):
         from gymnasium.spaces import Discrete
 
-        self.env = env
+        self.env, self.name = env, name
+        check_first_calls(name, env)
         self.maskable = isinstance(env.action_space, Discrete)
         self.over, self.done = True, False
         self.row = -1
@@ -25,7 +33,10 @@ class EnvCopy:
 
     def reset(self, seed: int, limit: int | None = None) -> None:
         """Begin the episode of `seed`, truncated after `limit` decisions."""
-        observation, info = self.env.reset(seed=seed)
+        try:
+            observation, info = self.env.reset(seed=seed)
+        except BaseException as error:
+            self._fail(error, f"reset with the seed {seed}")
         self.seed, self.limit = seed, limit
         self.over = self.done = False
         self.actions: list[Any] = []
@@ -34,14 +45,35 @@ class EnvCopy:
 
     def step(self, action: Any) -> float:
         """Step the environment and return the reward."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        reward = float(reward)
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        except BaseException as error:
+            self._fail(error, f"step {len(self.actions)} of an episode")
+        try:
+            reward = float(reward)
+        except (TypeError, ValueError, OverflowError):
+            reward = self._number(reward)
         self.actions.append(action)
         self.total += reward
         self.done = bool(terminated)
         self.over = self.done or bool(truncated) or len(self.actions) == self.limit
         self._observe(observation, info)
         return reward
+
+    def _fail(self, error: BaseException, where: str) -> NoReturn:
+        """Raise the error that ends the run; an interrupt and sentences of our own pass."""
+        if isinstance(error, KeyboardInterrupt | UsageError):
+            raise error
+        raise RunError(f"{self.name}: {where} raised {describe(error)}") from error
+
+    def _number(self, reward: Any) -> float:
+        """Return the one number of a reward array."""
+        try:
+            return float(np.asarray(reward).item())
+        except (TypeError, ValueError, OverflowError):
+            raise UsageError(
+                f"{self.name}: step returned {short(reward)} as reward, which must be one number"
+            ) from None
 
     def _observe(self, observation: Any, info: dict[str, Any]) -> None:
         self.observation = observation

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anypo.errors import RunError, UsageError, unknown
+from anypo.errors import RunError, UsageError
 from anypo.policies.control.normalize import RunningNorm
 from anypo.rng import SPAN, EpisodeRng, RowRng, held_out_seeds, request_keys, request_seeds, row_seeds
 from anypo.tasks.control.env_copy import EnvCopy
+from anypo.tasks.control.first_calls import mismatch
+from anypo.tasks.control.make_env import make_env
 from anypo.tasks.control.rollout_log import RolloutLog
 from anypo.tasks.control.starts import configured_scale, reward_factor, scales_reward, start_seed
 from anypo.types import Request, Trajectories
@@ -70,7 +72,7 @@ class Gym:
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self.seed, self.eval_episodes = seed, eval_episodes
         self.requested_envs, self.scale_reward = envs, scale_reward
-        self.copies = [EnvCopy(self._make()) for _ in range(envs or ENVS)]
+        self.copies = [self._make() for _ in range(envs or ENVS)]
         self.eval_copies: list[EnvCopy] = []
         env = self.copies[0].env
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -86,29 +88,11 @@ class Gym:
     def configure(self, recipe: dict[str, Any]) -> None:
         """Use as many environments as the recipe says, and scale their rewards or not."""
         envs = recipe["envs"]
-        self.copies = [*self.copies[:envs], *(EnvCopy(self._make()) for _ in range(envs - self.envs))]
+        self.copies = [*self.copies[:envs], *(self._make() for _ in range(envs - self.envs))]
         self.scale = configured_scale(self.scale, recipe)
 
-    def _make(self) -> Any:
-        try:
-            import gymnasium
-        except ImportError as error:
-            raise UsageError(f'{self.name} needs Gymnasium; run `pip install "anypo[control]"`') from error
-        try:
-            return gymnasium.make(self.env_id, disable_env_checker=True, **self.env_kwargs)
-        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-            spec = gymnasium.registry.get(self.env_id)
-            if spec is None:  # of the form module:id, and there is no such module
-                raise unknown("environment", self.env_id, gymnasium.registry) from error
-            module = str(spec.entry_point).split(".")
-            package = f"gymnasium[{module[2]}]" if module[:2] == ["gymnasium", "envs"] else module[0]
-            raise UsageError(
-                f'{self.name} needs a simulator that is not completely installed; run `pip install "{package}"`'
-            ) from error
-        except gymnasium.error.Error as error:
-            raise unknown("environment", self.env_id, gymnasium.registry) from error
-        except TypeError as error:
-            raise UsageError(f"{self.name} cannot be made with env_kwargs {self.env_kwargs}: {error}") from error
+    def _make(self) -> EnvCopy:
+        return EnvCopy(make_env(self.name, self.env_id, self.env_kwargs), self.name)
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.
@@ -146,7 +130,7 @@ class Gym:
         """Mean, standard deviation and mean length of greedy episodes from held-out seeds, the same ones every time."""
         episodes = self.eval_episodes if episodes is None else episodes
         while len(self.eval_copies) < min(episodes, self.eval_episodes):
-            self.eval_copies.append(EnvCopy(self._make()))
+            self.eval_copies.append(self._make())
         starts = ((start_seed(i, held_out=True), self.limit) for i in range(episodes))
         rng = EpisodeRng(held_out_seeds(seed, episodes))
         log = self._play(policy, self.eval_copies, starts, rng, greedy=True)
@@ -236,7 +220,7 @@ class Gym:
             live = [copy for copy in copies if not copy.over]
             if not live:
                 break
-            obs = torch.from_numpy(policy.encode_batch([copy.observation for copy in live]))
+            obs = self._encode(policy, live)
             mask = None if live[0].mask is None else torch.from_numpy(np.stack([copy.mask for copy in live]))
             begin_decision(rng, live, len(log.obs))
             decided = policy.act(obs, rng, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
@@ -246,14 +230,25 @@ class Gym:
             for copy, action in zip(live, policy.env_action(decided.action), strict=True):
                 log.reward.append(copy.step(action))
                 if copy.over:
-                    log.close(copy, policy.encode(copy.observation))
+                    log.close(copy, self._encode(policy, [copy])[0])
         for copy in copies:
             if not copy.over:
-                log.close(copy, policy.encode(copy.observation))
-        if not np.isfinite(log.reward).all():
-            bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
+                log.close(copy, self._encode(policy, [copy])[0])
+        finite = np.abs(log.reward) <= np.finfo(np.float32).max
+        if not finite.all():
+            bad = int(np.flatnonzero(~finite)[0])
             raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
         return log
+
+    def _encode(self, policy: Any, copies: list[EnvCopy]) -> Tensor:
+        try:
+            return torch.from_numpy(policy.encode_batch([copy.observation for copy in copies]))
+        except (TypeError, ValueError, KeyError, IndexError):
+            for copy in copies:
+                if problem := mismatch(self.observation_space, copy.observation):
+                    at = f"step {len(copy.actions)} of an episode"
+                    raise UsageError(f"{self.name} gave an observation at {at} that {problem}") from None
+            raise
 
     def _batch(self, policy: Any, log: RolloutLog, group: Tensor) -> Trajectories:
         """The log as padded rows. Where an action is several decisions, they follow each other, with the reward on the last
@@ -272,7 +267,7 @@ class Gym:
             reward = reward * reward_factor(self.scale, reward)
         last = torch.arange(draws) == draws - 1
         done = torch.tensor(log.done)
-        final = torch.from_numpy(np.stack(log.last))
+        final = torch.stack(log.last)
         value, bootstrap = policy.value_of(obs), policy.value_of(final)
         return Trajectories(
             logp_old=rows(logp),

@@ -54,7 +54,7 @@ class RolloutLog:
         logp, _, trace = joint.rows(obs)
         return obs, logp, trace | {MASK: torch.cat(self.masks)[:, None]} if self.masks else trace
 
-    def close(self, copy: EnvCopy, features: np.ndarray) -> None:
+    def close(self, copy: EnvCopy, features: Tensor) -> None:
         """End the copy's row, at the end of its episode or before."""
         self.done[copy.row], self.last[copy.row] = copy.done, features
         if copy.over:
