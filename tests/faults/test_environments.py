@@ -223,7 +223,7 @@ def test_an_environment_that_cannot_be_built_says_why():
         Gym(variant("Unbuilt", __init__=broken))
     with pytest.raises(UsageError, match="gym:Spaceless-v0 has no action_space"):
         Gym(variant("Spaceless", action_space=None))
-    with pytest.raises(UsageError, match="nothing installed here registers Maze/...; .* gym:MODULE:Maze/Nine-v0"):
+    with pytest.raises(UsageError, match=r"nothing installed here registers Maze/...; .* gym:MODULE:Maze/Nine-v0"):
         Gym("Maze/Nine-v0")
 
 

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Table = dict[str, Tensor]
-"""Columns of transitions: obs, next [n, D]; action [n] or [n, A]; reward, terminal [n]; `episode` [n] and `expert` [n] of data."""
+"""Columns of transitions: obs, next [n, D]; action [n] or [n, A]; reward, terminal [n]; `episode` [n] and `expert` [n] of data;
+action_mask, next_action_mask [n, choice] where choices are constrained."""
 
 
 def trajectory_values(data: Table, by: str) -> Float[Tensor, " episode"]:

@@ -15,10 +15,10 @@ from anypo.errors import UsageError
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
 from anypo.policies.control.normalize import Standardize
-from anypo.policies.control.spaces import Flat, to_space
+from anypo.policies.control.spaces import Flat, choices, to_space, without_mask
 from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
 from anypo.policies.decisions import names_of
-from anypo.types import Trajectories
+from anypo.types import MASK, Trajectories
 from anypo.views import Draw, Network
 
 LOG_STD = (-20.0, 2.0)
@@ -66,9 +66,9 @@ class Actor(ActorCritic):
         if not discrete and (self.box is False or not isinstance(action_space, spaces.Box)):
             raise UsageError(f"the policy {kind} cannot act in the action space {action_space}")
         self.action_space, self.scalar = action_space, discrete
-        self.sizes = [int(action_space.n)] if discrete else []
+        self.sizes = choices(action_space)
         self.large = min(hidden, default=0) >= LARGE
-        self.encode = Flat(observation_space)
+        self.encode = Flat(without_mask(observation_space, action_space))
         dim = len(self.encode.boxed)
         self.width = 1 if discrete else spaces.flatdim(action_space)
         generator = torch.Generator().manual_seed(seed)
@@ -109,7 +109,7 @@ class Actor(ActorCritic):
         if draw.how == "uniform":
             noise = self._need(noise, draw)
             return noise, torch.full_like(noise[..., 0], -math.log(2) * self.width)
-        distribution = self.distribution(self.features(b.trace["obs"]), None)
+        distribution = self.distribution(self.features(b.trace["obs"]), b.trace.get(MASK))
         return self.propose_from(distribution, draw, noise)
 
     def propose_from(self, distribution: Any, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -154,7 +154,7 @@ class SquashedGaussian(Actor):
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return Ensemble(1, (*widths, 2 * self.width), False, generator)
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         mean, log_std = _flat(self.actor, features).chunk(2, -1)
         return Squashed(mean, log_std.clamp(*LOG_STD))
 
@@ -165,7 +165,7 @@ class Deterministic(Actor):
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return Ensemble(1, (*widths, self.width), False, generator)
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         return Dirac(_flat(self.actor, features).tanh())
 
 
@@ -183,7 +183,7 @@ class GaussianActor(Actor):
         self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
         return Ensemble(1, (*widths, outputs), False, generator)
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         out = _flat(self.actor, features)
         if self.log_std is None:
             return Categoricals(out, self.sizes, mask)
@@ -229,7 +229,7 @@ class Experts(Actor):
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return Ensemble(1, (*widths, self.experts * (2 * self.width + 1)), False, generator)
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         out = _flat(self.actor, features)
         gate, out = out[..., : self.experts], out[..., self.experts :]
         mean, log_std = out.reshape(*out.shape[:-1], self.experts, 2 * self.width).chunk(2, -1)
@@ -273,7 +273,7 @@ class Greedy(Actor):
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return nn.Identity()
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         if "q" not in self.networks:
             raise UsageError("the policy greedy acts by a value network `q`, and the method learns none")
         q = self.critics["q"](features).mean(1)

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from anypo.errors import UsageError
+from anypo.types import MASK
 
 
 class Flat:
@@ -39,6 +40,24 @@ class Flat:
         if self.plain:
             return np.array(observations, np.float32).reshape(len(observations), len(self.boxed))
         return np.stack([self(observation) for observation in observations])
+
+
+def choices(action_space: Any) -> list[int]:
+    """Choices of every component of a discrete action; empty where actions are numbers."""
+    from gymnasium.spaces import Discrete, MultiDiscrete
+
+    if isinstance(action_space, Discrete):
+        return [int(action_space.n)]
+    return [int(n) for n in action_space.nvec.ravel()] if isinstance(action_space, MultiDiscrete) else []
+
+
+def without_mask(observation_space: Any, action_space: Any) -> Any:
+    """Return the observation space without its `action_mask`, which is no feature where actions are choices."""
+    from gymnasium.spaces import Dict
+
+    if not (choices(action_space) and isinstance(observation_space, Dict) and MASK in observation_space.spaces):
+        return observation_space
+    return Dict({name: space for name, space in observation_space.items() if name != MASK})
 
 
 def _sorted(space: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from anypo.errors import UsageError
-from anypo.policies.decisions import MASK
+from anypo.types import MASK
 
 RETURNS = {
     "reset": ("observation", "info"),
@@ -37,7 +37,7 @@ def check_first_calls(name: str, env: Any) -> None:
         raise UsageError(f"{name}: reset takes no seed; Gymnasium's is reset(*, seed=None, options=None)")
 
     def check_observation(method: str, result: Any) -> None:
-        if problem := mismatch(env.observation_space, result[0]):
+        if problem := describe_mismatch(env.observation_space, result[0]):
             raise UsageError(f"{name}: {method} returned an observation that {problem}")
 
     for method in RETURNS:
@@ -46,7 +46,13 @@ def check_first_calls(name: str, env: Any) -> None:
 
 
 def watch_first(env: Any, method: str, check: Callable[[Any], None]) -> None:
-    """Call `check` with the result of the first call of a method."""
+    """Call `check` with the result of the first call of a method.
+
+    Args:
+        env: whose attribute it is.
+        method: its name.
+        check: called once.
+    """
     call = getattr(env, method)
 
     def first(*arguments: Any, **keywords: Any) -> Any:
@@ -80,7 +86,7 @@ def check_values(name: str, method: str, result: Any) -> None:
                 raise UsageError(f"{name}: step returned {short(value)} as {flag}, which must be True or False")
 
 
-def mismatch(space: Any, observation: Any) -> str | None:
+def describe_mismatch(space: Any, observation: Any) -> str | None:
     """Say how an observation differs from its space in kind, shape or keys; None where it does not. Bounds are not checked."""
     from gymnasium import spaces
 
@@ -91,12 +97,12 @@ def mismatch(space: Any, observation: Any) -> str | None:
         if missing or extra:
             lacks = f"lacks the key {min(missing)!r}" if missing else f"has the key {min(extra, key=str)!r}"
             return f"{lacks}; the space has {', '.join(map(repr, space))}"
-        return next((f"at {k!r} {text}" for k in space if (text := mismatch(space[k], observation[k]))), None)
+        return next((f"at {k!r} {text}" for k in space if (text := describe_mismatch(space[k], observation[k]))), None)
     if isinstance(space, spaces.Tuple):
         if not isinstance(observation, tuple | list) or len(observation) != len(space.spaces):
             return f"is {short(observation)}; the space is a Tuple of {len(space.spaces)}"
         parts = enumerate(zip(space.spaces, observation, strict=True))
-        return next((f"at {i} {text}" for i, (part, x) in parts if (text := mismatch(part, x))), None)
+        return next((f"at {i} {text}" for i, (part, x) in parts if (text := describe_mismatch(part, x))), None)
     try:
         array = np.asarray(observation)
     except ValueError:  # lists of different lengths

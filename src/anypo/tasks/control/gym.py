@@ -12,8 +12,8 @@ from torch import Tensor
 from anypo.errors import RunError, UsageError
 from anypo.policies.control.normalize import RunningNorm
 from anypo.rng import SPAN, EpisodeRng, RowRng, held_out_seeds, request_keys, request_seeds, row_seeds
-from anypo.tasks.control.env_copy import EnvCopy
-from anypo.tasks.control.first_calls import mismatch
+from anypo.tasks.control.env_copy import EnvCopy, stack_masks
+from anypo.tasks.control.first_calls import describe_mismatch
 from anypo.tasks.control.make_env import make_env
 from anypo.tasks.control.rollout_log import RolloutLog
 from anypo.tasks.control.starts import configured_scale, reward_factor, scales_reward, start_seed
@@ -221,7 +221,7 @@ class Gym:
             if not live:
                 break
             obs = self._encode(policy, live)
-            mask = None if live[0].mask is None else torch.from_numpy(np.stack([copy.mask for copy in live]))
+            mask = stack_masks(live)
             begin_decision(rng, live, len(log.obs))
             decided = policy.act(obs, rng, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only
@@ -245,7 +245,7 @@ class Gym:
             return torch.from_numpy(policy.encode_batch([copy.observation for copy in copies]))
         except (TypeError, ValueError, KeyError, IndexError):
             for copy in copies:
-                if problem := mismatch(self.observation_space, copy.observation):
+                if problem := describe_mismatch(self.observation_space, copy.observation):
                     at = f"step {len(copy.actions)} of an episode"
                     raise UsageError(f"{self.name} gave an observation at {at} that {problem}") from None
             raise
@@ -279,7 +279,7 @@ class Gym:
             bootstrap=torch.zeros(len(done)) if bootstrap is None else bootstrap.masked_fill(done, 0.0),
             done=done,
             trace={name: rows(x) for name, x in trace.items()},
-            extra={"last": final},
+            extra={"last": final, **log.last_masks()},
         )
 
 

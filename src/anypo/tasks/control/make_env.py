@@ -28,7 +28,7 @@ def make_env(name: str, env_id: str, env_kwargs: dict[str, Any]) -> Any:
         raise UsageError(f'{name} needs Gymnasium; run `pip install "anypo[control]"`') from error
     module, colon, known_as = env_id.rpartition(":")
     if colon:
-        import_module(name, module)
+        import_env_module(name, module)
     spec = gymnasium.registry.get(known_as)
     try:
         env = gymnasium.make(known_as, disable_env_checker=True, **env_kwargs)
@@ -41,18 +41,18 @@ def make_env(name: str, env_id: str, env_kwargs: dict[str, Any]) -> Any:
         raise UsageError(f"{name} needs a simulator that is not completely installed; {remedy(spec, error)}") from error
     except gymnasium.error.Error as error:
         if spec is not None and known_as in gymnasium.registry:
-            raise UsageError(f"{name} cannot be made: {describe(error)}") from error
+            raise UsageError(f"{name} cannot be made: {describe_error(error)}") from error
         raise unknown("environment", known_as, gymnasium.registry) from error
     except Exception as error:
-        given = f" with env_kwargs {env_kwargs}" if env_kwargs else ""
-        raise UsageError(f"{name} cannot be made{given}: {describe(error)}") from error
+        arguments = f" with env_kwargs {env_kwargs}" if env_kwargs else ""
+        raise UsageError(f"{name} cannot be made{arguments}: {describe_error(error)}") from error
     for space in ("observation_space", "action_space"):
         if not isinstance(getattr(env, space, None), gymnasium.Space):
             raise UsageError(f"{name} has no {space}; an environment says what it takes and gives as Gymnasium spaces")
     return env
 
 
-def import_module(name: str, module: str) -> None:
+def import_env_module(name: str, module: str) -> None:
     """Import the module that registers an environment; the working directory is on the path, as with `python -m`.
 
     Args:
@@ -74,7 +74,7 @@ def import_module(name: str, module: str) -> None:
             raise UsageError(
                 f"{name}: there is no module {module!r}, neither in the working directory nor installed"
             ) from error
-        raise UsageError(f"{name}: importing the module {module} raised {describe(error)}") from error
+        raise UsageError(f"{name}: importing the module {module} raised {describe_error(error)}") from error
 
 
 def remedy(spec: Any, error: Exception) -> str:
@@ -82,10 +82,10 @@ def remedy(spec: Any, error: Exception) -> str:
     entry = "" if spec is None else str(spec.entry_point)
     if entry.startswith("gymnasium.envs."):
         return f'run `pip install "gymnasium[{entry.split(".")[2]}]"`'
-    return describe(error)
+    return describe_error(error)
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Type and first line of an error, and the line that raised it where that is the user's code."""
     text = error.msg if isinstance(error, SyntaxError) else (str(error).splitlines() or [""])[0]
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
