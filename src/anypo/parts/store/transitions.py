@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anypo.errors import RunError, UsageError
 from anypo.parts.registry import register_part
-from anypo.parts.store.episodes import Table, scaled, trajectory_values
+from anypo.parts.store.episodes import Expand, Table, scaled, trajectory_values
 from anypo.types import LAST_MASK, MASK, MASKS, NEXT_MASK, Trajectories
 
 
@@ -38,8 +38,8 @@ class Transitions:
     def open(self) -> OpenTransitions:
         return OpenTransitions(self)
 
-    def chances(self, data: Table) -> Float[Tensor, " transition"] | None:
-        """How probable each transition of the data is in a minibatch; None: equally."""
+    def chances(self, data: Table, expand: Expand = torch.Tensor.float) -> Float[Tensor, " transition"] | None:
+        """How probable each transition of the data is in a minibatch; None: equally. expand: see `OpenTransitions.fill`."""
         return None
 
 
@@ -55,8 +55,8 @@ class WeightedTrajectories(Transitions):
     by: Literal["return", "advantage"] = "advantage"
     temperature: float = 0.1
 
-    def chances(self, data: Table) -> Float[Tensor, " transition"]:
-        x = scaled(trajectory_values(data, self.by))
+    def chances(self, data: Table, expand: Expand = torch.Tensor.float) -> Float[Tensor, " transition"]:
+        x = scaled(trajectory_values(data, self.by, expand))
         return torch.softmax(x[data["episode"]] / self.temperature, 0)
 
 
@@ -73,11 +73,11 @@ class OpenTransitions:
     chances: Tensor | None = None
     tree: Any = None
 
-    def fill(self, data: Table) -> None:
-        """Take in a data set."""
+    def fill(self, data: Table, expand: Expand = torch.Tensor.float) -> None:
+        """Take in a data set; `expand` makes numbers of its stored observations."""
         if not len(data["reward"]):
             raise UsageError("the data set is empty")
-        self.data, self.chances = data, self.recipe.chances(data)
+        self.data, self.expand, self.chances = data, expand, self.recipe.chances(data, expand)
         self.cumulative = None if self.chances is None else self.chances.double().cumsum(0)
 
     def add(self, rows: Trajectories) -> None:
@@ -141,15 +141,16 @@ class OpenTransitions:
         if self.tree is None:
             from scipy.spatial import KDTree
 
-            keys = torch.cat([self.recipe.beta * self._centred(self.data["obs"]), self.data["action"]], 1)
+            obs = self.expand(self.data["obs"])
+            self.mean, self.std = obs.mean(0), obs.std(0, correction=0)
+            keys = torch.cat([self.recipe.beta * self._centred(obs), self.data["action"]], 1)
             self.tree = KDTree(keys.numpy())
-        keys = torch.cat([self.recipe.beta * self._centred(b.trace["obs"]), b.trace["action"]], -1)
+        keys = torch.cat([self.recipe.beta * self._centred(self.expand(b.trace["obs"])), b.trace["action"]], -1)
         _, index = self.tree.query(keys.reshape(-1, keys.shape[-1]).numpy())
         return self.data["action"][torch.as_tensor(np.asarray(index))].reshape(b.trace["action"].shape)
 
     def _centred(self, obs: Tensor) -> Tensor:
-        mean, std = self.data["obs"].mean(0), self.data["obs"].std(0, correction=0)
-        return (obs - mean) / (std + 1e-3)
+        return (obs - self.mean) / (self.std + 1e-3)
 
     def state_dict(self) -> dict[str, Any]:
         kept = {name: column[: self.size].clone() for name, column in self.kept.items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anypo.errors import UsageError
 from anypo.policies.control.distributions import Categoricals, require_choice, uniform_choices
-from anypo.policies.control.spaces import Flat
+from anypo.policies.control.observations import Flat
 from anypo.policies.curvature import Moments, step_products
 from anypo.policies.decisions import Decisions, flat, scatter_valid, valid_mask
 from anypo.rng import Rng
@@ -260,6 +260,7 @@ class ActorCritic(nn.Module):
     def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
         """Return b with every feature of every observation set to 0 independently with probability `share`."""
         obs = b.trace["obs"]
+        obs = self.encode.expand(obs) if isinstance(self.encode, Flat) else obs
         kept = torch.rand(obs.shape, generator=generator) >= share
         return b.but(trace={**b.trace, "obs": torch.where(kept, obs, torch.zeros_like(obs))})
 

@@ -17,7 +17,8 @@ from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise, require_choice
 from anypo.policies.control.normalize import RunningNorm, normalized_obs
-from anypo.policies.control.spaces import Flat, choices, from_space, to_space, without_mask
+from anypo.policies.control.observations import Flat
+from anypo.policies.control.spaces import choices, from_space, to_space, without_mask
 from anypo.policies.decisions import names_of, valid_mask
 from anypo.policies.weights import swap_params, trainable_state
 from anypo.rng import Rng
@@ -41,7 +42,7 @@ class MLPPolicy(ActorCritic):
     "The 37 implementation details of PPO"). An `action_mask` in a Dict observation constrains choices and is no feature.
     One-hot features are not normalized.
 
-    Trace: obs [N, T, D] float32 before normalization, action [N, T] or [N, T, A], action_mask [N, T, choices] if any.
+    Trace: obs [N, T, D] as `Flat` stores them, before normalization, action [N, T] or [N, T, A], action_mask [N, T, choices] if any.
     """
 
     boxed: Tensor
@@ -79,6 +80,7 @@ class MLPPolicy(ActorCritic):
         self.critic = build_mlp([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
+        self.compact = self.encode.compact
         self.numeric = bool(self.encode.boxed.all())
         self.folded: FoldedWeights | None = None
         self.compiled: CompiledFn | None = None
@@ -88,7 +90,9 @@ class MLPPolicy(ActorCritic):
         """Decide by compiled code in rollouts from now on; compiling takes seconds."""
         self.compiled = CompiledFn(self.act_fn)
 
-    def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
+    def features(self, obs: Shaped[Tensor, "decision stored"]) -> Float[Tensor, "decision dim"]:
+        if self.compact:
+            obs = self.encode.expand(obs)
         if self.norm is not None:
             normalized = self.norm.forward(obs) if self.folded is None else normalized_obs(obs, *self.folded.statistics)
             obs = normalized if self.numeric else torch.where(self.boxed, normalized, obs)
@@ -108,7 +112,7 @@ class MLPPolicy(ActorCritic):
 
     def decide(
         self,
-        obs: Float[Tensor, "batch dim"],
+        obs: Shaped[Tensor, "batch stored"],
         rng: Rng,
         greedy: bool,
         mask: Bool[Tensor, "batch choice"] | None,
@@ -129,7 +133,7 @@ class MLPPolicy(ActorCritic):
         return [tensor.detach() for name, tensor in trainable_state(self).items() if not name.startswith("critic.")]
 
     def act_fn(
-        self, obs: Float[Tensor, "batch dim"], noise: Float[Tensor, "batch number"], *params: Tensor
+        self, obs: Shaped[Tensor, "batch stored"], noise: Float[Tensor, "batch number"], *params: Tensor
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
         """Decide as a function of tensors alone: actions and log-probabilities of `action_noise` under `act_params`."""
         live = trainable_state(self)
@@ -161,7 +165,7 @@ class MLPPolicy(ActorCritic):
     def observe(self, b: Trajectories) -> None:
         """Update the observation statistics with the batch's valid decisions."""
         if self.norm is not None:
-            self.norm.update(b.trace["obs"][valid_mask(b)])
+            self.norm.update(self.encode.expand(b.trace["obs"][valid_mask(b)]))
 
     def env_action(self, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
         """Convert stored actions to the environment's."""

@@ -15,7 +15,8 @@ from anypo.errors import UsageError
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
 from anypo.policies.control.normalize import Standardize
-from anypo.policies.control.spaces import Flat, choices, to_space, without_mask
+from anypo.policies.control.observations import Flat
+from anypo.policies.control.spaces import choices, to_space, without_mask
 from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
 from anypo.policies.decisions import names_of
 from anypo.types import MASK, Trajectories
@@ -32,7 +33,7 @@ LARGE = 128
 class Actor(ActorCritic):
     """ReLU perceptron and the value networks that a method learns; weights as in PyTorch's linear layers.
 
-    Trace: obs [N, T, D], action [N, T] or [N, T, A] in [-1, 1], next [N, T, D] the observation that followed.
+    Trace: obs [N, T, D] as `Flat` stores them, action [N, T] or [N, T, A] in [-1, 1], next [N, T, D] the observation that followed.
     hidden: widths of every network. normalize: observations are centred and scaled with the statistics that `standardize`
     computed (of a dataset); without it they pass unchanged.
     """
@@ -69,7 +70,7 @@ class Actor(ActorCritic):
         self.sizes = choices(action_space)
         self.large = min(hidden, default=0) >= LARGE
         self.encode = Flat(without_mask(observation_space, action_space))
-        dim = len(self.encode.boxed)
+        dim, self.compact = len(self.encode.boxed), self.encode.compact
         self.width = 1 if discrete else spaces.flatdim(action_space)
         generator = torch.Generator().manual_seed(seed)
         self.norm = Standardize(dim) if normalize else None
@@ -84,16 +85,18 @@ class Actor(ActorCritic):
         """Build the actor's network."""
         raise NotImplementedError
 
-    def features(self, obs: Float[Tensor, "*decision dim"]) -> Float[Tensor, "*decision dim"]:
+    def features(self, obs: Shaped[Tensor, "*decision stored"]) -> Float[Tensor, "*decision dim"]:
+        if self.compact:
+            obs = self.encode.expand(obs)
         return obs if self.norm is None else self.norm(obs).to(obs.dtype)
 
     def values(self, features: Tensor) -> None:
         return None
 
-    def standardize(self, obs: Float[Tensor, "sample dim"]) -> None:
+    def standardize(self, obs: Shaped[Tensor, "sample stored"]) -> None:
         """Centre and scale observations from now on by the statistics of these."""
         if self.norm is not None:
-            self.norm.fit(obs)
+            self.norm.fit(self.encode.expand(obs))
 
     def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
         """Draw the random numbers of proposed actions, [N, T, (count,) A]."""

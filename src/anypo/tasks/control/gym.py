@@ -45,7 +45,8 @@ class Gym:
     by sharing the seed, and a checkpoint restores an episode by playing it again. The copies are stepped one by one
     rather than through a Gymnasium vector environment: only those whose episode runs are stepped, without autoreset.
 
-    envs: by default 8, and 1 for methods that replay transitions. scale_reward (by default on, off for those methods)
+    env: an id, or a specification with settings of its own. envs: by default 8, and 1 for methods that replay transitions.
+    scale_reward (by default on, off for those methods)
     divides the learner's rewards by rms(r) / (1 - gamma), the root mean square estimated up to and including this
     rollout, so that discounted returns lie about within +-1 from the first batch on, which is what
     absolute settings such as PPO's value clip of 0.2 presume; metrics and evaluation are in raw rewards.
@@ -60,7 +61,7 @@ class Gym:
 
     def __init__(
         self,
-        env_id: str,
+        env: Any,
         *,
         envs: int | None = None,
         seed: int = 0,
@@ -68,8 +69,8 @@ class Gym:
         env_kwargs: dict[str, Any] | None = None,
         eval_episodes: int = 20,
     ):
-        self.name = f"gym:{env_id}"
-        self.env_id, self.env_kwargs = env_id, env_kwargs or {}
+        self.spec, self.env_id, self.env_kwargs = env, env if isinstance(env, str) else env.id, env_kwargs or {}
+        self.name = f"gym:{self.env_id}"
         self.seed, self.eval_episodes = seed, eval_episodes
         self.requested_envs, self.scale_reward = envs, scale_reward
         self.copies = [self._make() for _ in range(envs or ENVS)]
@@ -92,7 +93,7 @@ class Gym:
         self.scale = configured_scale(self.scale, recipe)
 
     def _make(self) -> EnvCopy:
-        return EnvCopy(make_env(self.name, self.env_id, self.env_kwargs), self.name)
+        return EnvCopy(make_env(self.name, self.spec, self.env_kwargs), self.name)
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.

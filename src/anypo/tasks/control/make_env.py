@@ -11,12 +11,12 @@ from typing import Any
 from anypo.errors import UsageError, unknown
 
 
-def make_env(name: str, env_id: str, env_kwargs: dict[str, Any]) -> Any:
+def make_env(name: str, env: Any, env_kwargs: dict[str, Any]) -> Any:
     """Make an environment.
 
     Args:
         name: of the task, for messages.
-        env_id: as Gymnasium writes it, ID or MODULE:ID; a module may be in the working directory.
+        env: an id as Gymnasium writes it, ID or MODULE:ID, or a specification; a module may be in the working directory.
         env_kwargs: arguments of the environment.
 
     Raises:
@@ -26,12 +26,12 @@ def make_env(name: str, env_id: str, env_kwargs: dict[str, Any]) -> Any:
         import gymnasium
     except ImportError as error:
         raise UsageError(f'{name} needs Gymnasium; run `pip install "anypo[control]"`') from error
-    module, colon, known_as = env_id.rpartition(":")
-    if colon:
+    module, known_as = module_and_id(env)
+    if module:
         import_env_module(name, module)
-    spec = gymnasium.registry.get(known_as)
+    spec = gymnasium.registry.get(known_as) if isinstance(env, str) else env
     try:
-        env = gymnasium.make(known_as, disable_env_checker=True, **env_kwargs)
+        live = gymnasium.make(known_as if isinstance(env, str) else env, disable_env_checker=True, **env_kwargs)
     except gymnasium.error.NamespaceNotFound as error:
         raise UsageError(
             f"{name}: nothing installed here registers {known_as.partition('/')[0]}/...; environments of another package are"
@@ -47,9 +47,18 @@ def make_env(name: str, env_id: str, env_kwargs: dict[str, Any]) -> Any:
         arguments = f" with env_kwargs {env_kwargs}" if env_kwargs else ""
         raise UsageError(f"{name} cannot be made{arguments}: {describe_error(error)}") from error
     for space in ("observation_space", "action_space"):
-        if not isinstance(getattr(env, space, None), gymnasium.Space):
+        if not isinstance(getattr(live, space, None), gymnasium.Space):
             raise UsageError(f"{name} has no {space}; an environment says what it takes and gives as Gymnasium spaces")
-    return env
+    return live
+
+
+def module_and_id(env: Any) -> tuple[str, str]:
+    """The module to import before an environment is made ("": none), and its id."""
+    if isinstance(env, str):
+        module, _, known_as = env.rpartition(":")
+        return module, known_as
+    entry = env.entry_point if isinstance(env.entry_point, str) else ""
+    return "" if entry.startswith("gymnasium.") else entry.partition(":")[0], env.id
 
 
 def import_env_module(name: str, module: str) -> None:
