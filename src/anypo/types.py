@@ -17,6 +17,21 @@ from torch import Tensor
 
 from anypo.errors import MissingField, UsageError
 
+MASK = "action_mask"
+"""The key of an observation dict, of `info` and of the trace that says which discrete actions are allowed."""
+
+
+NEXT_MASK = f"next_{MASK}"
+"""The key of the trace that says which actions are allowed after the decision."""
+
+
+LAST_MASK = f"last_{MASK}"
+"""The key of `extra` that says which actions are allowed after a row's last decision."""
+
+
+MASKS = (MASK, NEXT_MASK)
+"""Columns of transitions whose choices are constrained."""
+
 
 @dataclass(slots=True)
 class Request:

@@ -311,7 +311,7 @@ def test_a_reward_that_is_not_finite_stops_the_run_with_its_place():
     [
         ("CartPol-v1", {}, "unknown environment 'CartPol-v1'; did you mean 'CartPole-v"),
         ("CartPole-v9", {}, "unknown environment 'CartPole-v9'; did you mean 'CartPole-v"),
-        ("no_such_module:Thing-v0", {}, "unknown environment"),
+        ("no_such_module:Thing-v0", {}, "there is no module"),
         ("CartPole-v1", {"env_kwargs": {"gravity_of": 3}}, "cannot be made with env_kwargs"),
     ],
 )

@@ -65,8 +65,8 @@ def describe_data(
         return Dataset(text, data, name, envs=1)
 
     data = load_table(source)
-    other = None if reference is None else load_table(reference).table
-    figures = measures(data.table, data.low if low is None else low, data.high if high is None else high, other)
+    other = None if reference is None else load_table(reference).numbers()
+    figures = measures(data.numbers(), data.low if low is None else low, data.high if high is None else high, other)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
         return

@@ -69,6 +69,7 @@ def run_to_end(run: Any) -> None:
     from anypo.loops.learn import learn
     from anypo.report.console import finish, plan, progress
     from anypo.report.trackers import open_trackers
+    from anypo.runs.files import keep_traceback
 
     plan(run, out)
     try:
@@ -78,6 +79,9 @@ def run_to_end(run: Any) -> None:
     except KeyboardInterrupt:
         typer.echo(f"anypo: interrupted; go on with `anypo resume {run.folder}`", err=True)
         raise typer.Exit(130) from None
+    except RunError as error:
+        keep_traceback(run, error)
+        raise
     typer.echo(closing)
 
 

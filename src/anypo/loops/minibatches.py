@@ -11,7 +11,7 @@ from anypo.method.method import Method
 from anypo.parts.ops.groups import index_groups
 from anypo.parts.ops.segments import split_segments
 from anypo.stages import LEVELS
-from anypo.types import Trajectories
+from anypo.types import LAST_MASK, Trajectories
 
 
 def fits(batch: Trajectories, micro: int) -> bool:
@@ -45,7 +45,7 @@ def flatten_decisions(batch: Trajectories, method: Method, independent: bool, si
     """
     if not (size and independent and method.level in ("decision", "segment")):
         return batch
-    extra = {name: tensor for name, tensor in batch.extra.items() if name != "last"}
+    extra = {name: tensor for name, tensor in batch.extra.items() if name not in ("last", LAST_MASK)}
     batch = batch.but(bootstrap=None, done=None, truncated=None, extra=extra)
     return batch.decisions() if method.level == "decision" else split_segments(batch)
 

@@ -12,7 +12,7 @@ from anypo.loops.learn import learn
 from anypo.policies.weights import snapshot, swap_params
 from anypo.runs.run import Run
 from anypo.tasks.control.gym import Gym
-from anypo.tasks.control.offline import write_minari
+from anypo.tasks.control.minari_data import write_minari
 from anypo.types import Request, Trajectories
 
 QUALITIES: dict[str, tuple[tuple[str, float], ...]] = {

@@ -18,7 +18,7 @@ from anypo.policies.curvature import Moments
 from anypo.policies.weights import swap_params
 from anypo.protocols import HasOptimizer, Policy, Proposes
 from anypo.runs.run import Run
-from anypo.types import Trajectories
+from anypo.types import MASK, NEXT_MASK, Trajectories
 from anypo.views import Draw, View
 
 
@@ -176,10 +176,13 @@ def use_weights(policy: Any, anchors: Mapping[str, Anchor] | None, of: str) -> A
 
 
 def shift_to_next_obs(batch: Trajectories) -> Trajectories:
-    """The batch with every observation replaced by the one that followed."""
+    """The batch with every observation, and its mask, replaced by the one that followed."""
     if "next" not in batch.trace:
         raise UsageError("the method looks one step ahead, and this batch does not say what was observed next")
-    return batch.but(trace={**batch.trace, "obs": batch.trace["next"]})
+    trace = {**batch.trace, "obs": batch.trace["next"]}
+    if MASK in trace:
+        trace[MASK] = trace[NEXT_MASK]
+    return batch.but(trace=trace)
 
 
 def propose(policy: Any, batch: Trajectories, draw: Draw) -> tuple[Tensor, Tensor | None]:

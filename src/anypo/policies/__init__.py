@@ -45,7 +45,9 @@ class PolicySpec:
             if option not in known:
                 raise unknown(f"option of the policy {self.name}:", str(option), known)
         hints = parameter_hints(factory)
-        options = {option: check(f"policy.{option}", hints.get(option, Any), value) for option, value in self.options.items()}
+        options = {
+            option: check(f"policy.{option}", hints.get(option, Any), value) for option, value in self.options.items()
+        }
         return factory(*arguments, value=self.value, seed=self.seed, **more, **options)
 
 

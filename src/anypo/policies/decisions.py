@@ -11,9 +11,6 @@ from torch import Tensor
 
 from anypo.types import Trajectories
 
-MASK = "action_mask"
-"""The key of an observation dict, of `info` and of the trace that says which discrete actions are allowed."""
-
 
 @dataclass(slots=True)
 class Decisions:

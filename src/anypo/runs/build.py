@@ -148,7 +148,7 @@ def open_store(method: Method, task: Any, policy: Any) -> OpenStore:
         )
     if method.traits["replays"] and isinstance(task, HasTransitions):
         data = task.transitions()
-        store.fill(data)  # pyright: ignore[reportAttributeAccessIssue]
+        store.fill(data, policy.encode.expand)  # pyright: ignore[reportAttributeAccessIssue]
         policy.standardize(data["obs"])
     return store
 

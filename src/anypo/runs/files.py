@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -199,3 +200,9 @@ def dump(run: Run, batch: Any, what: str) -> Path | None:
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
     torch.save({"cause": what, **tensors}, path)
     return path
+
+
+def keep_traceback(run: Run, error: BaseException) -> None:
+    """Write where an error that ended the run came from to traceback.txt, where it has a cause."""
+    if run.folder is not None and error.__cause__ is not None:
+        write_text(run.folder / "traceback.txt", "".join(traceback.format_exception(error.__cause__)))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from anypo.errors import UsageError
@@ -119,7 +119,7 @@ class Multimodal:
 
     def experts(
         self, policy: Any, count: int, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "sample dim"], Float[Tensor, "sample component"]]:
+    ) -> tuple[Shaped[Tensor, "sample stored"], Float[Tensor, "sample component"]]:
         """Observations and the expert's actions, as the policy stores them."""
         which = torch.randint(len(self.modes), (count,), generator=generator)
         action = self.modes[which] + 0.05 * torch.randn(count, 2, generator=generator)

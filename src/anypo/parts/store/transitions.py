@@ -12,9 +12,9 @@ from torch import Tensor
 
 from anypo.errors import RunError, UsageError
 from anypo.parts.registry import register_part
-from anypo.parts.store.episodes import Table, scaled, trajectory_values
+from anypo.parts.store.episodes import Expand, Table, scaled, trajectory_values
 from anypo.ranges import Count, NonNegative, Positive, Share, Size
-from anypo.types import Trajectories
+from anypo.types import LAST_MASK, MASK, MASKS, NEXT_MASK, Trajectories
 
 
 @register_part("store")
@@ -39,8 +39,8 @@ class Transitions:
     def open(self) -> OpenTransitions:
         return OpenTransitions(self)
 
-    def chances(self, data: Table) -> Float[Tensor, " transition"] | None:
-        """How probable each transition of the data is in a minibatch; None: equally."""
+    def chances(self, data: Table, expand: Expand = torch.Tensor.float) -> Float[Tensor, " transition"] | None:
+        """How probable each transition of the data is in a minibatch; None: equally. expand: see `OpenTransitions.fill`."""
         return None
 
 
@@ -56,8 +56,8 @@ class WeightedTrajectories(Transitions):
     by: Literal["return", "advantage"] = "advantage"
     temperature: Positive[float] = 0.1
 
-    def chances(self, data: Table) -> Float[Tensor, " transition"]:
-        x = scaled(trajectory_values(data, self.by))
+    def chances(self, data: Table, expand: Expand = torch.Tensor.float) -> Float[Tensor, " transition"]:
+        x = scaled(trajectory_values(data, self.by, expand))
         return torch.softmax(x[data["episode"]] / self.temperature, 0)
 
 
@@ -74,16 +74,17 @@ class OpenTransitions:
     chances: Tensor | None = None
     tree: Any = None
 
-    def fill(self, data: Table) -> None:
-        """Take in a data set."""
+    def fill(self, data: Table, expand: Expand = torch.Tensor.float) -> None:
+        """Take in a data set; `expand` makes numbers of its stored observations."""
         if not len(data["reward"]):
             raise UsageError("the data set is empty")
-        self.data, self.chances = data, self.recipe.chances(data)
+        self.data, self.expand, self.chances = data, expand, self.recipe.chances(data, expand)
         self.cumulative = None if self.chances is None else self.chances.double().cumsum(0)
 
     def add(self, rows: Trajectories) -> None:
         table = flattened(rows)
         count = len(table["reward"])
+        self.kept = with_masks(self.kept, table) if self.kept else {}
         if not self.kept:
             self.kept = {name: column.new_zeros((1024, *column.shape[1:])) for name, column in table.items()}
         room = len(self.kept["reward"])
@@ -124,7 +125,9 @@ class OpenTransitions:
             drawn.append(taken(self.kept, torch.randint(self.size, (batch - from_data,), generator=generator)))
         if len(drawn) == 1:
             return minibatch(drawn[0])
-        return minibatch({n: torch.cat([d[n] for d in drawn]) for n in drawn[0].keys() & drawn[-1].keys()})
+        data, experience = drawn[0], with_masks(drawn[1], drawn[0])
+        data = with_masks(data, experience)
+        return minibatch({n: torch.cat([data[n], experience[n]]) for n in data.keys() & experience.keys()})
 
     def _of_data(self, count: int, generator: torch.Generator) -> Shaped[Tensor, " drawn"]:
         if self.cumulative is None:
@@ -139,15 +142,16 @@ class OpenTransitions:
         if self.tree is None:
             from scipy.spatial import KDTree
 
-            keys = torch.cat([self.recipe.beta * self._centred(self.data["obs"]), self.data["action"]], 1)
+            obs = self.expand(self.data["obs"])
+            self.mean, self.std = obs.mean(0), obs.std(0, correction=0)
+            keys = torch.cat([self.recipe.beta * self._centred(obs), self.data["action"]], 1)
             self.tree = KDTree(keys.numpy())
-        keys = torch.cat([self.recipe.beta * self._centred(b.trace["obs"]), b.trace["action"]], -1)
+        keys = torch.cat([self.recipe.beta * self._centred(self.expand(b.trace["obs"])), b.trace["action"]], -1)
         _, index = self.tree.query(keys.reshape(-1, keys.shape[-1]).numpy())
         return self.data["action"][torch.as_tensor(np.asarray(index))].reshape(b.trace["action"].shape)
 
     def _centred(self, obs: Tensor) -> Tensor:
-        mean, std = self.data["obs"].mean(0), self.data["obs"].std(0, correction=0)
-        return (obs - mean) / (std + 1e-3)
+        return (obs - self.mean) / (self.std + 1e-3)
 
     def state_dict(self) -> dict[str, Any]:
         kept = {name: column[: self.size].clone() for name, column in self.kept.items()}
@@ -165,6 +169,13 @@ class OpenTransitions:
         self.kept = {n: torch.cat([c, c.new_zeros((more, *c.shape[1:]))]) for n, c in state["kept"].items()}
 
 
+def with_masks(table: Table, other: Table) -> Table:
+    """Return a table with the mask columns of the other one; transitions without masks allow everything."""
+    shape = len(table["reward"])
+    missing = {n: other[n].new_ones((shape, *other[n].shape[1:])) for n in MASKS if n in other and n not in table}
+    return {**table, **missing} if missing else table
+
+
 def taken(table: Table, index: Shaped[Tensor, " drawn"]) -> Table:
     """Gather the rows of a table at `index`."""
     return {name: column.index_select(0, index) for name, column in table.items()}
@@ -173,7 +184,7 @@ def taken(table: Table, index: Shaped[Tensor, " drawn"]) -> Table:
 def minibatch(table: Table) -> Trajectories:
     """Transitions as rows of one decision."""
     extra = {name: table[name].unsqueeze(1) for name in ("terminal", "expert") if name in table}
-    trace = {name: table[name].unsqueeze(1) for name in ("obs", "action", "next")}
+    trace = {name: table[name].unsqueeze(1) for name in ("obs", "action", "next", *MASKS) if name in table}
     return Trajectories(reward=table["reward"].unsqueeze(1), trace=trace, extra=extra)
 
 
@@ -190,11 +201,23 @@ def flattened(rows: Trajectories) -> Table:
         )
     if last is None and valid.shape[1] > 1:
         raise UsageError("the method learns from transitions, and this task does not say what was observed last")
-    following = torch.cat([obs[:, 1:], obs[:, :1]], 1).clone()
     end = (valid.sum(1) - 1).clamp(min=0)
     index = torch.arange(len(end))
-    following[index, end] = obs[index, end] if last is None else last
+
+    def following(x: Tensor, last: Tensor | None) -> Tensor:
+        after = torch.cat([x[:, 1:], x[:, :1]], 1).clone()
+        after[index, end] = x[index, end] if last is None else last
+        return after
+
     terminal = torch.zeros_like(reward)
     terminal[index, end] = 1.0 if rows.done is None else (rows.done != 0).to(reward.dtype)
-    table = {"obs": obs, "action": rows.trace["action"], "next": following, "reward": reward, "terminal": terminal}
+    table = {
+        "obs": obs,
+        "action": rows.trace["action"],
+        "next": following(obs, last),
+        "reward": reward,
+        "terminal": terminal,
+    }
+    if MASK in rows.trace:
+        table |= {MASK: rows.trace[MASK], NEXT_MASK: following(rows.trace[MASK], rows.get(LAST_MASK))}
     return {name: column[valid] for name, column in table.items()}

@@ -13,13 +13,16 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from anypo.errors import UsageError
-from anypo.policies.control.distributions import Categoricals
-from anypo.policies.control.spaces import Flat
+from anypo.policies.control.distributions import Categoricals, require_choice, uniform_choices
+from anypo.policies.control.observations import Flat
 from anypo.policies.curvature import Moments, step_products
-from anypo.policies.decisions import MASK, Decisions, flat, scatter_valid, valid_mask
+from anypo.policies.decisions import Decisions, flat, scatter_valid, valid_mask
 from anypo.rng import Rng
-from anypo.types import Trajectories
+from anypo.types import MASK, Trajectories
 from anypo.views import Network
+
+FORBIDDEN = -1e30
+"""Q of a choice the mask forbids: below every other, and finite, as a terminal state's is multiplied by 0."""
 
 
 class ActorCritic(nn.Module):
@@ -100,10 +103,12 @@ class ActorCritic(nn.Module):
 
         valued: include the states' values. `value_of` gives them for all steps of a rollout at once, which costs less.
         """
+        if action_mask is not None:
+            require_choice(action_mask, self.sizes or action_mask.shape[1:])
         action, logp = self.decide(obs, rng, greedy, action_mask)
         value = self.value_of(obs) if valued else None
         if random or noise:
-            action = self.explore(action, rng, random, noise)
+            action = self.explore(action, rng, random, noise, action_mask)
         return Decisions(action.squeeze(-1) if self.scalar else action, logp, value)
 
     def decide(
@@ -118,19 +123,20 @@ class ActorCritic(nn.Module):
         action = distribution.mode() if greedy else distribution.sample(rng)
         return action, distribution.logp(action)
 
-    def explore(self, action: Tensor, rng: Rng, random: float, noise: float) -> Tensor:
-        """Add Gaussian noise of deviation `noise` to actions, and replace them by uniform ones with probability `random`."""
+    def explore(self, action: Tensor, rng: Rng, random: float, noise: float, mask: Tensor | None = None) -> Tensor:
+        """Add Gaussian noise of deviation `noise` to actions, and replace them by uniform ones, of the choices the mask allows, with
+        probability `random`."""
         if noise:
             action = (action + noise * rng.randn(*action.shape[1:])).clamp(-1, 1)
         if random:
             chance = rng.rand().reshape(-1, *[1] * (action.ndim - 1))
-            action = torch.where(chance < random, self.uniform_action(action, rng), action)
+            action = torch.where(chance < random, self.uniform_action(action, rng, mask), action)
         return action
 
-    def uniform_action(self, action: Tensor, rng: Rng) -> Tensor:
-        """Sample uniform actions of the same shape: in [-1, 1], or any choice."""
+    def uniform_action(self, action: Tensor, rng: Rng, mask: Bool[Tensor, "batch choice"] | None = None) -> Tensor:
+        """Sample uniform actions of the same shape: in [-1, 1], or any choice the mask allows."""
         uniform = rng.rand(*action.shape[1:])
-        return (uniform * torch.tensor(self.sizes)).long() if self.sizes else 2 * uniform - 1
+        return uniform_choices(uniform, self.sizes, mask) if self.sizes else 2 * uniform - 1
 
     @torch.no_grad()
     def value_of(self, obs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, " batch"] | None:
@@ -164,6 +170,8 @@ class ActorCritic(nn.Module):
             if outputs := {name, f"{name}_std", f"{name}_all", f"{name}_kl"} & set(want):
                 latent = select(b.trace["latent"]) if "latent" in b.trace else None
                 values = self.q_values(name, spec, features, select(b.trace["action"]), frozen, latent)
+                if MASK in b.trace and (choices := f"{name}_all") in values:
+                    values[choices] = torch.where(select(b.trace[MASK]).unsqueeze(-1), values[choices], FORBIDDEN)
                 out |= {n: x for n, x in values.items() if n in outputs}
         return {name: scatter_valid(x, valid) for name, x in out.items()}
 
@@ -198,7 +206,8 @@ class ActorCritic(nn.Module):
 
         Returns:
             NAME [M, member] (or [M, draw, member]); NAME_std, the deviations; NAME_all [M, choice, member] of every discrete
-            action. Of an autoencoder NAME [M, A], the reconstructed action, and NAME_kl.
+            action (`evaluate` gives FORBIDDEN for those a mask forbids). Of an autoencoder NAME [M, A], the reconstructed
+            action, and NAME_kl.
         """
         net = self.critics[name]
         if spec.of == "autoencoder":
@@ -251,6 +260,7 @@ class ActorCritic(nn.Module):
     def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
         """Return b with every feature of every observation set to 0 independently with probability `share`."""
         obs = b.trace["obs"]
+        obs = self.encode.expand(obs) if isinstance(self.encode, Flat) else obs
         kept = torch.rand(obs.shape, generator=generator) >= share
         return b.but(trace={**b.trace, "obs": torch.where(kept, obs, torch.zeros_like(obs))})
 

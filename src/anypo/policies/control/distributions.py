@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from anypo.errors import RunError
 from anypo.kernels.squashed_normal import squashed_sample
-from anypo.policies.decisions import MASK
 from anypo.rng import Rng
+from anypo.types import MASK
 
 
 class Squashed:
@@ -110,9 +110,6 @@ class Categoricals:
         mask: Bool[Tensor, "*decision choice"] | None = None,
     ):
         if mask is not None:
-            empty = ~mask.any(-1)
-            if empty.any():
-                raise RunError(f"{MASK} forbids every action in row {int(empty.nonzero()[0])}; allow at least one")
             logits = torch.where(mask, logits, -torch.inf)
         parts = (logits,) if len(sizes) == 1 else logits.split(list(sizes), -1)
         self.logps = [x.log_softmax(-1) for x in parts]
@@ -147,6 +144,32 @@ class Categoricals:
     def entropy(self) -> Float[Tensor, "*decision"]:
         each = [-(x.exp() * x.masked_fill(x == -torch.inf, 0)).sum(-1) for x in self.logps]
         return torch.stack(each, -1).sum(-1)
+
+
+def require_choice(mask: Bool[Tensor, "decision choice"], sizes: Sequence[int]) -> None:
+    """Raise RunError for a decision of which a component has no choice left."""
+    empty = ~torch.stack([part.any(-1) for part in mask.split(list(sizes), -1)], -1).all(-1)
+    if empty.any():
+        raise RunError(f"{MASK} forbids every action in row {int(empty.nonzero()[0])}; allow at least one")
+
+
+def uniform_choices(
+    uniform: Float[Tensor, "decision component"], sizes: Sequence[int], mask: Bool[Tensor, "decision choice"] | None
+) -> Int[Tensor, "decision component"]:
+    """Map uniform numbers in [0, 1) to equally probable choices.
+
+    Args:
+        uniform: one number per component.
+        sizes: choices of every component.
+        mask: allowed choices; None: all.
+    """
+    if mask is None:
+        return (uniform * torch.tensor(sizes)).long()
+    columns = []
+    for u, allowed in zip(uniform.unbind(-1), mask.split(list(sizes), -1), strict=True):
+        rank = (u * allowed.sum(-1)).long()
+        columns.append((allowed.cumsum(-1) > rank.unsqueeze(-1)).int().argmax(-1))
+    return torch.stack(columns, -1)
 
 
 def exponential_noise(sizes: Sequence[int], rng: Rng) -> Float[Tensor, "row choice"]:

@@ -15,10 +15,11 @@ from anypo.errors import UsageError
 from anypo.kernels.compiler import CompiledFn
 from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.actor_critic import ActorCritic
-from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise
+from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise, require_choice
 from anypo.policies.control.normalize import RunningNorm, normalized_obs
-from anypo.policies.control.spaces import Flat, from_space, to_space
-from anypo.policies.decisions import MASK, names_of, valid_mask
+from anypo.policies.control.observations import Flat
+from anypo.policies.control.spaces import choices, from_space, to_space, without_mask
+from anypo.policies.decisions import names_of, valid_mask
 from anypo.policies.weights import swap_params, trainable_state
 from anypo.ranges import Width
 from anypo.rng import Rng
@@ -39,10 +40,10 @@ class MLPPolicy(ActorCritic):
     standard deviation does not depend on the state. The Gaussian's sample is stored and evaluated; the environment
     gets it with [-1, 1] mapped onto its bounds, then clipped (only clipped where a bound is missing).
     Weights are orthogonal with gain sqrt(2), 0.01 for the actor's output and 1 for the critic's (Huang et al. 2022,
-    "The 37 implementation details of PPO"). An `action_mask` in a Dict observation constrains Discrete actions and is
-    no feature. One-hot features are not normalized.
+    "The 37 implementation details of PPO"). An `action_mask` in a Dict observation constrains choices and is no feature.
+    One-hot features are not normalized.
 
-    Trace: obs [N, T, D] float32 before normalization, action [N, T] or [N, T, A], action_mask [N, T, choices] if any.
+    Trace: obs [N, T, D] as `Flat` stores them, before normalization, action [N, T] or [N, T, A], action_mask [N, T, choices] if any.
     """
 
     boxed: Tensor
@@ -62,16 +63,8 @@ class MLPPolicy(ActorCritic):
         super().__init__()
         self.action_space = action_space
         self.scalar = isinstance(action_space, spaces.Discrete)
-        self.sizes = []
-        outputs = 0
-        if isinstance(action_space, spaces.Discrete):
-            outputs = int(action_space.n)
-            self.sizes = [outputs]
-            if isinstance(observation_space, spaces.Dict) and MASK in observation_space.spaces:
-                parts = {name: s for name, s in observation_space.items() if name != MASK}
-                observation_space = spaces.Dict(parts)
-        elif isinstance(action_space, spaces.MultiDiscrete):
-            self.sizes = [int(n) for n in action_space.nvec.ravel()]
+        self.sizes = choices(action_space)
+        if self.sizes:
             outputs = sum(self.sizes)
         elif isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating):
             outputs = spaces.flatdim(action_space)
@@ -79,7 +72,7 @@ class MLPPolicy(ActorCritic):
             raise UsageError(
                 f"the action space {action_space} is not supported; use Discrete, MultiDiscrete or a Box of floats"
             )
-        self.encode = Flat(observation_space)
+        self.encode = Flat(without_mask(observation_space, action_space))
         dim = len(self.encode.boxed)
         generator = torch.Generator().manual_seed(seed)
         self.actor = build_mlp([dim, *hidden, outputs], 0.01, generator)
@@ -88,6 +81,7 @@ class MLPPolicy(ActorCritic):
         self.critic = build_mlp([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
+        self.compact = self.encode.compact
         self.numeric = bool(self.encode.boxed.all())
         self.folded: FoldedWeights | None = None
         self.compiled: CompiledFn | None = None
@@ -97,7 +91,9 @@ class MLPPolicy(ActorCritic):
         """Decide by compiled code in rollouts from now on; compiling takes seconds."""
         self.compiled = CompiledFn(self.act_fn)
 
-    def features(self, obs: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision dim"]:
+    def features(self, obs: Shaped[Tensor, "decision stored"]) -> Float[Tensor, "decision dim"]:
+        if self.compact:
+            obs = self.encode.expand(obs)
         if self.norm is not None:
             normalized = self.norm.forward(obs) if self.folded is None else normalized_obs(obs, *self.folded.statistics)
             obs = normalized if self.numeric else torch.where(self.boxed, normalized, obs)
@@ -117,7 +113,7 @@ class MLPPolicy(ActorCritic):
 
     def decide(
         self,
-        obs: Float[Tensor, "batch dim"],
+        obs: Shaped[Tensor, "batch stored"],
         rng: Rng,
         greedy: bool,
         mask: Bool[Tensor, "batch choice"] | None,
@@ -138,7 +134,7 @@ class MLPPolicy(ActorCritic):
         return [tensor.detach() for name, tensor in trainable_state(self).items() if not name.startswith("critic.")]
 
     def act_fn(
-        self, obs: Float[Tensor, "batch dim"], noise: Float[Tensor, "batch number"], *params: Tensor
+        self, obs: Shaped[Tensor, "batch stored"], noise: Float[Tensor, "batch number"], *params: Tensor
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
         """Decide as a function of tensors alone: actions and log-probabilities of `action_noise` under `act_params`."""
         live = trainable_state(self)
@@ -154,6 +150,8 @@ class MLPPolicy(ActorCritic):
         out = (self.actor.forward if self.folded is None else self.folded.actor)(features)
         if self.log_std is not None:
             return Gaussian(out, self.log_std)
+        if mask is not None:
+            require_choice(mask, self.sizes)
         return Categoricals(out, self.sizes, mask)
 
     def values(self, features: Float[Tensor, "decision dim"]) -> Float[Tensor, "decision head"] | None:
@@ -168,7 +166,7 @@ class MLPPolicy(ActorCritic):
     def observe(self, b: Trajectories) -> None:
         """Update the observation statistics with the batch's valid decisions."""
         if self.norm is not None:
-            self.norm.update(b.trace["obs"][valid_mask(b)])
+            self.norm.update(self.encode.expand(b.trace["obs"][valid_mask(b)]))
 
     def env_action(self, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
         """Convert stored actions to the environment's."""

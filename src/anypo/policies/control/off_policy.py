@@ -15,11 +15,12 @@ from anypo.errors import UsageError
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
 from anypo.policies.control.normalize import DatasetNorm
-from anypo.policies.control.spaces import Flat, to_space
+from anypo.policies.control.observations import Flat
+from anypo.policies.control.spaces import choices, to_space, without_mask
 from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
 from anypo.policies.decisions import names_of
 from anypo.ranges import Members, Width
-from anypo.types import Trajectories
+from anypo.types import MASK, Trajectories
 from anypo.views import Draw, Network
 
 LOG_STD = (-20.0, 2.0)
@@ -33,7 +34,7 @@ LARGE = 128
 class Actor(ActorCritic):
     """ReLU perceptron and the value networks that a method learns; weights as in PyTorch's linear layers.
 
-    Trace: obs [N, T, D], action [N, T] or [N, T, A] in [-1, 1], next [N, T, D] the observation that followed.
+    Trace: obs [N, T, D] as `Flat` stores them, action [N, T] or [N, T, A] in [-1, 1], next [N, T, D] the observation that followed.
     hidden: widths of every network. normalize: observations are centred and scaled with the statistics that `standardize`
     computed (of a dataset); without it they pass unchanged.
     """
@@ -67,10 +68,10 @@ class Actor(ActorCritic):
         if not discrete and (self.box is False or not isinstance(action_space, spaces.Box)):
             raise UsageError(f"the policy {kind} cannot act in the action space {action_space}")
         self.action_space, self.scalar = action_space, discrete
-        self.sizes = [int(action_space.n)] if discrete else []
+        self.sizes = choices(action_space)
         self.large = min(hidden, default=0) >= LARGE
-        self.encode = Flat(observation_space)
-        dim = len(self.encode.boxed)
+        self.encode = Flat(without_mask(observation_space, action_space))
+        dim, self.compact = len(self.encode.boxed), self.encode.compact
         self.width = 1 if discrete else spaces.flatdim(action_space)
         generator = torch.Generator().manual_seed(seed)
         self.norm = DatasetNorm(dim) if normalize else None
@@ -85,16 +86,18 @@ class Actor(ActorCritic):
         """Build the actor's network."""
         raise NotImplementedError
 
-    def features(self, obs: Float[Tensor, "*decision dim"]) -> Float[Tensor, "*decision dim"]:
+    def features(self, obs: Shaped[Tensor, "*decision stored"]) -> Float[Tensor, "*decision dim"]:
+        if self.compact:
+            obs = self.encode.expand(obs)
         return obs if self.norm is None else self.norm(obs).to(obs.dtype)
 
     def values(self, features: Tensor) -> None:
         return None
 
-    def standardize(self, obs: Float[Tensor, "sample dim"]) -> None:
+    def standardize(self, obs: Shaped[Tensor, "sample stored"]) -> None:
         """Centre and scale observations from now on by the statistics of these."""
         if self.norm is not None:
-            self.norm.fit(obs)
+            self.norm.fit(self.encode.expand(obs))
 
     def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
         """Draw the random numbers of proposed actions, [N, T, (count,) A]."""
@@ -110,7 +113,7 @@ class Actor(ActorCritic):
         if draw.how == "uniform":
             noise = self._need(noise, draw)
             return noise, torch.full_like(noise[..., 0], -math.log(2) * self.width)
-        distribution = self.distribution(self.features(b.trace["obs"]), None)
+        distribution = self.distribution(self.features(b.trace["obs"]), b.trace.get(MASK))
         return self.propose_from(distribution, draw, noise)
 
     def propose_from(self, distribution: Any, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -155,7 +158,7 @@ class SquashedGaussian(Actor):
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return Ensemble(1, (*widths, 2 * self.width), False, generator)
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         mean, log_std = _flat(self.actor, features).chunk(2, -1)
         return Squashed(mean, log_std.clamp(*LOG_STD))
 
@@ -166,7 +169,7 @@ class Deterministic(Actor):
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return Ensemble(1, (*widths, self.width), False, generator)
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         return Dirac(_flat(self.actor, features).tanh())
 
 
@@ -184,7 +187,7 @@ class GaussianActor(Actor):
         self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
         return Ensemble(1, (*widths, outputs), False, generator)
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         out = _flat(self.actor, features)
         if self.log_std is None:
             return Categoricals(out, self.sizes, mask)
@@ -230,7 +233,7 @@ class Experts(Actor):
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return Ensemble(1, (*widths, self.experts * (2 * self.width + 1)), False, generator)
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         out = _flat(self.actor, features)
         gate, out = out[..., : self.experts], out[..., self.experts :]
         mean, log_std = out.reshape(*out.shape[:-1], self.experts, 2 * self.width).chunk(2, -1)
@@ -274,7 +277,7 @@ class Greedy(Actor):
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return nn.Identity()
 
-    def distribution(self, features: Tensor, mask: Bool[Tensor, "decision choice"] | None) -> Any:
+    def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         if "q" not in self.networks:
             raise UsageError("the policy greedy acts by a value network `q`, and the method learns none")
         q = self.critics["q"](features).mean(1)

@@ -1,69 +1,33 @@
-"""Gymnasium spaces as flat tensors."""
+"""Gymnasium's action spaces, and masks of choices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
-from anypo.errors import UsageError
+from anypo.types import MASK
 
 
-class Flat:
-    """An observation space as a float32 vector: numbers as they are, choices one-hot, nested parts one after the other.
+def choices(action_space: Any) -> list[int]:
+    """Choices of every component of a discrete action; empty where actions are numbers."""
+    from gymnasium.spaces import Discrete, MultiDiscrete
 
-    Dict entries are in alphabetical order of their names and are looked up by name; tuples keep their order.
-    `boxed` marks the entries that are numbers rather than one-hot choices.
-    """
-
-    def __init__(self, space: Any):
-        from gymnasium.spaces import Box, flatdim
-
-        self.space = _sorted(space)
-        self.boxed = np.concatenate([np.full(flatdim(s), isinstance(s, Box)) for s in _leaves(self.space)])
-        self.plain = isinstance(space, Box)
-
-    def __call__(self, observation: Any) -> Float32[np.ndarray, " dim"]:
-        if self.plain:
-            return np.array(observation, np.float32).ravel()
-        from gymnasium.spaces import flatten
-
-        return np.asarray(flatten(self.space, observation), np.float32)
-
-    def rows(self, observations: Sequence[Any]) -> Float32[np.ndarray, "observation dim"]:
-        """Flatten several observations, one a row."""
-        if self.plain:
-            return np.array(observations, np.float32).reshape(len(observations), -1)
-        return np.stack([self(observation) for observation in observations])
+    if isinstance(action_space, Discrete):
+        return [int(action_space.n)]
+    return [int(n) for n in action_space.nvec.ravel()] if isinstance(action_space, MultiDiscrete) else []
 
 
-def _sorted(space: Any) -> Any:
-    from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+def without_mask(observation_space: Any, action_space: Any) -> Any:
+    """Return the observation space without its `action_mask`, which is no feature where actions are choices."""
+    from gymnasium.spaces import Dict
 
-    if isinstance(space, Dict):
-        return Dict([(name, _sorted(space[name])) for name in sorted(space)])
-    if isinstance(space, Tuple):
-        return Tuple([_sorted(s) for s in space])
-    if isinstance(space, Box | Discrete | MultiDiscrete | MultiBinary):
-        return space
-    raise UsageError(
-        f"the observation space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary, "
-        "or a Dict or Tuple of them"
-    )
-
-
-def _leaves(space: Any) -> list[Any]:
-    from gymnasium.spaces import Dict, Tuple
-
-    if isinstance(space, Dict):
-        return [leaf for part in space.values() for leaf in _leaves(part)]
-    if isinstance(space, Tuple):
-        return [leaf for part in space for leaf in _leaves(part)]
-    return [space]
+    if not (choices(action_space) and isinstance(observation_space, Dict) and MASK in observation_space.spaces):
+        return observation_space
+    return Dict({name: space for name, space in observation_space.items() if name != MASK})
 
 
 def to_space(space: Any, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:

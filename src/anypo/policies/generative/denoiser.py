@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from anypo.errors import UsageError
@@ -140,7 +140,7 @@ class Denoiser(MLPPolicy):
     @torch.no_grad()
     def act(
         self,
-        obs: Float[Tensor, "batch dim"],
+        obs: Shaped[Tensor, "batch stored"],
         rng: Rng,
         *,
         greedy: bool = False,
@@ -187,7 +187,7 @@ class Denoiser(MLPPolicy):
         return x.mean(-1) if self.over == "mean" else x.sum(-1)
 
     def draw_times(
-        self, obs: Float[Tensor, "batch dim"], action: Float[Tensor, "batch component"], rng: Rng
+        self, obs: Shaped[Tensor, "batch stored"], action: Float[Tensor, "batch component"], rng: Rng
     ) -> dict[str, Tensor]:
         """Draw one (time, noise) per step for the matching loss of an action, stratified over the steps."""
         shape = len(obs), self.steps
@@ -201,7 +201,7 @@ class Denoiser(MLPPolicy):
         }
 
     def trace(
-        self, obs: Float[Tensor, "batch dim"], action: Float[Tensor, "batch component"], generator: torch.Generator
+        self, obs: Shaped[Tensor, "batch stored"], action: Float[Tensor, "batch component"], generator: torch.Generator
     ) -> dict[str, Tensor]:
         draws = self.draw_times(obs, action, BatchRng(generator, len(obs)))
         noise = torch.randn(len(obs), 1, self.size, generator=generator)

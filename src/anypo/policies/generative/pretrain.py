@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from anypo.policies.control.mlp import MLPPolicy
@@ -13,7 +13,7 @@ from anypo.types import Trajectories
 
 def pretrain(
     policy: MLPPolicy,
-    data: tuple[Float[Tensor, "sample dim"], Float[Tensor, "sample component"]],
+    data: tuple[Shaped[Tensor, "sample stored"], Float[Tensor, "sample component"]],
     steps: int,
     *,
     lr: float = 5e-3,

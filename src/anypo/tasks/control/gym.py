@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anypo.errors import RunError, UsageError, unknown
+from anypo.errors import RunError, UsageError
 from anypo.policies.control.normalize import RunningNorm
 from anypo.policies.weights import first_bad_weight
 from anypo.ranges import Range, Seed
 from anypo.rng import SPAN, EpisodeRng, RowRng, held_out_seeds, request_keys, request_seeds, row_seeds
-from anypo.tasks.control.env_copy import EnvCopy
+from anypo.tasks.control.env_copy import EnvCopy, stack_masks
+from anypo.tasks.control.first_calls import describe_mismatch
+from anypo.tasks.control.make_env import make_env
 from anypo.tasks.control.rollout_log import RolloutLog
 from anypo.tasks.control.starts import configured_scale, reward_factor, scales_reward, start_seed
 from anypo.types import Request, Trajectories
@@ -45,7 +47,8 @@ class Gym:
     by sharing the seed, and a checkpoint restores an episode by playing it again. The copies are stepped one by one
     rather than through a Gymnasium vector environment: only those whose episode runs are stepped, without autoreset.
 
-    envs: by default 8, and 1 for methods that replay transitions. scale_reward (by default on, off for those methods)
+    env: an id, or a specification with settings of its own. envs: by default 8, and 1 for methods that replay transitions.
+    scale_reward (by default on, off for those methods)
     divides the learner's rewards by rms(r) / (1 - gamma), the root mean square estimated up to and including this
     rollout, so that discounted returns lie about within +-1 from the first batch on, which is what
     absolute settings such as PPO's value clip of 0.2 presume; metrics and evaluation are in raw rewards.
@@ -60,7 +63,7 @@ class Gym:
 
     def __init__(
         self,
-        env_id: str,
+        env: Any,
         *,
         envs: Annotated[int, Range(least=1, most=10_000)] | None = None,
         seed: Seed = 0,
@@ -68,11 +71,11 @@ class Gym:
         env_kwargs: dict[str, Any] | None = None,
         eval_episodes: Annotated[int, Range(least=1, most=10_000)] = 20,
     ):
-        self.name = f"gym:{env_id}"
-        self.env_id, self.env_kwargs = env_id, env_kwargs or {}
+        self.spec, self.env_id, self.env_kwargs = env, env if isinstance(env, str) else env.id, env_kwargs or {}
+        self.name = f"gym:{self.env_id}"
         self.seed, self.eval_episodes = seed, eval_episodes
         self.requested_envs, self.scale_reward = envs, scale_reward
-        self.copies = [EnvCopy(self._make()) for _ in range(envs or ENVS)]
+        self.copies = [self._make() for _ in range(envs or ENVS)]
         self.eval_copies: list[EnvCopy] = []
         env = self.copies[0].env
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -88,29 +91,11 @@ class Gym:
     def configure(self, recipe: dict[str, Any]) -> None:
         """Use as many environments as the recipe says, and scale their rewards or not."""
         envs = recipe["envs"]
-        self.copies = [*self.copies[:envs], *(EnvCopy(self._make()) for _ in range(envs - self.envs))]
+        self.copies = [*self.copies[:envs], *(self._make() for _ in range(envs - self.envs))]
         self.scale = configured_scale(self.scale, recipe)
 
-    def _make(self) -> Any:
-        try:
-            import gymnasium
-        except ImportError as error:
-            raise UsageError(f'{self.name} needs Gymnasium; run `pip install "anypo[control]"`') from error
-        try:
-            return gymnasium.make(self.env_id, disable_env_checker=True, **self.env_kwargs)
-        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-            spec = gymnasium.registry.get(self.env_id)
-            if spec is None:  # of the form module:id, and there is no such module
-                raise unknown("environment", self.env_id, gymnasium.registry) from error
-            module = str(spec.entry_point).split(".")
-            package = f"gymnasium[{module[2]}]" if module[:2] == ["gymnasium", "envs"] else module[0]
-            raise UsageError(
-                f'{self.name} needs a simulator that is not completely installed; run `pip install "{package}"`'
-            ) from error
-        except gymnasium.error.Error as error:
-            raise unknown("environment", self.env_id, gymnasium.registry) from error
-        except TypeError as error:
-            raise UsageError(f"{self.name} cannot be made with env_kwargs {self.env_kwargs}: {error}") from error
+    def _make(self) -> EnvCopy:
+        return EnvCopy(make_env(self.name, self.spec, self.env_kwargs), self.name)
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.
@@ -148,7 +133,7 @@ class Gym:
         """Mean, standard deviation and mean length of greedy episodes from held-out seeds, the same ones every time."""
         episodes = self.eval_episodes if episodes is None else episodes
         while len(self.eval_copies) < min(episodes, self.eval_episodes):
-            self.eval_copies.append(EnvCopy(self._make()))
+            self.eval_copies.append(self._make())
         starts = ((start_seed(i, held_out=True), self.limit) for i in range(episodes))
         rng = EpisodeRng(held_out_seeds(seed, episodes))
         log = self._play(policy, self.eval_copies, starts, rng, greedy=True)
@@ -238,8 +223,8 @@ class Gym:
             live = [copy for copy in copies if not copy.over]
             if not live:
                 break
-            obs = torch.from_numpy(policy.encode_batch([copy.observation for copy in live]))
-            mask = None if live[0].mask is None else torch.from_numpy(np.stack([copy.mask for copy in live]))
+            obs = self._encode(policy, live)
+            mask = stack_masks(live)
             begin_decision(rng, live, len(log.obs))
             decided = policy.act(obs, rng, greedy=greedy, action_mask=mask, valued=False, **(explore or {}))
             if not greedy:  # evaluation needs outcomes only
@@ -248,16 +233,27 @@ class Gym:
             for copy, action in zip(live, policy.env_action(decided.action), strict=True):
                 log.reward.append(copy.step(action))
                 if copy.over:
-                    log.close(copy, policy.encode(copy.observation))
+                    log.close(copy, self._encode(policy, [copy])[0])
         for copy in copies:
             if not copy.over:
-                log.close(copy, policy.encode(copy.observation))
+                log.close(copy, self._encode(policy, [copy])[0])
         if (where := log.first_bad_observation()) is not None and first_bad_weight(policy) is None:
             raise RunError(f"{self.name} gave an observation that is not finite at step {where} of an episode")
-        if not np.isfinite(log.reward).all():
-            bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
+        finite = np.abs(log.reward) <= np.finfo(np.float32).max
+        if not finite.all():
+            bad = int(np.flatnonzero(~finite)[0])
             raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
         return log
+
+    def _encode(self, policy: Any, copies: list[EnvCopy]) -> Tensor:
+        try:
+            return torch.from_numpy(policy.encode_batch([copy.observation for copy in copies]))
+        except (TypeError, ValueError, KeyError, IndexError):
+            for copy in copies:
+                if problem := describe_mismatch(self.observation_space, copy.observation):
+                    at = f"step {len(copy.actions)} of an episode"
+                    raise UsageError(f"{self.name} gave an observation at {at} that {problem}") from None
+            raise
 
     def _batch(self, policy: Any, log: RolloutLog, group: Tensor) -> Trajectories:
         """The log as padded rows. Where an action is several decisions, they follow each other, with the reward on the last
@@ -276,7 +272,7 @@ class Gym:
             reward = reward * reward_factor(self.scale, reward)
         last = torch.arange(draws) == draws - 1
         done = torch.tensor(log.done)
-        final = torch.from_numpy(np.stack(log.last))
+        final = torch.stack(log.last)
         value, bootstrap = policy.value_of(obs), policy.value_of(final)
         return Trajectories(
             logp_old=rows(logp),
@@ -288,7 +284,7 @@ class Gym:
             bootstrap=torch.zeros(len(done)) if bootstrap is None else bootstrap.masked_fill(done, 0.0),
             done=done,
             trace={name: rows(x) for name, x in trace.items()},
-            extra={"last": final},
+            extra={"last": final, **log.last_masks()},
         )
 
 

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anypo.policies.decisions import MASK, Decisions
+from anypo.policies.decisions import Decisions
 from anypo.tasks.control.env_copy import EnvCopy
+from anypo.types import LAST_MASK, MASK
 
 
 @dataclass(slots=True)
@@ -20,12 +21,13 @@ class RolloutLog:
     episode."""
 
     obs: list[Tensor] = field(default_factory=list)
-    masks: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor | None] = field(default_factory=list)
     decided: list[Decisions] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     done: list[bool] = field(default_factory=list)
     last: list[Any] = field(default_factory=list)
+    last_mask: list[Any] = field(default_factory=list)
     finished: list[tuple[float, int]] = field(default_factory=list)
 
     def open(self, copy: EnvCopy) -> None:
@@ -33,13 +35,13 @@ class RolloutLog:
         copy.row = len(self.done)
         self.done.append(False)
         self.last.append(None)
+        self.last_mask.append(None)
 
     def add_decisions(self, obs: Tensor, mask: Tensor | None, decided: Decisions) -> None:
         """Add the decisions of one joint step."""
         self.obs.append(obs)
         self.decided.append(decided)
-        if mask is not None:
-            self.masks.append(mask)
+        self.masks.append(mask)
 
     def decisions(self) -> tuple[Tensor, Float[Tensor, "action draw"], dict[str, Tensor]]:
         """Observation, log-probabilities and trace of all actions, each of them K decisions in turn."""
@@ -52,13 +54,27 @@ class RolloutLog:
             {name: torch.cat([trace[name] for trace in traces]) for name in traces[0]} if traces else None,
         )
         logp, _, trace = joint.rows(obs)
-        return obs, logp, trace | {MASK: torch.cat(self.masks)[:, None]} if self.masks else trace
+        masks = [mask for mask in self.masks if mask is not None]
+        if masks:  # a step without a mask allows everything
+            width = masks[0].shape[1]
+            steps = zip(self.masks, self.obs, strict=True)
+            everything = [torch.ones(len(o), width, dtype=torch.bool) if m is None else m for m, o in steps]
+            trace = trace | {MASK: torch.cat(everything)[:, None]}
+        return obs, logp, trace
 
-    def close(self, copy: EnvCopy, features: np.ndarray) -> None:
+    def close(self, copy: EnvCopy, features: Tensor) -> None:
         """End the copy's row, at the end of its episode or before."""
-        self.done[copy.row], self.last[copy.row] = copy.done, features
+        self.done[copy.row], self.last[copy.row], self.last_mask[copy.row] = copy.done, features, copy.mask
         if copy.over:
             self.finished.append((copy.total, len(copy.actions)))
+
+    def last_masks(self) -> dict[str, Tensor]:
+        """What is allowed after every row's last action, where there were masks."""
+        like = next((mask for mask in self.masks if mask is not None), None)
+        if like is None:
+            return {}
+        everything = np.ones(like.shape[1], bool)
+        return {LAST_MASK: torch.from_numpy(np.stack([everything if m is None else m for m in self.last_mask]))}
 
     def steps(self) -> tuple[Int[Tensor, " action"], Int[Tensor, " action"]]:
         """Row and position in the row of every action."""
