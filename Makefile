@@ -1,6 +1,7 @@
 # make train: set everything up and train the default task.
 # make test: lint, types, layering, and the tests; of the methods' tests those of a tenth of them, by the date, and of the changed ones.
 # make test-all [SHARD=I/N]: every test, or part I of N.
+# make examples: every file of examples/, each of which asserts what it shows; two minutes on one core.
 # make bench: every benchmark beside its peers, which get environments of their own; hours on two cores.
 # make bench-quick BASE=COMMIT: speed of the working tree beside the commit's; a quarter of an hour.
 # make digests BASE=COMMIT: whether the working tree computes the same numbers as the commit; three minutes on one core.
@@ -10,12 +11,12 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 FLAGS ?=
 BASE ?= HEAD
 
-.PHONY: train ci test test-all lint bench bench-quick digests clean
+.PHONY: train ci test test-all lint examples bench bench-quick digests clean
 
 train: .venv/anypo
 	$(BIN)/anypo train grpo $(FLAGS)
 
-ci: test
+ci: test examples
 
 test: export ANYPO_TEST_DATE ?= $(shell date +%F)
 test: lint
@@ -32,6 +33,9 @@ lint: .venv/dev
 	$(BIN)/codespell
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+examples: .venv/dev
+	for file in examples/*.py; do echo "$$file" && OMP_NUM_THREADS=1 $(BIN)/python "$$file" || exit 1; done
 
 verify = names=$$($(BIN)/python tests/selection.py $(1)) && { test -z "$$names" || $(BIN)/anypo verify $$names --quick --jobs 2; }
 
