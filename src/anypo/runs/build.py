@@ -35,7 +35,8 @@ def build(config: Config, folder: Path | None = None, *, fresh: bool = True) -> 
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    be_deterministic()
+    if resolve_device(config.device).type == "cpu":
+        be_deterministic()
     check_models(config)
     kernels.use(config.kernels)
     keep_memory()
