@@ -61,7 +61,8 @@ def be_deterministic() -> None:
     """Make operations that several threads share add in a fixed order; one thread has one order anyway."""
     if torch.get_num_threads() > 1:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would cost time
+        deterministic: Any = torch.utils.deterministic
+        deterministic.fill_uninitialized_memory = False  # a debugging aid that would cost time
 
 
 def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = None) -> Run:
