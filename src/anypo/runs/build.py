@@ -38,7 +38,8 @@ def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJE
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    be_deterministic()
+    if resolve_device(config.device).type == "cpu":
+        be_deterministic()
     check_models(config)
     kernels.use(config.kernels)
     keep_memory()
@@ -68,7 +69,8 @@ def be_deterministic() -> None:
     """Make operations that several threads share add in a fixed order; one thread has one order anyway."""
     if torch.get_num_threads() > 1:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would cost time
+        deterministic: Any = torch.utils.deterministic
+        deterministic.fill_uninitialized_memory = False  # a debugging aid that would cost time
 
 
 def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = None) -> Run:

@@ -118,6 +118,7 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such file, or it was changed.
     """
+    record: dict[str, Any] = {}
     try:
         record = json.loads(path.read_bytes())
         intact = record[SEAL] == seal(record)
