@@ -31,6 +31,11 @@ def load_methods() -> dict[str, Method]:
     return METHODS
 
 
+def is_registered(name: str) -> bool:
+    """Whether there is a method of that id."""
+    return name in load_methods()
+
+
 def methods() -> list[str]:
     """Return the registered ids."""
     return sorted(load_methods())
