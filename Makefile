@@ -5,13 +5,15 @@
 # make bench: every benchmark beside its peers, which get environments of their own; hours on two cores.
 # make bench-quick BASE=COMMIT: speed of the working tree beside the commit's; a quarter of an hour.
 # make digests BASE=COMMIT: whether the working tree computes the same numbers as the commit; three minutes on one core.
+# make fuzz N=5000: short runs with random flags; each has to end well, or in one sentence.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 FLAGS ?=
 BASE ?= HEAD
+N ?= 5000
 
-.PHONY: train ci test test-all lint examples bench bench-quick digests clean
+.PHONY: train ci test test-all lint examples bench bench-quick digests fuzz clean
 
 train: .venv/anypo
 	$(BIN)/anypo train grpo $(FLAGS)
@@ -53,6 +55,9 @@ bench-quick: .venv/dev
 
 digests: .venv/dev
 	$(BIN)/python tools/digests.py --base $(BASE) $(FLAGS)
+
+fuzz: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --cases $(N)
 
 # what is installed for the tests is seen there too: torch above all
 .venv-%/done: benchmarks/requirements-%.txt .venv/dev

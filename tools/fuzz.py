@@ -170,7 +170,7 @@ def draw_value(rng: random.Random, path: str, hint: Any) -> str:
     option, limits = rng.choice(list(alternatives(hint)))
     if get_origin(option) is Literal and rng.random() < 0.8:
         return str(rng.choice(get_args(option)))
-    if option in (int, float) and isinstance(limits, Range) and rng.random() < 0.7:
+    if option in (int, float) and isinstance(limits, Range) and rng.random() < 0.85:
         low, high = max(limits.least, limits.above, -10), min(limits.most, limits.below, 100)
         edges = [x for x in (limits.least, limits.above, limits.most, limits.below) if math.isfinite(x)]
         x = rng.choice([*edges, rng.uniform(low, high), low + 10 ** rng.uniform(-6, 0) * (high - low)])
@@ -285,7 +285,7 @@ def bad_number(outcome: Outcome) -> str | None:
         return "exit 0 without a result"
     result = json.loads(runs[0].read_text(), parse_constant=lambda c: f"constant {c}")
     for name, value in result.items():
-        if isinstance(value, str) and value.startswith("constant ") or value is None:
+        if (isinstance(value, str) and value.startswith("constant ")) or value is None:
             return f"{name} of the result is {value}"
     last = json.loads((runs[0].parent / "metrics.jsonl").read_text().splitlines()[-1])
     missing = [name for name, value in last.items() if value is None]

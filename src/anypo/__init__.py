@@ -1,16 +1,21 @@
 """anypo: policy optimization in which every published method is a difference from one you already know."""
 
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import anypo.methods  # noqa: F401 - before the function of the same name, which is the public one
-from anypo import parts
-from anypo.method.card import Card, Claim, Reduction
-from anypo.method.method import Method
-from anypo.method.registry import method, methods, register_method
-from anypo.parts.registry import register_part
-from anypo.policies import register_policy
-from anypo.tasks import register_task
-from anypo.types import Comparisons, Request, Trajectories
+if TYPE_CHECKING:
+    from anypo import parts
+    from anypo.method.card import Card, Claim, Reduction
+    from anypo.method.method import Method
+    from anypo.method.registry import method, methods, register_method
+    from anypo.parts.registry import register_part
+    from anypo.policies import register_policy
+    from anypo.tasks import register_task
+    from anypo.types import Comparisons, Request, Trajectories
 
 if TYPE_CHECKING:
     from anypo.api import TrainedRun, compare, load, resume, train
@@ -39,10 +44,49 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what trains and loads runs when it is first used."""
-    if name in ("TrainedRun", "compare", "load", "resume", "train"):
-        from anypo import api
+HOMES = {
+    **dict.fromkeys(("TrainedRun", "compare", "load", "resume", "train"), "anypo.api"),
+    "Card": "anypo.method.card",
+    "Claim": "anypo.method.card",
+    "Comparisons": "anypo.types",
+    "Method": "anypo.method.method",
+    "Reduction": "anypo.method.card",
+    "Request": "anypo.types",
+    "Trajectories": "anypo.types",
+    "register_method": "anypo.method.registry",
+    "register_part": "anypo.parts.registry",
+    "register_policy": "anypo.policies",
+    "register_task": "anypo.tasks",
+}
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'anypo' has no attribute {name!r}")
+
+class _Package(ModuleType):
+    """Imports public names when they are asked for, so that `anypo --help` does not wait for torch."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "parts":
+            return importlib.import_module("anypo.parts")
+        if name not in HOMES:
+            raise AttributeError(f"module 'anypo' has no attribute {name!r}")
+        return getattr(importlib.import_module(HOMES[name]), name)
+
+    @property
+    def method(self) -> Any:
+        """The function; importing the package of the same name does not hide it."""
+        return importlib.import_module("anypo.method.registry").method
+
+    @method.setter
+    def method(self, module: ModuleType) -> None:
+        del module
+
+    @property
+    def methods(self) -> Any:
+        """The function, likewise."""
+        return importlib.import_module("anypo.method.registry").methods
+
+    @methods.setter
+    def methods(self, module: ModuleType) -> None:
+        del module
+
+
+sys.modules[__name__].__class__ = _Package

@@ -55,6 +55,26 @@ def missing_object(name: str, what: str) -> UsageError:
     )
 
 
+FULL = ("No space left on device", "failed writing file", "Disk quota exceeded")
+"""How libraries say that a file could not be written to its end."""
+
+
+def describe_failure(error: BaseException) -> str | None:
+    """Return one sentence for an error of the machine: memory, disk, files; None for any other."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in text.lower()):
+        what = f" ({text})" if text else ""
+        return (
+            f"out of memory{what}; make the batch smaller: --collect.requests, --collect.samples, --task.envs, --micro"
+        )
+    if any(words in text for words in FULL):
+        return f"cannot write: {text}; make room, and go on with `anypo resume`"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = "" if error.filename is None else f" {str(error.filename)[-200:]}"
+        return f"cannot use the file{where}: {error.strerror}" if where else f"the system refused: {error.strerror}"
+    return None
+
+
 class MissingField(Exception):
     """Raised by a part whose batch lacks a field; the method turns it into a UsageError that names itself and the stage."""
 

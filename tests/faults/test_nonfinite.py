@@ -122,7 +122,7 @@ def test_the_count_of_skipped_updates_survives_a_checkpoint(tmp_path):
     run = start(tmp_path / "r")
     spoil(run)
     run.steps = PATIENCE - 1
-    with pytest.raises(RunError, match="none of the 4 updates of the run was finite"):
+    with pytest.raises(RunError, match="the last 4 of the run's 4 updates were not finite"):
         learn(run)
     again = reopen(tmp_path / "r")
     assert again.skipped == again.batch > 0

@@ -6,15 +6,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from anypo.config import Config, from_dict, merge
-from anypo.errors import RunError, UsageError
-from anypo.flags import parse_flags
-from anypo.plain_yaml import load_yaml
+from anypo import __version__
+from anypo.errors import RunError, UsageError, describe_failure
+
+if TYPE_CHECKING:
+    from anypo.config import Config
 
 app = typer.Typer(
     help="Policy optimization in which every published method is a difference from one you already know.",
@@ -43,8 +44,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
 out = Console(soft_wrap=True)
 
 
+@app.callback()
+def show_version(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 def read_config(words: list[str]) -> Config:
     """Read `METHOD [FLAGS]` or `config.yaml [FLAGS]` as a Config; flags override the file."""
+    from anypo.config import from_dict, merge
+    from anypo.flags import parse_flags
+    from anypo.plain_yaml import load_yaml
+
     names, flags = parse_flags(words)
     if len(names) != 1:
         raise UsageError(f"name one METHOD or config.yaml, got {', '.join(names) or 'none'}; see `anypo methods`")
@@ -71,3 +85,12 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("anypo: interrupted before the run began\n")
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        sentence = describe_failure(error)
+        if sentence is None:
+            raise
+        sys.stderr.write(f"anypo: {sentence}\n")
+        sys.exit(1)

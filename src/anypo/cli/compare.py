@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from anypo.cli.app import FREE, app, out
-from anypo.flags import parse_flags
 
 
 @app.command("compare", context_settings=FREE)
@@ -26,6 +25,7 @@ def compare_methods(
     Takes the flags of `anypo train`. A method may have some of its own: `anypo compare ppo ppo:trust.high=0.3,compile=on`.
     Writes table.json and learning-curve.png.
     """
+    from anypo.flags import parse_flags
     from anypo.report.compare import comparison_table, run_comparison
 
     names, flags = parse_flags(words)

@@ -72,7 +72,7 @@ def require_finite(run: Run) -> None:
     """Refuse to go on, or to write a checkpoint, with weights, anchors or an optimizer that are not finite.
 
     Raises:
-        RunError: naming the first bad tensor; or, at the end of a run, that none of its updates was finite.
+        RunError: naming the first bad tensor; or, at the end of a run, that half of its updates or more, the last ones, were not finite.
     """
     bad = first_bad_weight(run.policy)
     if bad is not None:
@@ -84,8 +84,9 @@ def require_finite(run: Run) -> None:
     if bad is not None:
         made = f"after {run.stepper.updates} updates" if run.stepper.updates else "before the first update"
         raise RunError(f"{bad} {made}; no checkpoint was written of it")
-    if run.finished and run.skipped and not run.stepper.updates:
-        raise RunError(f"none of the {run.skipped} updates of the run was finite, so nothing was learned")
+    if run.finished and run.skipped and run.skipped >= run.stepper.updates:
+        total = run.skipped + run.stepper.updates
+        raise RunError(f"the last {run.skipped} of the run's {total} updates were not finite, so it is no result")
 
 
 def tensors(kept: Any, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from anypo.errors import MissingField, UsageError
+from anypo.errors import MissingField, RunError, UsageError, describe_failure
 from anypo.method.card import Card
 from anypo.method.explain import explanation, forward_passes, slot_texts
 from anypo.method.filling import check_slots
 from anypo.method.knob_state import find_knobs, load_knobs
+from anypo.method.registry import is_registered
 from anypo.method.registry import method as registered
 from anypo.method.requirements import Requirements
 from anypo.numbers import Knob
@@ -150,6 +151,18 @@ class Method(Requirements):
                 f"{self.card.id}: the {slot} stage ({describe(part)}) needs the field {missing.field!r}, which the batch"
                 " does not have"
             ) from None
+        except (RuntimeError, IndexError) as error:
+            if isinstance(error, RunError) or describe_failure(error) is not None or slot not in self.replaced:
+                raise
+            raise UsageError(
+                f"{self.card.id}: {describe(part)}, put into the {slot} stage, does not fit the batches of the method:"
+                f" {str(error).splitlines()[0]}"
+            ) from error
+
+    @cached_property
+    def replaced(self) -> frozenset[str]:
+        """The slots that are filled otherwise than in the registered method of that id."""
+        return frozenset(self.diff(self.card.id)) if is_registered(self.card.id) else frozenset()
 
     # ---------------------------------------------------------------- knobs
 

@@ -69,6 +69,11 @@ def as_method(name: str, loaded: Any) -> Method:
     return loaded.but(card=card)
 
 
+def is_registered(name: str) -> bool:
+    """Whether there is a method of that id."""
+    return name in load_methods()
+
+
 def methods() -> list[str]:
     """Return the registered ids."""
     return sorted(load_methods())

@@ -115,7 +115,8 @@ def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
     """Build a slot's content from its configuration.
 
     One part: `"clip"`, `{"part": "clip", "low": 0.1}`, or `{"low": 0.1}` to change the current one. A chain:
-    `"combine,baseline"`, a list of parts, or `{"baseline": {"scale": None}}` to change links by name or position.
+    `"combine,baseline"`, a list of parts, or `{"baseline": {"scale": None}}` to change links by name or position, of the chain that
+    `part` names or else of the current one.
 
     Args:
         stage: the slot.
@@ -132,6 +133,9 @@ def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
         return tuple(build_part(stage, s, known=current or ()) for s in spec)
     if not isinstance(spec, dict):
         raise UsageError(f"{stage}: expected part names or settings, got {spec!r}")
+    if "part" in spec:  # the chain is named, and settings of its links follow
+        spec = dict(spec)
+        current = build_stage(stage, spec.pop("part"))
     chain = list(current or ())
     for key, settings in spec.items():
         names = [kebab(type(p).__name__) for p in chain]
