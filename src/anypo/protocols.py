@@ -111,6 +111,8 @@ class Task(Protocol):
 class HasActionSpace(Protocol):
     """A control task: the policy acts in a Gymnasium space."""
 
+    name: str
+    observation_space: Any
     action_space: Any
 
 

@@ -237,7 +237,8 @@ def kind_of(name: str, factory: Any, about: str = "", *, language: bool = False,
     def build(spec: PolicySpec) -> Any:
         task = spec.task
         spaces = (task,) if language else (task.observation_space, task.action_space)
-        return spec.build(factory, *spaces, **({"networks": spec.networks} if networks else {}))
+        more: dict[str, Any] = {"networks": spec.networks} if networks else {}
+        return spec.build(factory, *spaces, **more)
 
     return Kind(name, about or (factory.__doc__ or "").strip().partition("\n")[0], build, language, networks)
 

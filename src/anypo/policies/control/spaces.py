@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from anypo.errors import UsageError
 from anypo.types import MASK
 
 
