@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import anypo
 
 LETTERS = "abcdefgh"
-ROWS = [{"prompt": a + b, "follows": LETTERS[(i + 2) % 8]} for i, (a, b) in enumerate(zip(LETTERS, LETTERS[1:] + "a"))]
+ROWS = [{"prompt": LETTERS[i] + LETTERS[(i + 1) % 8], "follows": LETTERS[(i + 2) % 8]} for i in range(8)]
 
 
 def right_letter(completions, follows, **columns):

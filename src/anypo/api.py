@@ -19,9 +19,11 @@ from anypo.loops.learn import learn
 from anypo.method.method import Method
 from anypo.method.registry import METHODS
 from anypo.policies.control.spaces import is_batch, space_from_dict
+from anypo.policies.decisions import MASK
 from anypo.protocols import HasActionSpace, Task
 from anypo.report.console import finish, records, result_of
 from anypo.rng import BatchRng, row_seeds
+from anypo.runs.export import export_policy
 from anypo.runs.folder import continue_run, create, reopen, saved_config
 from anypo.runs.inputs import read_inputs
 from anypo.runs.objects import Objects
@@ -180,7 +182,8 @@ class TrainedRun:
         Args:
             obs: an observation of the task's space, or a batch of them.
             deterministic: the mode instead of a sample.
-            action_mask: allowed choices, True or 1, with the shape of `obs`'s batch.
+            action_mask: allowed choices, True or 1, with the shape of `obs`'s batch; by default the `action_mask` of a
+                dictionary.
 
         Raises:
             UsageError: the run is none of control.
@@ -191,6 +194,8 @@ class TrainedRun:
         batch = is_batch(task.observation_space, obs)
         rows = list(obs) if batch else [obs]
         encoded = torch.from_numpy(policy.encode_batch(rows))
+        if action_mask is None and isinstance(rows[0], dict):
+            action_mask = None if MASK not in rows[0] else [row[MASK] for row in rows]
         mask = None if action_mask is None else torch.as_tensor(np.atleast_2d(np.asarray(action_mask, bool)))
         with torch.no_grad():
             decisions = policy.act(
@@ -231,6 +236,18 @@ class TrainedRun:
             )
         rows = zip(completions.ids.tolist(), completions.lengths.tolist(), strict=True)
         return [run.policy.decode(row[:length]) for row, length in rows]
+
+    def export(self, to: str = "torch", out: str | Path | None = None) -> Path:
+        """Write the greedy action of a control policy as a program that loads without anypo, as `anypo export` does.
+
+        Args:
+            to: torch, for `torch.export.load`; or onnx.
+            out: the file; None: policy.pt2 or policy.onnx in the run's folder.
+
+        Returns:
+            The file.
+        """
+        return export_policy(self.run, self.folder, to, None if out is None else Path(out))
 
     def evaluate(self, episodes: int | None = None, seed: int | None = None) -> dict[str, float]:
         """Measure the greedy policy on held-out starts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -142,3 +143,21 @@ def sample(
             out.print(Text("|").join(Text(p, c) for p, c in zip(pieces, colours, strict=True)))
         else:
             typer.echo(run.policy.decode(row[:length]))
+
+
+@app.command("export")
+def export_run(
+    folder: Folder,
+    to: Annotated[str, typer.Option("--to", help="torch or onnx")] = "torch",
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="file (default: RUN/policy.pt2 or RUN/policy.onnx)")
+    ] = None,
+    checkpoint: Checkpoint = "last",
+) -> None:
+    """Write a run's control policy as a program of raw observations that loads without anypo; the last line is the file.
+
+    It gives the greedy actions of a batch of observations: `torch.export.load(FILE).module()(obs)`.
+    """
+    from anypo.api import load
+
+    typer.echo(load(folder, checkpoint).export(to, out_))

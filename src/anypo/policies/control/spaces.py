@@ -38,7 +38,7 @@ def to_space(space: Any, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.n
     taken = action.numpy().reshape(-1, *space.shape)
     if not isinstance(space, Box):
         return taken + space.start
-    low, high = _bounds(space)
+    low, high = action_bounds(space)
     return np.clip(low + (taken + 1) / 2 * (high - low), space.low, space.high).astype(space.dtype)
 
 
@@ -49,12 +49,12 @@ def from_space(space: Any, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped
     if not isinstance(space, Box):
         taken = torch.as_tensor(np.asarray(action) - space.start, dtype=torch.long)
         return taken if space.shape == () else taken.reshape(len(taken), -1)
-    low, high = _bounds(space)
+    low, high = action_bounds(space)
     flat = 2 * (np.asarray(action, np.float64).reshape(-1, *space.shape) - low) / (high - low) - 1
     return torch.as_tensor(flat.reshape(len(flat), -1), dtype=torch.float32)
 
 
-def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
+def action_bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return what -1 and 1 are mapped to: the bounds of a Box, or themselves where a bound is missing."""
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     return np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
