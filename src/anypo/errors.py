@@ -38,7 +38,13 @@ def unknown(kind: str, name: str, known: Iterable[str], prefix: str = "") -> Usa
     return UsageError(f"unknown {kind} {prefix + name!r}; {hint}")
 
 
-FULL = ("No space left on device", "failed writing file", "Disk quota exceeded")
+FULL = (
+    "No space left on device",
+    "failed writing file",
+    "Disk quota exceeded",
+    "iostream error",
+    "inline_container.cc",
+)
 """How libraries say that a file could not be written to its end."""
 
 

@@ -37,9 +37,9 @@ class Range:
 
     def __str__(self) -> str:
         if self.least > -math.inf and self.most < math.inf:
-            return f"from {self.least:,g} to {self.most:,g}"
+            return f"from {self.least:,} to {self.most:,}"
         limits = ("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below)
-        return " and ".join(f"{word} {x:,g}" for word, x in limits if math.isfinite(x)) or "finite"
+        return " and ".join(f"{word} {x:,}" for word, x in limits if math.isfinite(x)) or "finite"
 
 
 @dataclass(frozen=True)
