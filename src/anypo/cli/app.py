@@ -90,7 +90,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("anypo: interrupted before the run began\n")
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # as of `anypo methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:

@@ -252,11 +252,7 @@ class Gym:
         for copy in copies:
             if not copy.over:
                 log.close(copy, policy.encode(copy.observation))
-        if (where := log.first_bad_observation()) is not None and first_bad_weight(policy) is None:
-            raise RunError(f"{self.name} gave an observation that is not finite at step {where} of an episode")
-        if not np.isfinite(log.reward).all():
-            bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
-            raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
+        check_finite(self.name, log, policy)
         return log
 
     def _batch(self, policy: Any, log: RolloutLog, group: Tensor) -> Trajectories:
@@ -290,6 +286,24 @@ class Gym:
             trace={name: rows(x) for name, x in trace.items()},
             extra={"last": final},
         )
+
+
+def check_finite(name: str, log: RolloutLog, policy: Any) -> None:
+    """Refuse observations and rewards that are not finite; those that weights which are not finite lead to are left to the update.
+
+    Args:
+        name: of the task.
+        log: of the rollout.
+        policy: that played it.
+
+    Raises:
+        RunError: naming the step of the episode.
+    """
+    if (step := log.first_bad_observation()) is not None and first_bad_weight(policy) is None:
+        raise RunError(f"{name} gave an observation that is not finite at step {step} of an episode")
+    if not np.isfinite(log.reward).all():
+        bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
+        raise RunError(f"{name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
 
 
 def begin_decision(rng: RowRng, copies: list[EnvCopy], step: int) -> None:
