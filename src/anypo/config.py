@@ -60,7 +60,7 @@ NAMED = ("task", "policy")
 
 
 METHOD_ALIASES = ("batch_size", "beta")
-"""Keys that stand for a setting of the method, see `method_path`."""
+"""Keys that name a setting of the method, see `method_path`."""
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -96,7 +96,13 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def apply_alias(config: dict[str, Any], alias: str, value: Any) -> None:
-    """Set the method's setting that an alias stands for."""
+    """Set the method's setting that an alias names.
+
+    Args:
+        config: keywords of a Config; changed.
+        alias: one of METHOD_ALIASES.
+        value: as configured.
+    """
     slot, *rest = method_path(config.get("method", "grpo"), config["stages"], alias).split(".")
     inner: Any = value
     for key in reversed(rest):
@@ -105,15 +111,20 @@ def apply_alias(config: dict[str, Any], alias: str, value: Any) -> None:
 
 
 def method_path(name: str, stages: dict[str, Any], alias: str) -> str:
-    """Return the path of the method's setting that an alias stands for.
+    """Return the path of the method's setting that an alias names.
 
     `batch_size` is the transitions of a minibatch where the method replays, else the rows of one; `beta` is the setting that the
     method's card names, or the only one of that name.
 
+    Args:
+        name: of the method.
+        stages: changes to it.
+        alias: one of METHOD_ALIASES.
+
     Raises:
         UsageError: no setting, or more than one, is called beta; it lists the candidates.
     """
-    from anypo.method.registry import method  # reads every method; only who uses an alias waits for it
+    from anypo.method.registry import method  # imports every method
 
     chosen = method(name).configure(stages)
     if alias == "batch_size":

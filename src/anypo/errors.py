@@ -55,7 +55,13 @@ def missing_object(name: str, what: str) -> UsageError:
     )
 
 
-FULL = ("No space left on device", "failed writing file", "Disk quota exceeded")
+FULL = (
+    "No space left on device",
+    "failed writing file",
+    "Disk quota exceeded",
+    "iostream error",
+    "inline_container.cc",
+)
 """How libraries say that a file could not be written to its end."""
 
 

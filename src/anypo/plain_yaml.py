@@ -53,7 +53,7 @@ Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 
 def count_nodes(node: Any, sizes: dict[int, int | float]) -> int | float:
-    """Return how many values a node stands for once aliases are written out; without end where it holds itself.
+    """Count the values of a node once aliases are written out; without end where it holds itself.
 
     Args:
         node: of the document.

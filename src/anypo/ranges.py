@@ -37,9 +37,9 @@ class Range:
 
     def __str__(self) -> str:
         if self.least > -math.inf and self.most < math.inf:
-            return f"from {self.least:,g} to {self.most:,g}"
+            return f"from {self.least:,} to {self.most:,}"
         limits = ("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below)
-        return " and ".join(f"{word} {x:,g}" for word, x in limits if math.isfinite(x)) or "finite"
+        return " and ".join(f"{word} {x:,}" for word, x in limits if math.isfinite(x)) or "finite"
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,16 @@ def describe_hint(hint: Any) -> str:
 
 
 def convert(option: Any, limits: Range | Text, value: Any) -> Any:
-    """Return a value as one member of a hint's union takes it; `_Mismatch` where it does not."""
+    """Return a value as one member of a hint's union takes it.
+
+    Args:
+        option: the member.
+        limits: its range.
+        value: as configured.
+
+    Raises:
+        _Mismatch: the value is of another type or outside the range.
+    """
     origin = get_origin(option)
     if option is Any:
         return value
@@ -172,7 +181,16 @@ def keep(value: Any, fits: bool) -> Any:
 
 
 def convert_number(kind: type, limits: Any, value: Any) -> Any:
-    """Return a number of the kind within the limits."""
+    """Return a number of a kind.
+
+    Args:
+        kind: int or float.
+        limits: its range.
+        value: as configured.
+
+    Raises:
+        _Mismatch: the value is no such number or outside the range.
+    """
     keep(value, isinstance(value, (int, float)) and not isinstance(value, bool))
     if kind is int and isinstance(value, float) and math.isfinite(value):
         value = int(keep(value, value.is_integer()))
@@ -235,8 +253,8 @@ def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
     if not inspect.isclass(function):
         hints = get_type_hints(function, include_extras=True)
         return {p.name: hints[p.name] for p in inspect.signature(function).parameters.values() if p.name in hints}
-    found: dict[str, Any] = {}
+    hints: dict[str, Any] = {}
     for base in reversed(function.__mro__):
         if "__init__" in vars(base) and base is not object:
-            found |= get_type_hints(vars(base)["__init__"], include_extras=True)
-    return found
+            hints |= get_type_hints(vars(base)["__init__"], include_extras=True)
+    return hints

@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -111,12 +112,12 @@ def test_a_comma_ends_a_reward_where_another_begins(typed, rewards):
 
 @pytest.mark.parametrize(
     ("typed", "value"),
-    [("010", 10), ("1e3", 1000.0), (".5", 0.5), ("-3", -3), ("true", True), ("none", None), ("nan", pytest.approx(float("nan"), nan_ok=True))]
+    [("010", 10), ("1e3", 1000.0), (".5", 0.5), ("-3", -3), ("true", True), ("none", None)]
     + [(text, text) for text in ("1:30", "on", "0x10", "1_000", "2024-01-02", "1.2.3", "٣")],
 )  # fmt: skip
 def test_numbers_are_plain_decimals_on_the_command_line_and_in_a_file(typed, value, tmp_path):
     assert parse_flags(["--trust.low", typed])[1] == {"trust": {"low": value}}
-    if typed in ("none", "nan"):
+    if typed == "none":
         return
     (tmp_path / "c.yaml").write_text(f"trust: {{low: {typed}}}\n" if typed != "1:30" else "trust: {low: 1:30}\n")
     assert load_yaml(tmp_path / "c.yaml") == {"trust": {"low": value}}
@@ -135,7 +136,7 @@ def test_every_option_that_is_text_is_read_as_text():
 def test_an_empty_stop_string_is_refused(tiny_model):
     task = make_task({"name": "sums"}, 0)
     spec = {"name": f"hf:{tiny_model('llama')}", "stop": ""}
-    with pytest.raises(UsageError, match="policy.stop is '', it must be a text that is not empty"):
+    with pytest.raises(UsageError, match=r"policy.stop is '', it must be a text that is not empty"):
         policies.make_policy(spec, task, value=False, seed=0)
 
 
@@ -150,13 +151,17 @@ def test_weights_are_one_number_or_several(typed, weights, tmp_path):
 
 # -------------------------------------------------------------------- files
 
+BOMB = "a: &a [1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]\n" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("seed: 1\nsteps: 2\nseed: 3\n", "the key 'seed' is there twice"),
         ("step: {lr: 1, lr: 2}\n", "the key 'lr' is there twice"),
-        ("a: &a [1]\n" + "".join(f"{c}: &{c} [{', '.join(['*' + p] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi")), "aliases"),
+        (BOMB, "aliases"),
         ("base: &b {x: 1}\nseed: &s [*s, 1]\n", "aliases"),
         ("seed: " + "[" * 5000, "nested too deeply"),
         ("seed: !!python/object:os.system {}\n", "not valid YAML"),
@@ -179,15 +184,16 @@ def test_merge_keys_and_aliases_still_work(tmp_path):
 # -------------------------------------------------------------------- ranges
 
 
-def numeric_without_range(hint: Any) -> bool:
-    """Whether some number that a hint allows has no range beside it."""
-    if get_origin(hint) in (tuple, list) or str(get_origin(hint)).endswith("Sequence'>"):
-        return any(numeric_without_range(inner) for inner in get_args(hint) if inner is not Ellipsis)
+def lacks_range(hint: Any) -> bool:
+    """Whether some number that a hint allows, or a member of its lists, has no range beside it."""
     marker = Range(least=0.123)
-    return any(
-        option in (int, float) and limits is marker if get_origin(option) is None else numeric_without_range(option)
-        for option, limits in alternatives(hint, marker)
-    )
+    for option, limits in alternatives(hint, marker):
+        inner = (
+            [x for x in get_args(option) if x is not Ellipsis] if get_origin(option) in (tuple, list, Sequence) else []
+        )
+        if (option in (int, float) and limits is marker) or any(map(lacks_range, inner)):
+            return True
+    return False
 
 
 def test_every_number_of_every_part_knob_task_and_policy_declares_its_range():
@@ -198,7 +204,7 @@ def test_every_number_of_every_part_knob_task_and_policy_declares_its_range():
     for factory in (*kinds, LanguageModel.load):
         names = [name for name in policies.keywords(factory) if name not in ("seed", "value", "networks")]
         hints |= {f"{factory.__qualname__} {name}": parameter_hints(factory)[name] for name in names}
-    assert [path for path, hint in hints.items() if numeric_without_range(hint)] == []
+    assert [path for path, hint in hints.items() if lacks_range(hint)] == []
 
 
 def test_every_registered_method_is_within_the_ranges_of_its_parts():
@@ -226,7 +232,7 @@ def test_every_registered_method_is_within_the_ranges_of_its_parts():
         ("--store=transitions --store.share=1e308", "store.share is 1e"),
         ("--trust.low={knob: linear, start: 0.2, end: -0.1}", "trust.low is 0.2->-0.1, it must be at least 0"),
         ("--trust.low={knob: linear}", "the knob 'linear' needs start and end"),
-        ("--trust.low={knob: linear, start: 0, end: nan}", "trust.low.end is nan, it must be finite"),
+        ("--trust.low={knob: linear, start: 0, end: .nan}", "trust.low.end is nan, it must be finite"),
         ("--trust.low={knob: linear, start: 0, end: 1, until: 2}", "trust.low.until is 2"),
         ("--seed=-1", "seed is -1, it must be from 0 to 4,294,967,295"),
         ("--seed=1:30", "seed is '1:30'; it takes a whole number"),
@@ -297,8 +303,8 @@ def test_usual_words_stand_for_settings(method, flag, path):
 def test_a_word_that_stands_for_no_or_several_settings_lists_the_candidates():
     with pytest.raises(UsageError, match="reinforce has no setting that --beta could stand for"):
         from_dict({"method": "reinforce", "beta": 0.1})
-    stages = {"trust": "pair-contrast", "score": "kl-penalty"}
-    with pytest.raises(UsageError, match="name the one you mean: --score.kl-penalty.beta, --trust.beta"):
+    stages = {"credit": "advantage", "score": "kl-penalty"}
+    with pytest.raises(UsageError, match=r"name the one you mean: --score.kl-penalty.beta, --credit.advantage.beta"):
         from_dict({"method": "ppo", "beta": 0.1, **stages})
 
 
@@ -318,7 +324,6 @@ def test_a_suggestion_is_similar_to_what_was_typed(typed):
     [
         (("--out", "x" * 300), 1, "File name too long"),
         (("--critic", "[{part: conservative}]"), 2, "does not fit the batches of the method"),
-        (("--credit", "segment-gae", "--credit.segment-gae.gamma", "0.5"), 2, "segment-gae"),
         (("--collect.samples", "100000000000"), 1, "out of memory"),
         (("--set", "noequals"), 2, "--set takes PATH=VALUE"),
         (("--step..lr", "1"), 2, "empty piece"),
@@ -381,4 +386,4 @@ def test_the_plan_says_that_a_length_is_rounded_up_and_what_it_amounts_to(call):
     flags = ("--task", "gym:CartPole-v1", "--task.envs", 1, "--task.eval_episodes", 1, "--step.epochs", 1)
     _, out, _ = call("train", "ppo", *flags, "--steps", 200)
     length = next(line for line in out if line.startswith("length"))
-    assert "200 environment steps, rounded up to 256: at most 256 decisions and about 4 updates" in length
+    assert "200 environment steps, rounded up to 208: at most 208 decisions and about 13 updates" in length

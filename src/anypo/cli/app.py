@@ -17,8 +17,10 @@ from anypo.errors import RunError, UsageError, describe_failure
 if TYPE_CHECKING:
     from anypo.config import Config
 
+ABOUT = "Policy optimization in which every published method is a difference from one you already know."
+
+
 app = typer.Typer(
-    help="Policy optimization in which every published method is a difference from one you already know.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -44,13 +46,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
 out = Console(soft_wrap=True)
 
 
-@app.callback()
-def show_version(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and leave.")] = False,
-) -> None:
-    if version:
+def show_version(asked: bool | None) -> bool:
+    """Print the version and leave, where it was asked for."""
+    if asked:
         typer.echo(__version__)
         raise typer.Exit
+    return False
+
+
+@app.callback(help=ABOUT)
+def take_options(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def read_config(words: list[str]) -> Config:
@@ -85,7 +93,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("anypo: interrupted before the run began\n")
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # as of `anypo methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:

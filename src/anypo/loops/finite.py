@@ -24,7 +24,13 @@ ORDER = ("logp_old", "logp_ref", "reward", "score", "value", "value_old", "retur
 
 
 def first_nonfinite(run: Run, batch: Trajectories, metrics: dict[str, Any]) -> str:
-    """Name the first bad tensor of an update by where it came from: a weight, an observation, a field, a metric."""
+    """Name the first bad tensor of an update by where it came from: a weight, an observation, a field, a metric.
+
+    Args:
+        run: whose weights.
+        batch: the minibatch.
+        metrics: of the update.
+    """
     if (name := first_bad_weight(run.policy)) is not None:
         return f"the policy's weight {name}"
     observed = {f"observed {name}": tensor for name, tensor in batch.trace.items()}
@@ -82,8 +88,8 @@ def require_finite(run: Run) -> None:
         kept["state of the step"] = run.stepper.state_dict()
         bad = next((f"the {path} is not finite" for path, x in tensors(kept, "") if bool(x.isnan().any())), None)
     if bad is not None:
-        made = f"after {run.stepper.updates} updates" if run.stepper.updates else "before the first update"
-        raise RunError(f"{bad} {made}; no checkpoint was written of it")
+        when = f"after {run.stepper.updates} updates" if run.stepper.updates else "before the first update"
+        raise RunError(f"{bad} {when}; no checkpoint was written of it")
     if run.finished and run.skipped and run.skipped >= run.stepper.updates:
         total = run.skipped + run.stepper.updates
         raise RunError(f"the last {run.skipped} of the run's {total} updates were not finite, so it is no result")

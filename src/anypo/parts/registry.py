@@ -192,7 +192,7 @@ def build_knob(path: str, spec: dict[str, Any]) -> Knob:
     """Build the knob of `{knob: NAME, settings}`.
 
     Args:
-        path: of the setting it stands for.
+        path: of its setting.
         spec: its name and settings.
 
     Raises:

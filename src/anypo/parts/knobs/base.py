@@ -36,7 +36,7 @@ class Moving:
             setattr(self, name, copy(state[name]))
 
     def reach(self) -> tuple[float, ...]:
-        """Return values it is known to take, which have to be in the range of the setting it stands for."""
+        """Return values it is known to take; they have to be in the range of its setting."""
         return ()
 
     def _moved(self) -> list[str]:

@@ -237,12 +237,7 @@ class Gym:
         for copy in copies:
             if not copy.over:
                 log.close(copy, self._encode(policy, [copy])[0])
-        if (where := log.first_bad_observation()) is not None and first_bad_weight(policy) is None:
-            raise RunError(f"{self.name} gave an observation that is not finite at step {where} of an episode")
-        finite = np.abs(log.reward) <= np.finfo(np.float32).max
-        if not finite.all():
-            bad = int(np.flatnonzero(~finite)[0])
-            raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
+        check_finite(self.name, log, policy)
         return log
 
     def _encode(self, policy: Any, copies: list[EnvCopy]) -> Tensor:
@@ -286,6 +281,25 @@ class Gym:
             trace={name: rows(x) for name, x in trace.items()},
             extra={"last": final, **log.last_masks()},
         )
+
+
+def check_finite(name: str, log: RolloutLog, policy: Any) -> None:
+    """Refuse observations and rewards that are not finite; those that weights which are not finite lead to are left to the update.
+
+    Args:
+        name: of the task.
+        log: of the rollout.
+        policy: that played it.
+
+    Raises:
+        RunError: naming the step of the episode.
+    """
+    if (step := log.first_bad_observation()) is not None and first_bad_weight(policy) is None:
+        raise RunError(f"{name} gave an observation that is not finite at step {step} of an episode")
+    finite = np.abs(log.reward) <= np.finfo(np.float32).max
+    if not finite.all():
+        bad = int(np.flatnonzero(~finite)[0])
+        raise RunError(f"{name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
 
 
 def begin_decision(rng: RowRng, copies: list[EnvCopy], step: int) -> None:
