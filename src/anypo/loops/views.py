@@ -153,9 +153,7 @@ def evaluate_views(
             seen = seen.but(trace={**seen.trace, "action": action})
         for functional in names.values():
             if functional not in policy.functionals:
-                raise UsageError(
-                    f"the policy ({type(policy).__name__}) cannot give {functional!r}, which the method needs"
-                )
+                raise UsageError(f"the policy {kind_of(policy)} cannot give {functional!r}, which the method needs")
         if names:
             options = ({} if layer is None else {"layer": layer}) | ({"frozen": True} if draw and draw.live else {})
             with use_weights(policy, anchors, of):
@@ -197,11 +195,16 @@ def propose(policy: Any, batch: Trajectories, draw: Draw) -> tuple[Tensor, Tenso
         UsageError: the policy cannot propose actions.
     """
     if not isinstance(policy, Proposes):
-        raise UsageError(f"the policy ({type(policy).__name__}) cannot propose actions, which the method needs")
+        raise UsageError(f"the policy {kind_of(policy)} cannot propose actions, which the method needs")
     if draw.live:
         return policy.propose(batch, draw, batch.trace.get(rng_key(draw)))
     with torch.no_grad():
         return policy.propose(batch, draw, batch.trace.get(rng_key(draw)))
+
+
+def kind_of(policy: Any) -> str:
+    """Name of a policy on the command line, or of its class."""
+    return getattr(policy, "kind", type(policy).__name__)
 
 
 @cache

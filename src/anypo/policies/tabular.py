@@ -23,6 +23,8 @@ class SoftmaxTable(ActorCritic):
     Trace: obs [N, T] (index of the context), action [N, T].
     """
 
+    kind = "table"
+
     def __init__(self, contexts: int, arms: int, *, value: bool | Sequence[str] = True, seed: int = 0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from anypo.parts.store.transitions import OpenTransitions
 from anypo.protocols import ShowsPrompt, WrapsModel
 from anypo.runs.preflight import batch_size, batches, notes, workload
 from anypo.runs.run import Run
@@ -61,7 +64,8 @@ def length(run: Run) -> str:
 
 
 def estimate_memory(run: Run) -> int:
-    """Estimate bytes: weights, gradients, two moments, anchors, rows, and for language models the activations of one micro-batch.
+    """Estimate bytes: weights, gradients, two moments, anchors, rows, replayed transitions, and for language models the activations
+    of one micro-batch.
 
     Activations are about 68 bytes per token, hidden unit and layer in float32: Korthikanti et al. 2022, arXiv 2205.05198, eq. 2.
     """
@@ -71,5 +75,19 @@ def estimate_memory(run: Run) -> int:
     tokens = min(run.config.micro, decisions)
     shape = run.policy.inner.config if isinstance(run.policy, WrapsModel) else None
     activations = 0 if shape is None else 68 * tokens * shape.hidden_size * shape.num_hidden_layers
-    kept = min(getattr(run.method.stages["store"], "capacity", decisions), workload(run)[0])
-    return size + (3 + len(run.anchors)) * trainable + activations + PER_DECISION * max(decisions, kept)
+    return size + (3 + len(run.anchors)) * trainable + activations + PER_DECISION * decisions + estimate_store(run)
+
+
+def estimate_store(run: Run) -> int:
+    """Estimate bytes of a store of transitions as full as the run will make it, with the data it begins with."""
+    recipe = run.method.stages["store"]
+    if not isinstance(run.store, OpenTransitions):
+        return 0
+    data = sum(column.numel() * column.element_size() for column in run.store.data.values())
+    if run.method.traits["offline"]:
+        return data
+    collected = run.steps if run.task.unit == "environment steps" else math.ceil(run.steps / recipe.ratio)
+    room = min(recipe.capacity, 1024 * 2 ** max(0, math.ceil(math.log2(max(collected, 1) / 1024))))
+    action = run.task.action_space
+    actions = math.prod(action.shape) * (8 if run.policy.sizes else 4)
+    return data + room * (2 * run.policy.encode.nbytes + actions + 8)

@@ -11,6 +11,9 @@ from torch import Tensor
 from anypo.method.method import Method
 from anypo.method.registry import method as registered
 from anypo.parts.registry import describe
+from anypo.policies.control.observations import describe_images
+from anypo.policies.control.spaces import describe_bounds
+from anypo.protocols import HasActionSpace
 from anypo.runs.run import Run
 from anypo.stages import LEVELS
 from anypo.types import FIELDS, Trajectories
@@ -21,7 +24,16 @@ PROBED = ("score", "critic", "credit", "ratio", "trust", "reduce", "terms")
 
 def notes(run: Run) -> list[str]:
     """One sentence per option that cannot act, and one per replaced stage: by how much it changes the gradient."""
-    return cannot_bind(run) + replacements(run)
+    return space_notes(run) + cannot_bind(run) + replacements(run)
+
+
+def space_notes(run: Run) -> list[str]:
+    """Say where actions lack bounds, and where pixels are features of a perceptron."""
+    if not isinstance(run.task, HasActionSpace):
+        return []
+    bounds = describe_bounds(run.task.action_space)
+    images = describe_images(getattr(run.task, "observation_space", None))
+    return [text for text in (bounds, images) if text]
 
 
 def cannot_bind(run: Run) -> list[str]:

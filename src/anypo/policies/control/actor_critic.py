@@ -31,6 +31,8 @@ class ActorCritic(nn.Module):
     Trace: obs [N, T, ...], action [N, T] or [N, T, A], and action_mask [N, T, choices] where actions were constrained.
     """
 
+    kind: str
+    """Its name on the command line."""
     exact = True
     independent = True
     scalar = True

@@ -11,14 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from anypo.errors import UsageError
 from anypo.kernels.compiler import CompiledFn
 from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise, require_choice
 from anypo.policies.control.normalize import RunningNorm, normalized_obs
 from anypo.policies.control.observations import Flat
-from anypo.policies.control.spaces import choices, from_space, to_space, without_mask
+from anypo.policies.control.spaces import choices, from_space, require_floats, to_space, without_mask
 from anypo.policies.decisions import names_of, valid_mask
 from anypo.policies.weights import swap_params, trainable_state
 from anypo.ranges import Width
@@ -46,6 +45,7 @@ class MLPPolicy(ActorCritic):
     Trace: obs [N, T, D] as `Flat` stores them, before normalization, action [N, T] or [N, T, A], action_mask [N, T, choices] if any.
     """
 
+    kind = "mlp"
     boxed: Tensor
 
     def __init__(
@@ -64,14 +64,9 @@ class MLPPolicy(ActorCritic):
         self.action_space = action_space
         self.scalar = isinstance(action_space, spaces.Discrete)
         self.sizes = choices(action_space)
-        if self.sizes:
-            outputs = sum(self.sizes)
-        elif isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating):
-            outputs = spaces.flatdim(action_space)
-        else:
-            raise UsageError(
-                f"the action space {action_space} is not supported; use Discrete, MultiDiscrete or a Box of floats"
-            )
+        if not self.sizes:
+            require_floats(action_space)
+        outputs = sum(self.sizes) or spaces.flatdim(action_space)
         self.encode = Flat(without_mask(observation_space, action_space))
         dim = len(self.encode.boxed)
         generator = torch.Generator().manual_seed(seed)

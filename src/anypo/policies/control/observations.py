@@ -168,6 +168,19 @@ def _nest(space: Any, parts: Any) -> Any:
     return rows.reshape(len(rows), *space.shape).astype(space.dtype)
 
 
+def describe_images(space: Any) -> str | None:
+    """Say which part of an observation space holds pixels, which a perceptron reads as single numbers; None without any."""
+    from gymnasium.spaces import Box, Dict, Tuple
+
+    if isinstance(space, Dict | Tuple):
+        parts = space.values() if isinstance(space, Dict) else space
+        return next((text for part in parts if (text := describe_images(part))), None)
+    if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) < 2:
+        return None
+    size = "x".join(map(str, space.shape))
+    return f"observations: {size} pixels are {math.prod(space.shape):,} single features of a perceptron; there is no convolutional policy"
+
+
 def nested_leaves(space: Any, values: Any, where: str, other: Sequence[str] = ()) -> list[tuple[str, Any]]:
     """Name and values of every leaf of a nested table.
 

@@ -16,7 +16,7 @@ from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
 from anypo.policies.control.normalize import DatasetNorm
 from anypo.policies.control.observations import Flat
-from anypo.policies.control.spaces import choices, to_space, without_mask
+from anypo.policies.control.spaces import choices, require_floats, to_space, without_mask
 from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
 from anypo.policies.decisions import names_of
 from anypo.ranges import Members, Width
@@ -61,12 +61,15 @@ class Actor(ActorCritic):
             raise UsageError(
                 "this policy has separate value networks; a method with a shared critic needs --policy mlp"
             )
-        kind = type(self).__name__.lower()
         discrete = isinstance(action_space, spaces.Discrete)
         if discrete and self.box is True:
-            raise UsageError(f"the policy {kind} needs numbers as actions (a Box), the task has {action_space}")
-        if not discrete and (self.box is False or not isinstance(action_space, spaces.Box)):
-            raise UsageError(f"the policy {kind} cannot act in the action space {action_space}")
+            raise UsageError(f"the policy {self.kind} needs numbers as actions (a Box), the task has {action_space}")
+        if not discrete and self.box is False:
+            raise UsageError(f"the policy {self.kind} needs choices as actions (Discrete), the task has {action_space}")
+        if not discrete and not isinstance(action_space, spaces.Box):
+            raise UsageError(f"the policy {self.kind} cannot act in the action space {action_space}")
+        if not discrete:
+            require_floats(action_space)
         self.action_space, self.scalar = action_space, discrete
         self.sizes = choices(action_space)
         self.large = min(hidden, default=0) >= LARGE
@@ -155,6 +158,8 @@ class Actor(ActorCritic):
 class SquashedGaussian(Actor):
     """tanh-squashed Gaussian whose mean and deviation depend on the state. Source: SAC, arXiv 1812.05905."""
 
+    kind = "squashed"
+
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return Ensemble(1, (*widths, 2 * self.width), False, generator)
 
@@ -165,6 +170,8 @@ class SquashedGaussian(Actor):
 
 class Deterministic(Actor):
     """a = tanh(mean(s)). Source: DDPG, arXiv 1509.02971."""
+
+    kind = "deterministic"
 
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         return Ensemble(1, (*widths, self.width), False, generator)
@@ -179,6 +186,7 @@ class GaussianActor(Actor):
     Source: IQL, arXiv 2110.06169, appendix.
     """
 
+    kind = "gaussian"
     box = None
     distributed = frozenset({"logp", "entropy"})
 
@@ -224,6 +232,7 @@ class Experts(Actor):
     action of a sampled expert and that expert's log-density.
     """
 
+    kind = "experts"
     distributed = frozenset({"logp", "routing"})
 
     def __init__(self, *arguments: Any, experts: Members = 4, **options: Any):
@@ -271,6 +280,7 @@ class Experts(Actor):
 class Greedy(Actor):
     """The action of the largest Q, the value network `q`. Source: DQN, Mnih et al. 2015."""
 
+    kind = "greedy"
     box = False
     distributed = frozenset()
 

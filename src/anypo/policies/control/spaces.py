@@ -50,14 +50,50 @@ def from_space(space: Any, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped
         taken = torch.as_tensor(np.asarray(action) - space.start, dtype=torch.long)
         return taken if space.shape == () else taken.reshape(len(taken), -1)
     low, high = action_bounds(space)
-    flat = 2 * (np.asarray(action, np.float64).reshape(-1, *space.shape) - low) / (high - low) - 1
+    width = np.where(high > low, high - low, 1)
+    flat = np.where(high > low, 2 * (np.asarray(action, np.float64).reshape(-1, *space.shape) - low) / width - 1, 0)
     return torch.as_tensor(flat.reshape(len(flat), -1), dtype=torch.float32)
 
 
 def action_bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return what -1 and 1 are mapped to: the bounds of a Box, or themselves where a bound is missing."""
-    bounded = np.isfinite(space.low) & np.isfinite(space.high)
-    return np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
+    """Return what -1 and 1 are mapped to: the bounds of a Box; [low, low + 2] or [high - 2, high] where one is missing, else themselves.
+
+    A bound beyond a quarter of the largest number of its type counts as missing: the width between two such overflows.
+    """
+    usable = np.finfo(space.dtype).max / 4
+    has_low, has_high = np.abs(space.low) <= usable, np.abs(space.high) <= usable
+    with np.errstate(over="ignore", invalid="ignore"):
+        low = np.where(has_low, space.low, np.where(has_high, space.high - 2, -1))
+        high = np.where(has_high, space.high, np.where(has_low, space.low + 2, 1))
+    return low, high
+
+
+def describe_bounds(space: Any) -> str | None:
+    """Say which range [-1, 1] is mapped onto where a Box lacks bounds; None where it has them all."""
+    from gymnasium.spaces import Box
+
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
+        return None
+    low, high = (np.ravel(x) for x in action_bounds(space))
+    missing = np.flatnonzero((low != np.ravel(space.low)) | (high != np.ravel(space.high)))
+    if not missing.size:
+        return None
+    parts = ", ".join(f"[{low[i]:g}, {high[i]:g}]" for i in missing[:3]) + (", ..." if len(missing) > 3 else "")
+    which = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+    return (
+        f"actions: {space} has no bounds on both sides in component {which}; [-1, 1] is mapped onto {parts}, and only a Gaussian policy"
+        " (mlp, gaussian) reaches beyond"
+    )
+
+
+def require_floats(action_space: Any) -> None:
+    """Raise UsageError for an action space that is no Box of floats."""
+    from gymnasium.spaces import Box
+
+    if not isinstance(action_space, Box) or not np.issubdtype(action_space.dtype, np.floating):
+        raise UsageError(
+            f"the action space {action_space} is not supported; use Discrete, MultiDiscrete or a Box of floats"
+        )
 
 
 def is_batch(space: Any, observation: Any) -> bool:

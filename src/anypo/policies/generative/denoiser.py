@@ -68,7 +68,7 @@ class Denoiser(MLPPolicy):
     ):
         super().__init__(observation_space, action_space, hidden=hidden, value=value, normalize=normalize, seed=seed)
         if self.log_std is None:
-            raise UsageError(f"a generative policy needs a Box of actions, not {action_space}")
+            raise UsageError(f"the policy {self.kind} needs numbers as actions (a Box), the task has {action_space}")
         if steps < 1:
             raise UsageError(f"a generative policy needs at least one step, not {steps}")
         if tuned is not None and not 1 <= tuned <= steps:
@@ -151,7 +151,7 @@ class Denoiser(MLPPolicy):
     ) -> Decisions:
         """Run the chain for a batch of encoded observations."""
         if random or noise:
-            raise UsageError(f"the policy {type(self).__name__} explores by its own noise, not by random actions")
+            raise UsageError(f"the policy {self.kind} explores by its own noise, not by random actions")
         features, n, shape = self.features(obs), len(obs), (len(obs), self.steps, self.size)
         x = rng.randn(self.size)
         noises = torch.zeros(shape) if greedy else self.chain_noise(rng)
@@ -215,7 +215,7 @@ class Denoiser(MLPPolicy):
         if layer is not None:
             raise UsageError("the method reads an inner layer of the policy, which only language models offer")
         if missing := set(want) - self.functionals:
-            raise UsageError(f"the policy {type(self).__name__} cannot give {min(missing)!r}")
+            raise UsageError(f"the policy {self.kind} cannot give {min(missing)!r}")
         valid = valid_mask(b)
         at = {name: x[valid] for name, x in b.trace.items()}
         features, out = self.features(at["obs"]), {}

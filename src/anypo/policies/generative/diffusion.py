@@ -26,6 +26,7 @@ class DiffusionPolicy(Denoiser):
     Source: Diffusion Policy, arXiv 2303.04137; DDIM, arXiv 2010.02502, eq. 12; schedule: arXiv 2102.09672; floor: DPPO, arXiv 2409.00588.
     """
 
+    kind = "diffusion"
     imitation = "denoising"
     kept: Tensor
 

@@ -34,6 +34,7 @@ class FlowPolicy(Denoiser):
     arXiv 2505.22094.
     """
 
+    kind = "flow"
     imitation = "cfm"
     bound: Tensor
 

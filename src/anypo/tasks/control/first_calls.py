@@ -113,6 +113,8 @@ def describe_mismatch(space: Any, observation: Any) -> str | None:
         return f"has the shape {array.shape}; the space is {space}"
     if isinstance(space, spaces.Discrete) and not space.start <= array.item() < space.start + space.n:
         return f"is {array.item()}; the space is {space}"
+    if space.dtype.kind in "iu" and array.dtype.kind == "f" and not np.array_equal(array, array.astype(space.dtype)):
+        return f"holds numbers that {space.dtype} cannot hold; the space is {space}"
     return None
 
 
