@@ -15,7 +15,8 @@ from anypo import kernels
 from anypo.errors import UsageError
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals
-from anypo.policies.control.spaces import Flat, action_bounds
+from anypo.policies.control.observations import Flat
+from anypo.policies.control.spaces import action_bounds
 from anypo.policies.decisions import MASK
 
 
