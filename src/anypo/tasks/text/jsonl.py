@@ -1,4 +1,4 @@
-"""Text tasks from a JSONL file: one object per line, with a `prompt` and whatever columns the rewards need."""
+"""Text tasks from a file: one object per line or row, with a `prompt` and whatever columns the rewards need."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any
 
 from anypo.errors import UsageError
 from anypo.tasks.text.rewards import make_rewards
+from anypo.tasks.text.tables import read_rows
 from anypo.tasks.text.task import Record, TextTask, is_prompt
 
 
 def load_records(path: str | Path) -> list[Record]:
-    """Read the records of a file, each with its line number; blank lines are skipped.
+    """Read the records of a JSONL file, each with its line number (blank lines are skipped), of a Parquet file or of a folder written
+    by `datasets.save_to_disk`.
 
     `prompt` is text or a list of chat messages `{"role": ..., "content": ...}`. Raises UsageError naming file and line.
     """
     path = Path(path)
+    if path.is_dir() or (path.suffix == ".parquet" and path.exists()):
+        return [_checked(row, f"{path} row {i}") for i, row in enumerate(read_rows(path))]
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a JSONL file with a `prompt` on every line")
     records = []
@@ -37,6 +41,10 @@ def _record(text: bytes, where: str) -> Record:
         raise UsageError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise UsageError(f"{where} is a {type(row).__name__}; every line must be an object with a `prompt`")
+    return _checked(row, where)
+
+
+def _checked(row: dict[str, Any], where: str) -> Record:
     if not is_prompt(row.get("prompt")):
         raise UsageError(f'{where} needs a `prompt`: text, or a list of {{"role": ..., "content": ...}} messages')
     record = Record(row)
