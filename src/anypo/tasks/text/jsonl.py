@@ -10,7 +10,7 @@ from typing import Any
 
 from anypo.errors import UsageError
 from anypo.tasks.text.rewards import make_rewards
-from anypo.tasks.text.tables import read_rows
+from anypo.tasks.text.tables import read_table_rows
 from anypo.tasks.text.task import Record, TextTask, is_prompt
 
 
@@ -22,7 +22,7 @@ def load_records(path: str | Path) -> list[Record]:
     """
     path = Path(path)
     if path.is_dir() or (path.suffix == ".parquet" and path.exists()):
-        return [_checked(row, f"{path} row {i}") for i, row in enumerate(read_rows(path))]
+        return [_checked(row, f"{path} row {i}") for i, row in enumerate(read_table_rows(path))]
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a JSONL file with a `prompt` on every line")
     records = []

@@ -8,13 +8,13 @@ from typing import Any
 from anypo.errors import UsageError
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_table_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a Parquet file or of a data set's folder (its split `train`, where it has several); missing values are left
     out. Raises UsageError for anything else."""
     rows = read_folder(path) if path.is_dir() else read_parquet_rows(path)
     if not rows:
         raise UsageError(f"{path} is empty; it needs at least one row with a `prompt`")
-    return [{name: value for name, value in dict(row).items() if value is not None} for row in rows]
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
 def read_parquet_rows(path: Path) -> list[dict[str, Any]]:
@@ -41,4 +41,4 @@ def read_folder(path: Path) -> list[dict[str, Any]]:
                 f"the data set {path} has no split `train`, only {', '.join(map(str, data))}; give PATH/SPLIT"
             )
         data = data["train"]
-    return list(data)
+    return [dict(row) for row in data]
