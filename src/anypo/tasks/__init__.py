@@ -72,7 +72,7 @@ LIBRARY_TASKS = (
     Entry("sums", "add two numbers (text, exact verifier, the default)", "anypo.tasks.text.sums:Sums"),
     Entry(
         "jsonl:FILE",
-        "your own prompts, one JSON object a line, with --reward",
+        "your own prompts, with --reward: JSONL, Parquet, or a folder of `datasets`",
         "anypo.tasks.text.jsonl:make_jsonl_task",
     ),
     Entry(

@@ -1,4 +1,4 @@
-"""Text tasks from a JSONL file: one object per line, with a `prompt` and whatever columns the rewards need."""
+"""Text tasks from a file: one object per line or row, with a `prompt` and whatever columns the rewards need."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from anypo.errors import UsageError
 from anypo.policies.language.text import check_whole
 from anypo.ranges import Count, Finite, Inner, Range
 from anypo.tasks.text.rewards import make_rewards
+from anypo.tasks.text.tables import read_table_rows
 from anypo.tasks.text.task import Record, TextTask, is_prompt
 
 
 def load_records(path: str | Path) -> list[Record]:
-    """Read the records of a file, each with its line number; blank lines are skipped.
+    """Read the records of a JSONL file, each with its line number (blank lines are skipped), of a Parquet file or of a folder written
+    by `datasets.save_to_disk`.
 
     `prompt` is text or a list of chat messages `{"role": ..., "content": ...}`. Raises UsageError naming file and line.
     """
     path = Path(path)
+    if path.is_dir() or (path.suffix == ".parquet" and path.exists()):
+        return [check_record(row, f"{path} row {i}") for i, row in enumerate(read_table_rows(path))]
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a JSONL file with a `prompt` on every line")
     records = []

@@ -159,33 +159,8 @@ def marked_answers(record: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def load_pairs(path: str | Path) -> list[Record]:
-    """Read the records of a JSONL file, or of a folder written by `datasets.save_to_disk` (its split `train`, where it has several).
-
-    Raises UsageError naming file and line for one that is not `FORM`.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return [check_pair(record, str(record.where)) for record in jsonl.load_records(path)]
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        data = load_from_disk(str(path))
-    except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f"the folder {path} is no data set: {str(error).splitlines()[0]}") from None
-    if isinstance(data, DatasetDict):
-        if "train" not in data:
-            raise UsageError(
-                f"the data set {path} has no split `train`, only {', '.join(map(str, data))}; give PATH/SPLIT"
-            )
-        data = data["train"]
-    records = []
-    for i, row in enumerate(data):
-        record = Record({k: v for k, v in dict(row).items() if v is not None})
-        record.where = f"{path} row {i}"
-        records.append(check_pair(record, record.where))
-    if not records:
-        raise UsageError(f"{path} is empty; it needs at least one row with {FORM}")
-    return records
+    """Read the records of a file or folder, see `jsonl.load_records`; UsageError, naming the line or row, for one that is not `FORM`."""
+    return [check_pair(record, str(record.where)) for record in jsonl.load_records(path)]
 
 
 def check_pair(record: Record, where: str) -> Record:
