@@ -185,7 +185,7 @@ REFUSED = {
         ("train", "grpo", "--task", "jsonl:empty.jsonl", "--reward", "exact", "--policy", "MODEL"),
         "empty.jsonl",
     ),
-    "no reward": (("train", "grpo", "--task", "jsonl:ok.jsonl", "--policy", "MODEL"), "needs a reward"),
+    "no reward": (("train", "grpo", "--task", "jsonl:ok.jsonl", "--policy", "MODEL"), "has no reward: --reward"),
     "no policy": (("train", "grpo", "--task", "jsonl:ok.jsonl", "--reward", "exact"), "--policy hf:NAME_OR_DIR"),
     "no reward file": (
         ("train", "grpo", "--task", "jsonl:ok.jsonl", "--reward", "no.py:f", "--policy", "MODEL"),

@@ -342,10 +342,10 @@ def name_task(task: Any, reward: Any, seed: int) -> tuple[dict[str, Any], Any, t
         ready = options.pop("task")
         return {"name": f"{OBJECT}{ready.name}"}, ready, ()
     if "rows" in options:
-        from anypo.tasks.text.jsonl import make_rows_task
+        from anypo.tasks.text.jsonl import make_jsonl_task
 
         rows = options.pop("rows")
-        return {"name": f"{OBJECT}rows", **options, **written}, make_rows_task(list(rows), rewards, **options), ()
+        return {"name": f"{OBJECT}rows", **options, **written}, make_jsonl_task(rows, rewards, **options), ()
     if "env" in options:
         make, name = factory_of(options.pop("env"))
         return {"name": f"{OBJECT}{name}", **options}, MadeEnvironments(make, name, **{"seed": seed, **options}), ()

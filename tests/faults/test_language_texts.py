@@ -17,9 +17,10 @@ from anypo.loops.learn import learn
 from anypo.policies.language.model import LanguageModel
 from anypo.rng import row_seeds
 from anypo.runs.build import build
-from anypo.tasks.text.jsonl import load_records, make_jsonl_task
+from anypo.tasks.text.jsonl import make_jsonl_task
 from anypo.tasks.text.pairs import make_pairs_task
-from anypo.tasks.text.task import TextTask, is_prompt
+from anypo.tasks.text.records import is_prompt, load_records
+from anypo.tasks.text.task import TextTask
 from anypo.types import Request
 
 CHATML = (

@@ -5,8 +5,9 @@ import pyarrow.parquet
 import pytest
 
 from anypo.errors import UsageError
-from anypo.tasks.text.jsonl import load_records, make_jsonl_task
+from anypo.tasks.text.jsonl import make_jsonl_task
 from anypo.tasks.text.pairs import load_pairs, make_pairs_task
+from anypo.tasks.text.records import load_records
 
 PROMPTS = [{"prompt": f"{i}+1=", "answer": str(i + 1), "note": None if i % 2 else "even"} for i in range(12)]
 CHATS = [{"prompt": [{"role": "user", "content": f"q{i}"}], "chosen": "yes", "rejected": "no"} for i in range(12)]
@@ -38,7 +39,7 @@ def test_tables_without_prompts_are_one_sentence(tmp_path):
     with pytest.raises(UsageError, match=r"d\.parquet row 0 needs a `prompt`"):
         load_records(path)
     path.write_bytes(b"PAR1")
-    with pytest.raises(UsageError, match="is no Parquet file"):
+    with pytest.raises(UsageError, match="cannot be read"):
         load_records(path)
     with pytest.raises(UsageError, match="is empty"):
         load_records(written(tmp_path, "parquet", []))

@@ -177,7 +177,7 @@ def needs_text(name):
     """Whether a method learns from demonstrations, reads inner layers or measures progress towards a known answer."""
     method = anypo.method(name)
     views = (method.live | method.views).values()
-    taught = any(getattr(part, "rows", "own") == "expert" for part in method.stages["terms"])
+    taught = any(getattr(part, "rows", "own") == "expert" for part in method.parts("collect", "terms"))
     return taught or any(v.layer is not None or v.functional == "progress" for v in views)
 
 

@@ -20,7 +20,7 @@ from anypo.policies.language.model import LanguageModel
 from anypo.runs.folder import create, reopen
 from anypo.runs.run import Run
 from anypo.tasks.text.pairs import Pairs, check_pair, load_pairs
-from anypo.tasks.text.task import Record
+from anypo.tasks.text.records import Record
 from anypo.types import Request
 
 CHAT = [{"role": "user", "content": "what is 2+2?"}]
@@ -60,7 +60,7 @@ def run(folder: Path, data: Path, model: Path, method: str, **values: Any) -> Ru
 
 
 def test_a_record_is_a_group_of_its_two_answers_with_marks(policy: LanguageModel) -> None:
-    records = [check_pair(Record(rule(i)), "here") for i in range(4)]
+    records = [check_pair(Record(rule(i))) for i in range(4)]
     task = Pairs("p", records[:3], records[3:])
     task.prepare(policy)
     b, metrics = task.rollout(policy, [Request(2, 8), Request(0)], 0)
@@ -77,13 +77,15 @@ def test_a_record_is_a_group_of_its_two_answers_with_marks(policy: LanguageModel
 
 def test_chat_messages_give_the_answer_after_the_prompt() -> None:
     said = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
-    short = check_pair(Record(prompt=CHAT, chosen=said("4"), rejected="5"), "x")
-    long = check_pair(Record(prompt=CHAT, chosen=CHAT + said("4"), rejected=CHAT + said("5")), "x")
-    text = check_pair(Record(prompt="what is 2+2?", chosen=CHAT + said("4"), rejected=said("5")), "x")
+    short = check_pair(Record(prompt=CHAT, chosen=said("4"), rejected="5"))
+    long = check_pair(Record(prompt=CHAT, chosen=CHAT + said("4"), rejected=CHAT + said("5")))
+    text = check_pair(Record(prompt="what is 2+2?", chosen=CHAT + said("4"), rejected=said("5")))
     assert [(r["chosen"], r["rejected"]) for r in (short, long, text)] == [("4", "5")] * 3
     other = [{"role": "user", "content": "what is 3+3?"}]
-    with pytest.raises(UsageError, match="x has a `chosen` that is neither text nor one chat message after the prompt"):
-        check_pair(Record(prompt=CHAT, chosen=other + said("4"), rejected="5"), "x")
+    with pytest.raises(
+        UsageError, match="the record has a `chosen` that is neither text nor one chat message after the prompt"
+    ):
+        check_pair(Record(prompt=CHAT, chosen=other + said("4"), rejected="5"))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_answers_beyond_the_context_are_named_or_cut(policy: LanguageModel, tmp_
 
 
 def test_scores_of_the_file_are_the_score(policy: LanguageModel) -> None:
-    records = [check_pair(Record(rule(i) | {"score_chosen": 2 + i, "score_rejected": 0.5}), "x") for i in range(3)]
+    records = [check_pair(Record(rule(i) | {"score_chosen": 2 + i, "score_rejected": 0.5})) for i in range(3)]
     task = Pairs("p", records, records)
     task.prepare(policy)
     b, _ = task.rollout(policy, [Request(1), Request(2)], 0)
@@ -145,7 +147,7 @@ def test_scores_of_the_file_are_the_score(policy: LanguageModel) -> None:
 
 def test_held_out_measures_are_those_of_the_log_ratios_to_the_start(model: Path) -> None:
     policy = LanguageModel.load(model)
-    records = [check_pair(Record(rule(i)), "x") for i in range(40)]
+    records = [check_pair(Record(rule(i))) for i in range(40)]
     task = Pairs("p", records[:1], records)
     task.prepare(policy)
     assert task.evaluate(policy, 0)["ranking_accuracy"] == 0.5
@@ -172,7 +174,7 @@ def logp(policy: LanguageModel, record: dict[str, Any], key: str) -> float:
 
 
 def test_mismatched_answers_are_those_of_the_next_group(policy: LanguageModel) -> None:
-    records = [check_pair(Record(rule(i)), "x") for i in range(3)]
+    records = [check_pair(Record(rule(i))) for i in range(3)]
     task = Pairs("p", records, records)
     task.prepare(policy)
     b, _ = task.rollout(policy, [Request(0), Request(1), Request(2)], 0)
@@ -249,7 +251,7 @@ def test_a_resumed_run_measures_from_the_same_start(tmp_path: Path, model: Path)
 def test_the_gradient_of_a_run_is_that_of_the_formula(model: Path) -> None:
     """DPO's loss on a batch of data, by transformers alone in float64."""
     policy = LanguageModel.load(model, dtype="float64")
-    records = [check_pair(Record(rule(i)), "x") for i in range(5)]
+    records = [check_pair(Record(rule(i))) for i in range(5)]
     task = Pairs("p", records, records)
     task.prepare(policy)
     b, _ = task.rollout(policy, [Request(i) for i in range(5)], 0)

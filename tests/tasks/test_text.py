@@ -12,6 +12,7 @@ import torch
 from anypo.errors import RunError, UsageError
 from anypo.policies.language.model import LanguageModel
 from anypo.tasks.text import jsonl, reasoning
+from anypo.tasks.text.records import load_records
 from anypo.tasks.text.task import TextTask, combine
 from anypo.types import Request
 
@@ -167,7 +168,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_naming_its_line(policy: Languag
     path.write_text(
         "\n".join(json.dumps({"prompt": p}) for p in ("a", "b", "", "xyz" * 60)).replace('{"prompt": ""}', "")
     )
-    long = TextTask("t", jsonl.load_records(path), RECORDS, [size], max_new=8)
+    long = TextTask("t", load_records(path), RECORDS, [size], max_new=8)
     with pytest.raises(UsageError, match=r"data\.jsonl line 4 has \d+ tokens, .*context of 128"):
         long.prepare(policy)
     task().prepare(policy)
@@ -183,7 +184,11 @@ def test_tasks_that_cannot_work_are_refused():
     for wrong, says in [
         (lambda: TextTask("t", [], RECORDS, ["exact"]), "no training"),
         (lambda: TextTask("t", RECORDS, [], ["exact"]), "no held-out"),
-        (lambda: TextTask("t", RECORDS, RECORDS, []), "no reward"),
+        (lambda: TextTask("t", RECORDS, RECORDS, []).recipe({}), "no reward: --reward"),
+        (
+            lambda: TextTask("t", [{"prompt": "a"}], RECORDS, []).recipe({"imitates": True}),
+            "record 0 of the records has neither",
+        ),
         (lambda: task("exact", "exact"), "same name"),
         (lambda: task("exact", size, weights=[1.0]), "one weight each"),
         (lambda: task(records=[{"prompt": "a"}]), "record 0 of the records has no 'answer'"),
@@ -209,7 +214,7 @@ def write(path: Path, *lines: Any) -> Path:
 
 def test_a_jsonl_file_keeps_every_column_and_knows_its_lines(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", {"prompt": "a", "x": 1}, "", {"prompt": CHAT, "x": [2]})
-    records = jsonl.load_records(path)
+    records = load_records(path)
     assert records == [{"prompt": "a", "x": 1}, {"prompt": CHAT, "x": [2]}]
     assert [r.where for r in records] == [f"{path} line 1", f"{path} line 3"]
 
@@ -231,16 +236,16 @@ def test_a_malformed_line_is_named(line: Any, says: str, tmp_path: Path):
     text = line if isinstance(line, str) else json.dumps(line)
     path.write_bytes(b'{"prompt": "a"}\n' + text.encode("latin-1"))
     with pytest.raises(UsageError, match=says) as error:
-        jsonl.load_records(path)
+        load_records(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_files_without_records_are_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="no file"):
-        jsonl.load_records(tmp_path / "absent.jsonl")
+        load_records(tmp_path / "absent.jsonl")
     with pytest.raises(UsageError, match="is empty"):
-        jsonl.load_records(write(tmp_path / "a.jsonl", "", ""))
+        load_records(write(tmp_path / "a.jsonl", "", ""))
 
 
 def test_the_split_depends_on_the_prompts_alone_and_keeps_equal_prompts_together(tmp_path: Path):

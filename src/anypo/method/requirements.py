@@ -88,7 +88,7 @@ class Requirements(Filling):
     def traits(self) -> dict[str, bool]:
         """critic: learns a value. grouped: compares rows of one request. whole: rows must end by themselves.
         reuse: a batch may be used for several epochs. replays: learns from transitions of any policy.
-        offline: collects nothing."""
+        offline: collects nothing. imitates: learns from demonstrations alone, samples nothing."""
         replays = declared(self.stages["store"], "replays")
         return {
             "critic": bool(self.stages["critic"]),
@@ -96,6 +96,7 @@ class Requirements(Filling):
             "whole": not replays and not any(declared(part, "bootstraps") for part in self.stages["credit"]),
             "replays": replays,
             "offline": declared(self.stages["collect"], "offline"),
+            "imitates": declared(self.stages["collect"], "rows") == "expert",
             "reuse": self.stages["step"].epochs != 1,
         }
 

@@ -2,19 +2,12 @@
 
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
-from anypo.methods.policy_gradient.grpo import grpo
-from anypo.parts.collect import OnlyDemonstrations
-from anypo.parts.reduce import Mean
+from anypo.methods.policy_gradient.sft import sft
 from anypo.parts.trust import Matching
 
 diffusion_policy = register_method(
-    grpo.but(
-        collect=OnlyDemonstrations(),
-        credit=[],
-        ratio=None,
+    sft.but(
         trust=Matching("denoising"),
-        reduce=Mean("token"),
-        terms=[],
         card=Card(
             id="diffusion-policy",
             title="Diffusion Policy: Visuomotor Policy Learning via Action Diffusion",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -46,8 +47,9 @@ class OnlyDemonstrations:
 
     requests: Count[int] | None = None
     samples: Count[int] | None = None
+    rows: ClassVar[str] = "expert"
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         drawn = pool.draw(want.requests, want.samples, want.horizon)
         rows = yield [Request(r.start, r.samples, expert=True) for r in drawn]
-        return rows.but(expert_mask=None, score=None, scores=None)
+        return rows.but(expert_mask=None, score=None, scores=None, logp_old=None)

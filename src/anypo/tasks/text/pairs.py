@@ -13,19 +13,16 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.parts.ops.log_ratio import last_value
 from anypo.ranges import Count, Finite, Inner, Range
-from anypo.tasks.text import jsonl
+from anypo.tasks.text.answers import AT_ONCE, Answer, encode_answer, evaluate_answers, pack_answers
+from anypo.tasks.text.records import Record, Source, divide, is_prompt, load_records
 from anypo.tasks.text.rewards import make_rewards
-from anypo.tasks.text.task import Record, TextTask, encode_record, is_prompt, read_tools
+from anypo.tasks.text.task import TextTask
 from anypo.types import Request, Trajectories
-
-PAIRS_AT_ONCE = 32
-"""Held-out records evaluated together."""
-
 
 FORM = "a `prompt` with `chosen` and `rejected`, or with `completion` and `label`"
 
 
-Answer = tuple[list[int], list[int], float]
+MarkedAnswer = tuple[list[int], list[int], float]
 """Token ids of a prompt and of an answer, and its mark: 1 for a preferred answer, 0 for the other."""
 
 
@@ -67,23 +64,22 @@ class Pairs(TextTask):
             super().prepare(policy)
         self._origin = self._merits(policy)
 
-    def _encode(self, policy: Any, records: Sequence[dict[str, Any]], i: int) -> list[Answer]:
-        record = records[i]
-        try:
-            prompt, tools = encode_record(policy, record), read_tools(record)
-            answers = [(policy.encode_answer(record["prompt"], a, tools), m) for a, m in marked_answers(record)]
-        except UsageError as error:
-            raise UsageError(f"{self._where(records, i)}: {error}") from error
-        encoded = []
-        for whole, mark in answers:
-            answer = whole[: self.max_new]
-            if not policy.fits(len(prompt), len(answer)):
-                raise UsageError(
-                    f"{self._where(records, i)} has {len(prompt)} tokens of prompt and {len(answer)} of an answer, more than the"
-                    f" context of {policy.context} tokens of {policy.name}; shorten it, or cut answers with --task.max_new"
-                )
-            encoded.append((prompt, answer, mark))
-        return encoded
+    def _encode(self, policy: Any, records: Sequence[dict[str, Any]], i: int) -> list[MarkedAnswer]:
+        where, remedy = self._where(records, i), "shorten it, or cut answers with --task.max_new"
+        return [
+            (*encode_answer(policy, records[i], text, where, most=self.max_new, remedy=remedy), mark)
+            for text, mark in marked_answers(records[i])
+        ]
+
+    def _solution(self, policy: Any, records: Sequence[dict[str, Any]], i: int) -> Answer:
+        """Tokens of a prompt and of the answer that is preferred."""
+        prompt, answer, _ = (self._training if records is self.records else self._heldout)[i][0]
+        return prompt, answer
+
+    def _reference(self, record: dict[str, Any], where: str) -> str:
+        if "chosen" not in record:
+            raise UsageError(f"the method imitates the preferred of two answers, and {where} has a single marked one")
+        return record["chosen"]
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """The recorded answers of the requested records; `samples` and `horizon` of a request are ignored."""
@@ -94,9 +90,9 @@ class Pairs(TextTask):
             b = b.but(score=torch.tensor(scores, dtype=torch.float32, device=b.valid.device))
         return b, {"length": float(b.lengths.float().mean()), "tokens": float(b.lengths.sum())}
 
-    def _batch(self, policy: Any, records: Sequence[Sequence[Answer]]) -> Trajectories:
+    def _batch(self, policy: Any, records: Sequence[Sequence[MarkedAnswer]]) -> Trajectories:
         rows = [row for answers in records for row in answers]
-        b = policy.pack([p for p, _, _ in rows], [a for _, a, _ in rows])
+        b = pack_answers(policy, [(prompt, answer) for prompt, answer, _ in rows])
         group = torch.arange(len(records)).repeat_interleave(torch.tensor([len(answers) for answers in records]))
         preferred = torch.tensor([mark for _, _, mark in rows], device=b.valid.device)
         return b.but(group=group.to(b.valid.device)).put({"preferred": preferred})
@@ -131,13 +127,11 @@ class Pairs(TextTask):
     @torch.no_grad()
     def _merits(self, policy: Any) -> Tensor:
         """[N] of the held-out answers: log-probability, or the value head's value at the end."""
-        merits = []
-        functional = policy.heads[0] if policy.heads else "logp"
-        for at in range(0, len(self._heldout), PAIRS_AT_ONCE):
-            b = self._batch(policy, self._heldout[at : at + PAIRS_AT_ONCE])
-            x = policy.evaluate(b, {functional})[functional]
-            merits.append((last_value(b, x) if policy.heads else x.sum(1)).double().cpu())
-        return torch.cat(merits)
+        answers = [(prompt, answer) for rows in self._heldout for prompt, answer, _ in rows]
+        evaluated = evaluate_answers(
+            policy, answers, policy.heads[0] if policy.heads else "logp", AT_ONCE * (1 + self.paired)
+        )
+        return torch.cat([(last_value(b, x) if policy.heads else x.sum(1)).double().cpu() for b, x in evaluated])
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
         """32 records per batch, one update each, one pass over the data. Raises UsageError where a method compares answers and the
@@ -147,7 +141,8 @@ class Pairs(TextTask):
                 f"the method compares answers to one prompt, and {self.source} holds single marked answers; use a method"
                 " that takes marks, such as kto"
             )
-        settings = {"lr": 1e-5 if traits.get("lora") else 1e-6, "requests": 32, "samples": 1 + self.paired}
+        samples = 1 if traits.get("imitates") else 1 + self.paired
+        settings = {"lr": 1e-5 if traits.get("lora") else 1e-6, "requests": 32, "samples": samples}
         return super().recipe(traits) | settings | {"steps": math.ceil(len(self.records) / 32)}
 
 
@@ -158,15 +153,14 @@ def marked_answers(record: dict[str, Any]) -> list[tuple[str, float]]:
     return [(record["completion"], float(record["label"]))]
 
 
-def load_pairs(path: str | Path) -> list[Record]:
-    """Read the records of a file or folder, see `jsonl.load_records`; UsageError, naming the line or row, for one that is not `FORM`."""
-    return [check_pair(record, str(record.where)) for record in jsonl.load_records(path)]
+def load_pairs(source: Source) -> list[Record]:
+    """Read the records of a source; UsageError, naming the row, for one that is not `FORM`."""
+    return load_records(source, check_pair, FORM)
 
 
-def check_pair(record: Record, where: str) -> Record:
+def check_pair(record: Record) -> Record:
     """Replace the answers of a record by their text; UsageError, naming the record, where it is not `FORM`."""
-    if not is_prompt(record.get("prompt")):
-        raise UsageError(f'{where} needs a `prompt`: text, or a list of {{"role": ..., "content": ...}} messages')
+    where = record.where or "the record"
     names = ("completion",) if "completion" in record else ("chosen", "rejected")
     for name in names:
         if name not in record:
@@ -189,7 +183,7 @@ def _answer(record: Record, name: str, where: str) -> str:
 
 
 def make_pairs_task(
-    path: str | Path,
+    source: str | Path,
     reward: Any = None,
     *,
     heldout: Inner[float] | str | Path = 0.1,
@@ -201,12 +195,12 @@ def make_pairs_task(
     """Make the task of a file or folder of preferences.
 
     Args:
-        path: the file or folder, see `load_pairs`.
+        source: a JSONL or Parquet file, or a folder of `datasets`; the rows as in `load_pairs`.
         reward: of greedy answers to held-out prompts; anything `make_reward` takes, or a list of such.
-        heldout: share of the prompts kept for evaluation, or a file that holds them.
+        heldout: share of the prompts kept for evaluation, or a file or folder that holds them.
         max_new: tokens of an answer that are read (None: all).
         timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
     """
     rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
-    records, held = jsonl.divide(path, load_pairs(path), heldout, load_pairs)
-    return Pairs(f"pairs:{path}", records, held, rewards, max_new=max_new, source=str(path))
+    records, held = divide(source, heldout, check_pair, FORM)
+    return Pairs(f"pairs:{source}", records, held, rewards, max_new=max_new, source=str(source))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,17 +14,13 @@ from anypo.errors import RunError, UsageError
 from anypo.policies.language.batching import pad
 from anypo.policies.language.generate import Sample, skip
 from anypo.rng import request_seeds
+from anypo.tasks.text.answers import Answer, encode_answer, measure_likelihood, pack_answers
+from anypo.tasks.text.records import Record, encode_record, is_prompt, solution_of
 from anypo.tasks.text.rewards import Reward, make_reward
 from anypo.types import Request, Trajectories
 
 AT_ONCE = 256
 """Held-out prompts completed together."""
-
-
-class Record(dict):
-    """One row of a data set: `prompt` (text or chat messages) and further columns. `where` says where it was read."""
-
-    where: str | None = None
 
 
 class TextTask:
@@ -33,7 +29,8 @@ class TextTask:
     records, heldout: rows with at least `prompt`; every column goes to the rewards. rewards: anything `make_reward`
     takes; each is a channel. weights: of the channels in the score (default 1 each). metric: name of the held-out share
     of prompts whose greedy completion gets more than 0.5 from the first reward; where none is given that share, `accuracy`, is the
-    task's measure if the first reward is a verifier, and the mean score, `reward`, if it is graded. max_new: tokens per completion.
+    task's measure if the first reward is a verifier, and the mean score, `reward`, if it is graded; a task without rewards, for
+    methods that imitate, measures the `log_likelihood` of held-out reference solutions. max_new: tokens per completion.
     source: name of the records in messages. cue: text that asks for the answer after a completion that reasons first
     (None: the completion is the answer).
 
@@ -63,7 +60,9 @@ class TextTask:
         self.records, self.heldout = list(records), list(heldout)
         self.rewards: list[Reward] = [make_reward(r) for r in rewards]
         self.share = metric or "accuracy"
-        self.metric = "reward" if metric is None and self.rewards and self.rewards[0].graded else self.share
+        self.metric = metric or (
+            "log_likelihood" if not self.rewards else "reward" if self.rewards[0].graded else "accuracy"
+        )
         self.channels = tuple(r.name for r in self.rewards)
         self.weights = torch.tensor([1.0] * len(self.rewards) if weights is None else list(weights))
         self.starts: int | None = len(self.records)
@@ -75,8 +74,6 @@ class TextTask:
             raise UsageError(
                 f"the task {self.name} has no {'training' if not self.records else 'held-out'} {self.source}"
             )
-        if self.sampled and not self.rewards:
-            raise UsageError(f"the task {self.name} has no reward; give one, such as `exact` or FILE.py:FUNCTION")
         if len(set(self.channels)) < len(self.channels):
             raise UsageError(f"two rewards have the same name ({', '.join(self.channels)}); rename one")
         if len(self.weights) != len(self.rewards):
@@ -97,8 +94,14 @@ class TextTask:
         return (isinstance(record, Record) and record.where) or f"{part} {i} of the {self.source}"
 
     def prepare(self, policy: Any) -> None:
-        """Set max_new where it is open; raise UsageError, naming the record, for a prompt that does not encode or leaves no room."""
+        """Set max_new where it is open; raise UsageError, naming the record, for a prompt that does not encode or leaves no room; in
+        a task without rewards, for such a solution."""
         self.max_new = self.max_new or int(policy.max_new)
+        if not self.rewards:
+            for i in range(len(self.records)):
+                self._solution(policy, self.records, i)
+            self._answers = [self._solution(policy, self.heldout, i) for i in range(len(self.heldout))]
+            return
         for records in (self.records, self.heldout):
             for i, record in enumerate(records):
                 try:
@@ -151,18 +154,13 @@ class TextTask:
             trace={"prompt": prompt[group], "prompt_length": lengths[group], "completion": done.ids},
         )
         if all(isinstance(s.get("answer"), str) and s["answer"] for s in starts):
-            cue = [] if self.cue is None else policy.encode_hint(self.cue)
-            answer, size = pad([cue + policy.encode_hint(s["answer"]) for s in starts], device)
-            cue_length = torch.full_like(size, -1 if self.cue is None else len(cue))
-            b.trace |= {"answer": answer[group], "answer_length": size[group], "cue_length": cue_length[group]}
-        return b, self._metrics(texts, done, scores, score)
+            b.trace |= {k: x[group] for k, x in pack_known_answers(policy, starts, self.cue, device).items()}
+        return b, describe_completions(self.rewards, texts, done, scores, score)
 
     def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
-        """The reference solutions of the requested records as rows, each ended by the end-of-text token."""
-        starts = [self.records[self._start(r)] for r in requests]
-        solutions = [policy.encode_answer(s["prompt"], solution_of(s, self.name), read_tools(s)) for s in starts]
-        b = policy.pack([encode_record(policy, s) for s in starts], solutions)
-        rows, device = len(starts), b.valid.device
+        """The reference solutions of the requested records as rows, each ended as the chat template, or else plain text, ends."""
+        b = pack_answers(policy, [self._solution(policy, self.records, self._start(r)) for r in requests])
+        rows, device = len(requests), b.valid.device
         return b.but(
             logp_old=torch.zeros(b.shape, device=device),
             score=torch.full((rows,), torch.nan, device=device),
@@ -172,10 +170,19 @@ class TextTask:
             truncated=torch.zeros(rows, dtype=torch.bool, device=device),
         )
 
+    def _solution(self, policy: Any, records: Sequence[dict[str, Any]], i: int) -> Answer:
+        """Tokens of a record's prompt and reference solution."""
+        where = self._where(records, i)
+        return encode_answer(policy, records[i], self._reference(records[i], where), where)
+
+    def _reference(self, record: dict[str, Any], where: str) -> str:
+        """The text that demonstrations of a record repeat; UsageError, naming the record, where it has none."""
+        return solution_of(record, where)
+
     def _hint(self, policy: Any, record: dict[str, Any], hint: str | float | None) -> list[int]:
         """Token ids of a hint: its text, or the beginning of the record's reference solution."""
         if isinstance(hint, float):
-            solution = solution_of(record, self.name)
+            solution = self._reference(record, f"a record of {self.name}")
             hint = solution[: round(hint * len(solution))]
         return policy.encode_hint(hint) if hint else []
 
@@ -196,25 +203,11 @@ class TextTask:
         channels = [reward(prompts, completions, ids, columns) for reward in self.rewards]
         return torch.tensor([[torch.nan if x is None else x for x in row] for row in zip(*channels, strict=True)])
 
-    def _metrics(self, texts: Sequence[str], done: Any, scores: Tensor, score: Tensor) -> dict[str, float]:
-        """reward: mean score; reward/NAME: mean of a channel; reward_missing: share of missing channel entries; length:
-        mean tokens; truncated: share cut by the budget; empty: share without text; tokens: all sampled tokens;
-        reward_failed/NAME: calls that failed so far, of rewards whose failures do not end the run."""
-        channels = {f"reward/{k}": float(x) for k, x in zip(self.channels, scores.nanmean(0), strict=True)}
-        failures = {f"reward_failed/{r.name}": float(r.failures) for r in self.rewards if r.on_error != "raise"}
-        return {
-            "reward": float(score.nanmean()),
-            **channels,
-            **failures,
-            "reward_missing": float(scores.isnan().float().mean()),
-            "length": float(done.lengths.float().mean()),
-            "truncated": float((~done.stopped).float().mean()),
-            "empty": sum(not t.strip() for t in texts) / len(texts),
-            "tokens": float(done.lengths.sum()),
-        }
-
     def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
-        """Greedy completions of the held-out records (the first `episodes` of them)."""
+        """Greedy completions of the held-out records (the first `episodes` of them), or the likelihood of their solutions in a task
+        without rewards."""
+        if not self.rewards:
+            return measure_likelihood(policy, self._answers[:episodes])
         records = self.heldout[:episodes]
         scores, lengths = [], []
         for at in range(0, len(records), AT_ONCE):
@@ -250,15 +243,24 @@ class TextTask:
         ]
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """16 prompts x 8 samples where the method compares the samples of a prompt, else 128 x 1."""
-        grouped = bool(traits.get("grouped"))
+        """16 prompts x 8 samples where the method compares the samples of a prompt, else 128 x 1; of demonstrations 32 and three passes
+        over the records. Raises UsageError where the method samples and no reward scores the samples."""
+        grouped, imitates = bool(traits.get("grouped")), bool(traits.get("imitates"))
+        if self.sampled and not (self.rewards or imitates):
+            raise UsageError(
+                f"the task {self.name} has no reward: --reward FILE.py:FUNCTION, or exact, numeric, math, regex; only a method that"
+                " imitates answers, such as sft, needs none"
+            )
+        if imitates:
+            for i, record in enumerate(self.records):
+                self._reference(record, self._where(self.records, i))
         return {
             "lr": 1e-4 if traits.get("lora") else 1e-5,
-            "requests": 16 if grouped else 128,
+            "requests": 32 if imitates else 16 if grouped else 128,
             "samples": 8 if grouped else 1,
             "horizon": self.max_new,
             "epochs": 1,
-            "steps": 200,
+            "steps": math.ceil(3 * len(self.records) / 32) if imitates else 200,
         }
 
     def show_prompt(self, policy: Any) -> str:
@@ -270,6 +272,52 @@ class TextTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore: the pool keeps which record comes next."""
+
+
+def pack_known_answers(
+    policy: Any, records: Sequence[dict[str, Any]], cue: str | None, device: torch.device
+) -> dict[str, Tensor]:
+    """Pack what a completion is to lead to, for methods that measure progress towards it.
+
+    Args:
+        policy: encodes.
+        records: with an `answer`.
+        cue: text before the answer.
+        device: of the tensors.
+    """
+    begun = [] if cue is None else policy.encode_hint(cue)
+    answer, size = pad([begun + policy.encode_hint(record["answer"]) for record in records], device)
+    cue_length = torch.full_like(size, -1 if cue is None else len(begun))
+    return {"answer": answer, "answer_length": size, "cue_length": cue_length}
+
+
+def describe_completions(
+    rewards: Sequence[Reward], texts: Sequence[str], done: Any, scores: Tensor, score: Tensor
+) -> dict[str, float]:
+    """Describe sampled completions.
+
+    reward: mean score; reward/NAME: mean of a channel; reward_missing: share of missing channel entries; length: mean tokens; truncated:
+    share cut by the budget; empty: share without text; tokens: all sampled tokens; reward_failed/NAME: calls that failed so far, of
+    rewards whose failures do not end the run.
+
+    Args:
+        rewards: one per channel.
+        texts, done: the completions.
+        scores: of all channels.
+        score: their weighted sum.
+    """
+    channels = {f"reward/{r.name}": float(x) for r, x in zip(rewards, scores.nanmean(0), strict=True)}
+    failures = {f"reward_failed/{r.name}": float(r.failures) for r in rewards if r.on_error != "raise"}
+    return {
+        "reward": float(score.nanmean()),
+        **channels,
+        **failures,
+        "reward_missing": float(scores.isnan().float().mean()),
+        "length": float(done.lengths.float().mean()),
+        "truncated": float((~done.stopped).float().mean()),
+        "empty": sum(not t.strip() for t in texts) / len(texts),
+        "tokens": float(done.lengths.sum()),
+    }
 
 
 def join_prefixes(
@@ -306,46 +354,3 @@ def combine(scores: Float[Tensor, "row channel"], weights: Float[Tensor, " chann
 
 def _texts(policy: Any, done: Any) -> list[str]:
     return [policy.decode(row[:n]) for row, n in zip(done.ids.tolist(), done.lengths.tolist(), strict=True)]
-
-
-def solution_of(record: dict[str, Any], task: str) -> str:
-    """A record's reference solution; UsageError, naming its task, where it has none."""
-    solution = record.get("solution", record.get("answer"))
-    if not isinstance(solution, str) or not solution:
-        raise UsageError(
-            f"the method needs reference solutions, and a record of {task} has neither `solution` nor `answer`"
-        )
-    return solution
-
-
-def encode_record(policy: Any, record: dict[str, Any]) -> list[int]:
-    """Token ids of a record's prompt, with its `tools` where it has some."""
-    return policy.encode(record["prompt"], read_tools(record))
-
-
-def read_tools(record: dict[str, Any]) -> list[Any] | None:
-    """A record's column `tools`, a list or its JSON text; None where it is empty. UsageError where it is neither."""
-    tools = record.get("tools")
-    try:
-        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
-    except ValueError:
-        tools = 0
-    if tools and isinstance(tools, list):
-        return tools
-    if tools not in (None, "", [], {}):
-        raise UsageError(f"its `tools` must be a list of tools, or the JSON text of one, not {record['tools']!r:.60}")
-    return None
-
-
-def is_prompt(prompt: Any) -> bool:
-    """Whether it is text or chat messages, and not empty; a message that calls tools may lack `content`."""
-    if isinstance(prompt, str):
-        return bool(prompt)
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and ("content" in m or m.get("tool_calls"))
-            for m in prompt
-        )
-    )
