@@ -19,7 +19,6 @@ from anypo.loops.learn import learn
 from anypo.method.method import Method
 from anypo.method.registry import METHODS
 from anypo.policies.control.spaces import is_batch, space_from_dict
-from anypo.policies.decisions import MASK
 from anypo.protocols import HasActionSpace, Task
 from anypo.report.console import finish, records, result_of
 from anypo.rng import BatchRng, row_seeds
@@ -30,6 +29,7 @@ from anypo.runs.objects import Objects
 from anypo.runs.run import Run
 from anypo.tasks.control.factory import MadeEnvironments, SpacesOnly, factory_of
 from anypo.tasks.text.task import TextTask
+from anypo.types import MASK
 
 Callback = Callable[[dict[str, Any]], None]
 

@@ -47,7 +47,7 @@ class Config:
     trackers: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of config.yaml: stages at the top level."""
+        """Return the content of config.yaml: stages at the top level."""
         plain = asdict(self)
         stages = plain.pop("stages")
         return {**plain, **stages}
@@ -64,7 +64,7 @@ METHOD_ALIASES = ("batch_size", "beta")
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """A Config from the content of a YAML file; unknown keys are errors that name the nearest valid one."""
+    """Return a Config from the content of a YAML file; unknown keys are errors that name the nearest valid one."""
     config: dict[str, Any] = {"stages": {}}
     for key, value in values.items():
         if key in SLOTS:
@@ -150,7 +150,7 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _over(key: str, old: Any, new: Any) -> Any:
-    """`new` laid over `old` at a key of the file."""
+    """Lay `new` over `old` at a key of the file."""
     if key in CHAINS and isinstance(old, list) and isinstance(new, dict):
         return _relink(key, old, new)
     if key in (*NAMED, *SLOTS):
@@ -164,7 +164,7 @@ def _over(key: str, old: Any, new: Any) -> Any:
 
 
 def _relink(slot: str, links: list[Any], changes: dict[str, Any]) -> list[Any]:
-    """A chain written as a list, with settings of some links changed by name or position."""
+    """Return a chain written as a list, with settings of some links changed by name or position."""
     changed = [{"part": link} if isinstance(link, str) else dict(link) for link in links]
     names = [str(link.get("part")) for link in changed]
     for key, settings in changes.items():

@@ -35,7 +35,7 @@ def trajectory_quality(data: Table, low: float, high: float, gamma: float = 1.0)
 
 
 def cells(data: Table, bins: int = 100, bounds: tuple[Tensor, Tensor] | None = None) -> Int[np.ndarray, " transition"]:
-    """Number the distinct (s, a) pairs of all transitions, with continuous dimensions cut into bins.
+    """Index the distinct (s, a) pairs of all transitions, with continuous dimensions cut into bins.
 
     Args:
         data: the transitions.
@@ -53,7 +53,7 @@ def cells(data: Table, bins: int = 100, bounds: tuple[Tensor, Tensor] | None = N
 
 
 def limits(*tables: Table) -> tuple[Tensor, Tensor]:
-    """The lowest and highest (s, a) over several data sets, the common bounds of their cells."""
+    """Return the lowest and highest (s, a) over several data sets, the common bounds of their cells."""
     discrete = not tables[0]["action"].is_floating_point()
     pairs = [t["obs"] if discrete else torch.cat([t["obs"], t["action"]], 1) for t in tables]
     return torch.stack([x.min(0).values for x in pairs]).min(0).values, torch.stack(

@@ -69,7 +69,7 @@ def ensemble_mlp(
 def _forward(
     x: Tensor, more: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], half: bool
 ) -> tuple[Output, list[Tensor], list[Tensor], list[Tensor]]:
-    """The output, the input of every layer, the weights as multiplied, and the hidden activations."""
+    """Return the output, the input of every layer, the weights as multiplied, and the hidden activations."""
     out = x if more is None else torch.cat([x, more], -1)
     out, last = out.expand(len(weights[0]), *out.shape), len(weights) - 1
     inputs, used, hidden = [], [], []

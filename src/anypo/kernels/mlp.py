@@ -83,7 +83,7 @@ def _chunks(x: Rows) -> Sequence[Tensor]:
 
 
 def _layer_outputs(x: Rows, weights: Sequence[Tensor], kinds: Sequence[type[nn.Module]]) -> list[Rows]:
-    """Outputs of every layer, after its activation; the last one has an activation where there are as many of those."""
+    """Return the outputs of every layer, after its activation; the last one has an activation where there are as many of those."""
     fused, outputs = FUSED and len(x) >= ROWS, []
     for k, (weight, bias) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
         name, activate, _ = ACTIVATIONS[kinds[k]] if k < len(kinds) else ("none", None, None)

@@ -37,7 +37,7 @@ class _SquashedSample(torch.autograd.Function):
 
 
 def plain_squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """a = tanh(u), u = mean + std noise; log pi(a) = sum_k [log N(u_k; mean_k, std_k) - 2 (log 2 - u_k - softplus(-2 u_k))]."""
+    """Return a = tanh(u), u = mean + std noise; log pi(a) = sum_k [log N(u_k; mean_k, std_k) - 2 (log 2 - u_k - softplus(-2 u_k))]."""
     u = mean + log_std.exp() * noise
     normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     return u.tanh(), (normal - 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))).sum(-1)
@@ -45,5 +45,5 @@ def plain_squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple
 
 @kernel(plain_squashed_sample)
 def squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """a = tanh(mean + std noise) and log pi(a), with a written-out gradient."""
+    """Return a = tanh(mean + std noise) and log pi(a), with a written-out gradient."""
     return cast(tuple[Tensor, Tensor], _SquashedSample.apply(mean, log_std, noise))

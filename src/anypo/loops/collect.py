@@ -59,7 +59,7 @@ def answer(run: Run, requests: list[Request]) -> tuple[Trajectories, dict[str, f
 
 
 def demonstrate(run: Run, requests: list[Request]) -> Trajectories:
-    """The task's own answers to requests for demonstrations."""
+    """Return the task's own answers to requests for demonstrations."""
     if not isinstance(run.task, HasDemonstrations):
         raise UsageError(
             f"the method {run.method.card.id} learns from demonstrations, and the task {run.task.name} has none"

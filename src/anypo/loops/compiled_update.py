@@ -63,13 +63,13 @@ class Traces:
 
     @staticmethod
     def of(run: Run) -> Traces:
-        """The strategy of a run, begun where it is missing."""
+        """Return the strategy of a run, begun where it is missing."""
         if run.strategy is None:
             run.strategy = Traces()
         return run.strategy
 
     def of_rows(self, run: Run, method: Method, rows: Trajectories) -> Trace | None:
-        """The trace for rows drawn from a store of transitions, from their views to the gradient; None where none is possible."""
+        """Return the trace for rows drawn from a store of transitions, from their views to the gradient; None where none is possible."""
         if not method.traits["replays"]:
             return None
         key = signature(method, rows)
@@ -82,7 +82,7 @@ class Traces:
         return trace if isinstance(trace, Trace) else None
 
     def of_minibatch(self, run: Run, method: Method, rows: Trajectories) -> Trace | None:
-        """The compiled trace for minibatches of prepared single decisions, made once their size is frequent; None without
+        """Return the compiled trace for minibatches of prepared single decisions, made once their size is frequent; None without
         `--compile on`: replaying them uncompiled is no faster."""
         if run.config.compile != "on" or method.traits["replays"] or not run.policy.independent:
             return None
@@ -121,7 +121,7 @@ class Traces:
 
 
 def signature(method: Method, batch: Trajectories) -> tuple[Any, ...]:
-    """What updates that share a trace have in common: active parts, and shapes and strides of the rows."""
+    """Return what updates that share a trace have in common: active parts, and shapes and strides of the rows."""
     return method.switched, tuple([(name, tensor.shape, tensor.stride()) for name, tensor in batch.to_dict().items()])
 
 
@@ -181,7 +181,7 @@ def trace_update(run: Run, method: Method, batch: Trajectories, loss: Loss) -> T
 
 
 def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
-    """The inputs of an update, in the order of the trace: weights, anchors, knobs, rows.
+    """Return the inputs of an update, in the order of the trace: weights, anchors, knobs, rows.
 
     Args:
         run: its weights and anchors.
@@ -198,7 +198,7 @@ def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
 
 
 def trace_knobs(method: Method, values: dict[int, Tensor]) -> Method:
-    """The method with these tensors in the places of its knobs."""
+    """Return the method with these tensors in the places of its knobs."""
 
     def traced(part: Any) -> Any:
         knobs = {f.name: values[id(knob)] for f in fields(part) if id(knob := getattr(part, f.name)) in values}

@@ -30,15 +30,15 @@ class Observer(Protocol):
     """Measures a batch on its way through `absorb`; what it returns joins the batch's metrics. It changes nothing."""
 
     def drawn(self, run: Run, rows: Trajectories) -> dict[str, float]:
-        """Called with the first rows drawn from the store."""
+        """Take the first rows drawn from the store."""
         ...
 
     def prepared(self, run: Run, rows: Trajectories) -> dict[str, float]:
-        """Called with the same rows after credit was assigned."""
+        """Take the same rows after credit was assigned."""
         ...
 
     def updated(self, run: Run, metrics: dict[str, float]) -> None:
-        """Called with the metrics after the updates."""
+        """Take the metrics after the updates."""
         ...
 
 

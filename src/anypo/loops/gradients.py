@@ -67,7 +67,7 @@ def gradient(
 
 
 def loss_on(method: Method, policy: Policy, batch: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-    """The method's loss on `batch` in one forward pass, and its metrics: loss = F(views(policy, batch))."""
+    """Return the method's loss on `batch` in one forward pass, and its metrics: loss = F(views(policy, batch))."""
     return method.loss_of_clean(batch.put_clean(evaluate_views(policy, batch, method.live)))
 
 

@@ -81,7 +81,7 @@ def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch
 
 
 def measure_in(run: Run, record: BatchRecord) -> float | None:
-    """The task's held-out measure in a record; None where it was not taken or is no number."""
+    """Return the task's held-out measure in a record; None where it was not taken or is no number."""
     measure = record.get(f"eval/{run.task.metric}", math.nan)
     return measure if math.isfinite(measure) else None
 

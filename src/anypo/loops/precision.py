@@ -13,7 +13,7 @@ from anypo.runs.run import Run
 
 
 def precision(run: Run) -> torch.dtype:
-    """What the network's products are rounded to."""
+    """Return what the network's products are rounded to."""
     weight = next(run.policy.parameters())
     with autocast(run):
         kind = weight.device.type

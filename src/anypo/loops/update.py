@@ -67,7 +67,7 @@ def update(run: Run, method: Method, batch: Trajectories, replay: Backward | Non
 
 
 def trainable_copy(run: Run) -> list[Tensor]:
-    """Copies of the trainable parameters."""
+    """Return copies of the trainable parameters."""
     return [p.detach().clone() for p in run.policy.parameters() if p.requires_grad]
 
 

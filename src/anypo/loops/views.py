@@ -107,7 +107,7 @@ def minibatch_views(run: Run, method: Method, rows: Trajectories) -> Trajectorie
 
 
 def moments(run: Run) -> Moments | None:
-    """The optimizer's moments of the policy's last layer; None for optimizers without (plain descent)."""
+    """Return the optimizer's moments of the policy's last layer; None for optimizers without (plain descent)."""
     weight, across = run.policy.last_layer()
     optimizer = run.stepper.optimizer if isinstance(run.stepper, HasOptimizer) else None
     if not isinstance(optimizer, torch.optim.Adam):
@@ -153,7 +153,7 @@ def evaluate_views(
             seen = seen.but(trace={**seen.trace, "action": action})
         for functional in names.values():
             if functional not in policy.functionals:
-                raise UsageError(f"the policy {kind_of(policy)} cannot give {functional!r}, which the method needs")
+                raise UsageError(f"the policy {policy_kind(policy)} cannot give {functional!r}, which the method needs")
         if names:
             options = ({} if layer is None else {"layer": layer}) | ({"frozen": True} if draw and draw.live else {})
             with use_weights(policy, anchors, of):
@@ -163,7 +163,7 @@ def evaluate_views(
 
 
 def use_weights(policy: Any, anchors: Mapping[str, Anchor] | None, of: str) -> AbstractContextManager[Any]:
-    """A context in which the policy computes with other weights.
+    """Return a context in which the policy computes with other weights.
 
     Args:
         policy: the policy.
@@ -174,7 +174,7 @@ def use_weights(policy: Any, anchors: Mapping[str, Anchor] | None, of: str) -> A
 
 
 def shift_to_next_obs(batch: Trajectories) -> Trajectories:
-    """The batch with every observation, and its mask, replaced by the one that followed."""
+    """Return the batch with every observation, and its mask, replaced by the one that followed."""
     if "next" not in batch.trace:
         raise UsageError("the method looks one step ahead, and this batch does not say what was observed next")
     trace = {**batch.trace, "obs": batch.trace["next"]}
@@ -195,14 +195,14 @@ def propose(policy: Any, batch: Trajectories, draw: Draw) -> tuple[Tensor, Tenso
         UsageError: the policy cannot propose actions.
     """
     if not isinstance(policy, Proposes):
-        raise UsageError(f"the policy {kind_of(policy)} cannot propose actions, which the method needs")
+        raise UsageError(f"the policy {policy_kind(policy)} cannot propose actions, which the method needs")
     if draw.live:
         return policy.propose(batch, draw, batch.trace.get(rng_key(draw)))
     with torch.no_grad():
         return policy.propose(batch, draw, batch.trace.get(rng_key(draw)))
 
 
-def kind_of(policy: Any) -> str:
+def policy_kind(policy: Any) -> str:
     """Name of a policy on the command line, or of its class."""
     return getattr(policy, "kind", type(policy).__name__)
 

@@ -156,7 +156,7 @@ def open_store(method: Method, task: Any, policy: Any) -> OpenStore:
 
 
 def param_groups(policy: Any) -> list[dict[str, Any]]:
-    """The trainable parameters in groups: value networks (`critics`) apart from the policy itself, and those with a learning
+    """Return the trainable parameters in groups: value networks (`critics`) apart from the policy itself, and those with a learning
     rate of their own apart from the others."""
     rates = {name: net.lr for name, net in getattr(policy, "networks", {}).items() if net.lr is not None}
     groups: dict[str, dict[str, Any]] = {name: {"params": [], "name": name} for name in ("policy", "critics")}
@@ -170,7 +170,7 @@ def param_groups(policy: Any) -> list[dict[str, Any]]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where torch sees one."""
+    """Return the device of that name; `auto` is a GPU where torch sees one."""
     capable = torch.cuda.is_available()
     try:
         device = torch.device(("cuda" if capable else "cpu") if name == "auto" else name)

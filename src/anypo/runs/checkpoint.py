@@ -38,23 +38,23 @@ TIMING = "timing.jsonl"
 
 
 def fixed_anchors(run: Run) -> list[str]:
-    """The anchors that never change: written once, the others with every checkpoint."""
+    """Return the anchors that never change: written once, the others with every checkpoint."""
     return [name for name, rule in run.rules.items() if rule == Refresh()]
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first."""
     candidates = (folder / "checkpoints").glob("batch-*")
     return sorted(path for path in candidates if re.fullmatch(r"batch-\d{8,}", path.name) and path.is_dir())
 
 
 def newest(folder: Path) -> Path:
-    """The newest checkpoint of a run."""
+    """Return the newest checkpoint of a run."""
     return find_checkpoint(folder, "last")
 
 
 def find_checkpoint(folder: Path, name: str) -> Path:
-    """The checkpoint `last`, `best` (by the held-out measure), or that of a batch's number.
+    """Return the checkpoint `last`, `best` (by the held-out measure), or that of a batch's number.
 
     Raises:
         UsageError: there is none.
@@ -73,13 +73,13 @@ def find_checkpoint(folder: Path, name: str) -> Path:
 
 
 def best(kept: list[Path]) -> Path | None:
-    """The checkpoint with the highest held-out measure, the first of equal ones; None where none was measured."""
+    """Return the checkpoint with the highest held-out measure, the first of equal ones; None where none was measured."""
     measured = [(measure, path) for path in kept if (measure := measure_of(path)) is not None]
     return max(measured, key=lambda pair: pair[0])[1] if measured else None
 
 
 def measure_of(path: Path) -> float | None:
-    """The held-out measure of a checkpoint; None where it was not taken, or its manifest is damaged."""
+    """Return the held-out measure of a checkpoint; None where it was not taken, or its manifest is damaged."""
     try:
         return read_manifest(path)["measure"]
     except UsageError:
@@ -126,7 +126,7 @@ def write_checkpoint(run: Run, measure: float | None = None) -> Path | None:
 
 
 def canonical(value: Any) -> Any:
-    """The same content without shared objects, so that equal states are pickled to equal bytes."""
+    """Return the same content without shared objects, so that equal states are pickled to equal bytes."""
     if isinstance(value, dict):
         return {canonical(key): canonical(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -149,7 +149,7 @@ def drop_old(folder: Path) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint."""
+    """Return the manifest of a checkpoint."""
     return read_record(path / MANIFEST, f"delete {path} to use the checkpoint before it")
 
 

@@ -140,7 +140,7 @@ def claim_next(candidates: Callable[[], Iterator[Path]]) -> ClaimedFolder:
 
 
 def missing_directories(folder: Path) -> list[Path]:
-    """The directories on the way to a folder that do not exist, innermost first."""
+    """Return the directories on the way to a folder that do not exist, innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 

@@ -59,7 +59,7 @@ def write_config(run: Run, folder: Path) -> None:
 
 
 def anchor_path(folder: Path, name: str) -> Path:
-    """The file of an anchor that never changes."""
+    """Return the file of an anchor that never changes."""
     return folder / f"anchor-{name}.safetensors"
 
 
@@ -82,7 +82,7 @@ def rebuild(config: Config, folder: Path, recorded: dict[str, Any], objects: Obj
 
 
 def reopen(folder: Path, checkpoint: str = "last", objects: Objects = NO_OBJECTS) -> Run:
-    """A run as one of its checkpoints left it, to be measured or used.
+    """Return a run as one of its checkpoints left it, to be measured or used.
 
     Args:
         folder: the run's.
@@ -99,7 +99,7 @@ def reopen(folder: Path, checkpoint: str = "last", objects: Objects = NO_OBJECTS
 
 
 def continue_run(folder: Path, steps: int | None = None, objects: Objects = NO_OBJECTS) -> Run:
-    """A run as its newest checkpoint left it, to be trained further; one without a checkpoint starts over.
+    """Return a run as its newest checkpoint left it, to be trained further; one without a checkpoint starts over.
 
     Args:
         folder: the run's; it is locked, and lines of metrics after the checkpoint are dropped.

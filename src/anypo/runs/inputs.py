@@ -30,7 +30,7 @@ FORMAT = 2
 
 
 def absolute_paths(config: Config) -> Config:
-    """The configuration with every path of a file or folder absolute, so that it means the same in any working directory."""
+    """Return the configuration with every path of a file or folder absolute, so that it means the same in any working directory."""
     task, policy = dict(config.task), dict(config.policy)
     for named in (task, policy):
         named["name"] = absolute_name(named["name"])
@@ -49,7 +49,7 @@ def absolute_paths(config: Config) -> Config:
 
 
 def reward_specs(config: Config) -> list[Any]:
-    """The rewards of a task as they are named."""
+    """Return the rewards of a task as they are named."""
     specs = config.task.get("reward") or []
     return specs if isinstance(specs, list) else [specs]
 
@@ -146,7 +146,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_inputs(run: Run, anchors: dict[str, str]) -> dict[str, Any]:
-    """What inputs.json holds.
+    """Return what inputs.json holds.
 
     Args:
         run: at its start.
@@ -164,7 +164,7 @@ def describe_inputs(run: Run, anchors: dict[str, str]) -> dict[str, Any]:
 
 
 def spaces_of(run: Run) -> dict[str, Any] | None:
-    """The spaces of an environment that was given from Python, so that the policy can act without it; None for other tasks."""
+    """Return the spaces of an environment that was given from Python, so that the policy can act without it; None for other tasks."""
     task = run.task
     if not (isinstance(task, HasActionSpace) and task.name.startswith(OBJECT)):
         return None
@@ -172,7 +172,7 @@ def spaces_of(run: Run) -> dict[str, Any] | None:
 
 
 def read_inputs(folder: Path) -> dict[str, Any]:
-    """What was recorded when the run started.
+    """Return what was recorded when the run started.
 
     Raises:
         UsageError: another version of anypo wrote the folder, in another format.
@@ -198,7 +198,7 @@ def check_code(folder: Path, config: Config, recorded: dict[str, Any]) -> None:
     present = code_files(config)
     changed = [name for name, value in recorded["code"].items() if present.get(name) != value]
     if changed:
-        raise UsageError(f"{' and '.join(changed)} changed since the run in {folder} started; {remedy(folder)}")
+        raise UsageError(f"{' and '.join(changed)} changed since the run in {folder} started; {what_to_do(folder)}")
 
 
 def check_fingerprints(folder: Path, run: Run, recorded: dict[str, Any]) -> None:
@@ -215,11 +215,11 @@ def check_fingerprints(folder: Path, run: Run, recorded: dict[str, Any]) -> None
         names = (
             f"the {' and the '.join(changed)} of {run.task.name if changed == ['data'] else run.config.policy['name']}"
         )
-        raise UsageError(f"{names} are not those the run in {folder} started with; {remedy(folder)}")
+        raise UsageError(f"{names} are not those the run in {folder} started with; {what_to_do(folder)}")
 
 
-def remedy(folder: Path) -> str:
-    """What to do about a changed input."""
+def what_to_do(folder: Path) -> str:
+    """Return what to do about a changed input."""
     return f"restore them, or start a new run from its weights with --policy run:{folder}"
 
 

@@ -23,14 +23,14 @@ VALUES = ("critic.", "critics.", "value_head.", "table")
 
 
 def saved_config(folder: Path) -> Config:
-    """The configuration of a run."""
+    """Return the configuration of a run."""
     if not (folder / CONFIG).exists():
         raise UsageError(f"{folder} holds no run: there is no {CONFIG} in it")
     return from_dict(load_yaml(folder / CONFIG))
 
 
 def resolve_origin(config: Config) -> Config:
-    """The configuration with `run:RUN` replaced by that run's policy and the checkpoint to start from.
+    """Return the configuration with `run:RUN` replaced by that run's policy and the checkpoint to start from.
 
     Args:
         config: its policy may have the option `checkpoint`: `best`, `last` (the default) or the number of a batch.

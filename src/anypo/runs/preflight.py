@@ -71,7 +71,7 @@ def replacements(run: Run) -> list[str]:
 
 
 def apart(some: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """|some - other| / |other| over all views; a view that one of them lacks, or has in another shape, differs wholly."""
+    """Return |some - other| / |other| over all views; a view that one of them lacks, or has in another shape, differs wholly."""
     gap = 0.0
     for name in some.keys() | other.keys():
         one, two = some.get(name), other.get(name)

@@ -74,7 +74,7 @@ class Run:
         return {name: rule for phase in phases for name, rule in phase.anchors.items()}
 
     def anchor(self, name: str) -> dict[str, torch.Tensor]:
-        """The weights of an anchor; an anchor that is read for the first time begins as the policy is now."""
+        """Return the weights of an anchor; an anchor that is read for the first time begins as the policy is now."""
         if name not in self.anchors:
             self.anchors[name] = snapshot(self.policy)
         return self.anchors[name]

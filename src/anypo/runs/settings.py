@@ -58,24 +58,24 @@ def resolve(config: Config, task: Task, method: Method) -> Settings:
 
 
 def complete(method: Method, recipe: dict[str, Any]) -> Method:
-    """The method with the recipe's values where its step and collect stages leave a setting open (None)."""
+    """Return the method with the recipe's values where its step and collect stages leave a setting open (None)."""
     return method.configure({slot: open_settings(method.stages[slot], recipe) for slot in ("step", "collect")})
 
 
 def open_settings(part: Any, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's values of the settings that a part leaves open."""
+    """Return the recipe's values of the settings that a part leaves open."""
     names = [f.name for f in fields(part) if getattr(part, f.name) is None]
     return {name: recipe[name] for name in names if recipe.get(name) is not None}
 
 
 def batch_spec(method: Method, recipe: dict[str, Any]) -> BatchSpec:
-    """The size of a batch of a complete method."""
+    """Return the size of a batch of a complete method."""
     collect = method.stages["collect"]
     return BatchSpec(collect.requests, collect.samples, recipe.get("horizon"))
 
 
 def spec_of(slot: str, method: Method) -> Any:
-    """A slot as configuration values that build it again."""
+    """Return a slot as configuration values that build it again."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Knob):

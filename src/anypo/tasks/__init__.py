@@ -32,7 +32,7 @@ class Entry:
     forwards: str | None = None
 
     def options(self) -> dict[str, Any]:
-        """The annotations of all options, by name."""
+        """Return the annotations of all options, by name."""
         names = [self.factory] if self.forwards is None else [self.forwards, self.factory]
         hints = {}
         for make in map(resolve_factory, names):
@@ -175,7 +175,7 @@ def load_tasks() -> dict[str, Entry]:
 
 
 def make_task(spec: dict[str, Any], seed: int) -> Any:
-    """The task of `{name: ..., options}`, FILE.py:NAME included; unknown names and options are errors that name the nearest."""
+    """Return the task of `{name: ..., options}`, FILE.py:NAME included; unknown names and options are errors that name the nearest."""
     options = dict(spec)
     name = str(options.pop("name"))
     kind, _, rest = name.partition(":")

@@ -11,7 +11,7 @@ from anypo.ranges import NonNegative, Range, Seed
 from anypo.rng import RowRng, held_out_seeds, keyed, request_keys, request_seeds
 from anypo.types import Request, Trajectories
 
-START = -1
+CONTEXT_DRAW = -1
 """The sample whose stream a drawn context is taken from."""
 
 
@@ -54,8 +54,8 @@ class Bandit:
         return Discrete(self.arms)
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
-        """`samples` decisions for the context of each request (a random one where `start` is None); score [N]."""
-        random = keyed(seed, request_keys(requests), START) % np.uint64(self.starts)
+        """Make `samples` decisions for the context of each request (a random one where `start` is None); score [N]."""
+        random = keyed(seed, request_keys(requests), CONTEXT_DRAW) % np.uint64(self.starts)
         contexts = [c if r.start is None else r.start for c, r in zip(random.tolist(), requests, strict=True)]
         rng = RowRng(request_seeds(seed, requests))
         samples = torch.tensor([r.samples for r in requests])
@@ -78,14 +78,14 @@ class Bandit:
         return batch, {"train/reward": score.mean().item(), "env_steps": float(len(context))}
 
     def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
-        """Expected reward of the greedy arms over all contexts, and the regret: how much more the best arms give."""
+        """Compute the expected reward of the greedy arms over all contexts, and the regret: how much more the best arms give."""
         obs = torch.from_numpy(np.stack([policy.encode(c) for c in range(self.starts)]))
         arms = policy.act(obs, RowRng(held_out_seeds(seed, self.starts)), greedy=True).action
         reward = self.means.gather(1, arms[:, None]).mean()
         return {"reward": reward.item(), "regret": (self.means.max(1).values.mean() - reward).item()}
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Settings for a table."""
+        """Recommend settings for a table."""
         requests, samples = (8, 8) if traits.get("grouped") else (64, 1)
         return {
             "lr": 0.05,

@@ -82,12 +82,12 @@ class Multimodal:
         return Box(-REACH, REACH, (2,), np.float32)
 
     def gold(self, action: Float[Tensor, "sample 2"]) -> Float[Tensor, " sample"]:
-        """The intended reward of an action."""
+        """Return the intended reward of an action."""
         distance = torch.cdist(action, self.paying).amin(1)
         return (-0.5 * (distance / self.width).square()).exp()
 
     def reward(self, action: Float[Tensor, "sample 2"]) -> Float[Tensor, " sample"]:
-        """The reward of an action, with the flaw."""
+        """Return the reward of an action, with the flaw."""
         beyond = (action - 1.4 * self.modes[0]) / self.width
         return self.gold(action) + self.bump * (-0.5 * beyond.square().sum(1)).exp()
 
@@ -95,7 +95,7 @@ class Multimodal:
         return torch.from_numpy(np.stack([policy.encode(0)])).expand(count, -1)
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
-        """`samples` actions for each request; score [N]."""
+        """Take `samples` actions for each request; score [N]."""
         samples = torch.tensor([r.samples for r in requests])
         obs = self.observations(policy, int(samples.sum()))
         decided = policy.act(obs, RowRng(request_seeds(seed, requests)))
@@ -126,7 +126,7 @@ class Multimodal:
         return self.observations(policy, count), policy.from_env(action.numpy())
 
     def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
-        """The requested number of the expert's actions, other ones every time."""
+        """Return the requested number of the expert's actions, other ones every time."""
         count = sum(r.samples for r in requests)
         generator = torch.Generator().manual_seed(self.demo_count)
         self.demo_count += count
@@ -168,7 +168,7 @@ class Multimodal:
         }
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Settings for a policy of ten steps, or of one."""
+        """Recommend settings for a policy of ten steps, or of one."""
         requests, samples = (8, 16) if traits.get("grouped") else (128, 1)
         return {
             "lr": 1e-3,

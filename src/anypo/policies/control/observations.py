@@ -52,7 +52,7 @@ class Leaf:
         return torch.cat([(x.unsqueeze(-1) == torch.arange(n, device=x.device)).float() for x, n in parts], -1)
 
     def restore(self, stored: Shaped[np.ndarray, "row count"]) -> np.ndarray:
-        """The inverse of `store`, up to the shape of a row."""
+        """Return the inverse of `store`, up to the shape of a row."""
         return stored.astype(np.int64) + self.start if self.sizes else stored
 
 
@@ -150,7 +150,7 @@ def _leaves(space: Any, path: tuple[Any, ...]) -> list[Leaf]:
 
 
 def _dig(observation: Any, path: tuple[Any, ...]) -> Any:
-    """The part of an observation that a path leads to."""
+    """Return the part of an observation that a path leads to."""
     for key in path:
         observation = observation[key]
     return observation

@@ -295,5 +295,5 @@ class Greedy(Actor):
 
 
 def _flat(net: nn.Module, features: Float[Tensor, "... dim"]) -> Float[Tensor, "... output"]:
-    """The output of an ensemble of one, for features with any number of leading dimensions."""
+    """Return the output of an ensemble of one, for features with any number of leading dimensions."""
     return net(features.reshape(-1, features.shape[-1])).reshape(*features.shape[:-1], -1)

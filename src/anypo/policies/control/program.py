@@ -17,7 +17,7 @@ from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals
 from anypo.policies.control.observations import Flat
 from anypo.policies.control.spaces import action_bounds
-from anypo.policies.decisions import MASK
+from anypo.types import MASK
 
 
 class GreedyProgram(nn.Module):
@@ -82,7 +82,13 @@ def flatten_tensors(space: Any, obs: Any) -> Float32[Tensor, "batch dim"]:
 
 
 def one_hot(choice: Shaped[Tensor, " batch"], first: int, count: int) -> Float32[Tensor, "batch choice"]:
-    """Return 1 in the column of each choice, which counts from `first`, else 0."""
+    """Return x with x[i, k] = 1[choice_i = first + k].
+
+    Args:
+        choice: counted from `first`.
+        first: the first choice.
+        count: of choices.
+    """
     return (choice.unsqueeze(1) == torch.arange(first, first + count)).to(torch.float32)
 
 
@@ -111,7 +117,10 @@ def save_torch(program: GreedyProgram, example: Any, batch: Any, path: Path) -> 
 
 
 def save_onnx(program: GreedyProgram, example: Any, batch: Any, path: Path) -> None:
-    """Write a program for ONNX; arguments as in `save_torch`.
+    """Write a program for ONNX.
+
+    Args:
+        program, example, batch, path: as for `save_torch`.
 
     Raises:
         UsageError: the packages are not installed.

@@ -76,7 +76,7 @@ class Ensemble(nn.Module):
 
 
 def _tensors(parameters: nn.ParameterList, frozen: bool) -> list[Tensor]:
-    """The parameters, detached when frozen; by the dictionary, since to index a ParameterList takes as long as a small product."""
+    """Return the parameters, detached when frozen; by the dictionary, since to index a ParameterList takes as long as a small product."""
     tensors = cast(list[Tensor], list(parameters._parameters.values()))
     return [p.detach() for p in tensors] if frozen else tensors
 

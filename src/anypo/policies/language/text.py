@@ -28,7 +28,7 @@ class TextCodec:
         self.turn_end = self._find_turn_end()
 
     def _find_turn_end(self) -> int | None:
-        """The first token after an answer, where it is one of those added to the vocabulary, which no text contains."""
+        """Return the first token after an answer, where it is one of those added to the vocabulary, which no text contains."""
         if getattr(self.tokenizer, "chat_template", None) is None:
             return None
         try:
@@ -62,7 +62,7 @@ class TextCodec:
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
-        """The token ids of text, after what the tokenizer puts in front unless that is written out; what it puts behind, which would
+        """Return the token ids of text, after what the tokenizer puts in front unless that is written out; what it puts behind, which would
         end the text, is left out."""
         ids, whole = self.encode_text(text), list(self.tokenizer(text)["input_ids"])
         for start in range(len(whole) - len(ids) + 1):
@@ -110,7 +110,7 @@ class TextCodec:
         return self.tokenizer.decode(ids[:length], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _render(self, messages: Messages, tools: Sequence[Any] | None, prompting: bool) -> str:
-        """The text the chat template makes of messages: `prompting`, up to where the answer goes on, else all of it."""
+        """Return the text the chat template makes of messages: `prompting`, up to where the answer goes on, else all of it."""
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise UsageError(
                 f"the tokenizer of {self.name} has no chat template; put a chat_template.jinja beside it, "

@@ -89,7 +89,7 @@ def make_table(source: str, data: dict[str, Any], observation_space: Any, action
     n = len(rewards)
     if n == 0:
         raise UsageError(f"{source} is empty")
-    require_finite(source, "rewards", rewards)
+    refuse_nonfinite(source, "rewards", rewards)
     flags = {name: read_flags(source, name, data[name]) for name in ("terminals", "timeouts")}
     for name, column in flags.items():
         require_rows(source, name, column, n)
@@ -147,7 +147,7 @@ def read_leaf(source: str, name: str, leaf: Leaf, values: Any, n: int) -> np.nda
         return read_choices(source, name, array, leaf.sizes, leaf.start)
     if array.shape[1] != leaf.count:
         raise UsageError(f"{source}: {name} have {array.shape[1]} numbers, the environment's {leaf.count}")
-    require_finite(source, name, array)
+    refuse_nonfinite(source, name, array)
     if leaf.dtype.kind in "iu" and not np.array_equal(array, array.astype(leaf.dtype)):
         raise UsageError(f"{source}: {name} hold numbers that the environment's {leaf.dtype} cannot hold")
     return array
@@ -175,7 +175,7 @@ def read_actions(source: str, space: Any, values: Any, n: int) -> Tensor:
     width = int(np.prod(space.shape))
     if array.shape[1] != width:
         raise UsageError(f"{source}: actions have {array.shape[1]} numbers, the environment's {width}")
-    require_finite(source, "actions", array)
+    refuse_nonfinite(source, "actions", array)
     low, high = np.ravel(space.low).astype(np.float64), np.ravel(space.high).astype(np.float64)
     slack = 1e-5 * (1 + np.maximum(np.abs(low, where=np.isfinite(low), out=np.zeros(width)), 1))
     outside = ((array < low - slack) | (array > high + slack)).any(1)
@@ -196,7 +196,7 @@ def read_choices(source: str, name: str, array: np.ndarray, sizes: Any, start: A
         sizes: choices of every component.
         start: the first choice of every component.
     """
-    require_finite(source, name, array)
+    refuse_nonfinite(source, name, array)
     start = np.broadcast_to(np.ravel(start), len(sizes))
     if array.shape[1] == sum(sizes) != len(sizes):
         parts = np.split(array, np.cumsum(sizes)[:-1], 1)
@@ -226,7 +226,7 @@ def require_rows(source: str, name: str, array: np.ndarray, n: int) -> None:
         raise UsageError(f"{source}: {name} has {len(array)} rows, rewards {n}")
 
 
-def require_finite(source: str, name: str, array: np.ndarray) -> None:
+def refuse_nonfinite(source: str, name: str, array: np.ndarray) -> None:
     """Refuse numbers that are not finite, naming the row.
 
     Args:

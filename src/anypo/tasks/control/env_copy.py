@@ -129,7 +129,7 @@ class EnvCopy:
 
 
 def stack_masks(copies: list[EnvCopy]) -> Bool[Tensor, "copy choice"] | None:
-    """The masks of several copies; one without allows everything, and None where all are without."""
+    """Return the masks of several copies; one without allows everything, and None where all are without."""
     if all(copy.mask is None for copy in copies):
         return None
     everything = np.ones(sum(copies[0].sizes), bool)

@@ -119,6 +119,6 @@ def describe_mismatch(space: Any, observation: Any) -> str | None:
 
 
 def short(value: Any, length: int = 60) -> str:
-    """The beginning of repr(value), on one line."""
+    """Return the beginning of repr(value), on one line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= length else text[:length] + "..."

@@ -251,7 +251,7 @@ class Gym:
             raise
 
     def _batch(self, policy: Any, log: RolloutLog, group: Tensor) -> Trajectories:
-        """The log as padded rows. Where an action is several decisions, they follow each other, with the reward on the last
+        """Return the log as padded rows. Where an action is several decisions, they follow each other, with the reward on the last
         and `segment` numbering the environment's steps."""
         (obs, logp, trace), (row, step) = log.decisions(), log.steps()
         draws = logp.shape[1]

@@ -53,7 +53,7 @@ def make_env(name: str, env: Any, env_kwargs: dict[str, Any]) -> Any:
 
 
 def module_and_id(env: Any) -> tuple[str, str]:
-    """The module to import before an environment is made ("": none), and its id."""
+    """Return the module to import before an environment is made ("": none), and its id."""
     if isinstance(env, str):
         module, _, known_as = env.rpartition(":")
         return module, known_as
@@ -87,7 +87,7 @@ def import_env_module(name: str, module: str) -> None:
 
 
 def remedy(spec: Any, error: Exception) -> str:
-    """What to install for an environment whose simulator is missing."""
+    """Return what to install for an environment whose simulator is missing."""
     entry = "" if spec is None else str(spec.entry_point)
     if entry.startswith("gymnasium.envs."):
         return f'run `pip install "gymnasium[{entry.split(".")[2]}]"`'

@@ -64,7 +64,7 @@ def join_tables(tables: Sequence[Any]) -> Any:
 
 
 def mark_end(truncations: Any) -> np.ndarray:
-    """The truncation flags of an episode with the last one set, however it ended."""
+    """Return the truncation flags of an episode with the last one set, however it ended."""
     flags = np.array(truncations, bool)
     flags[-1] = True
     return flags

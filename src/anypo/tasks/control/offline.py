@@ -42,11 +42,11 @@ class Dataset(Gym):
         self.low, self.high = data.get("low"), data.get("high")
 
     def transitions(self) -> dict[str, Tensor]:
-        """The data as columns: obs, action, next, reward, terminal, episode."""
+        """Return the data as columns: obs, action, next, reward, terminal, episode."""
         return self.table
 
     def numbers(self) -> dict[str, Tensor]:
-        """The same columns with every observation as numbers, for measures of the data."""
+        """Return the same columns with every observation as numbers, for measures of the data."""
         expand = Flat(without_mask(self.observation_space, self.action_space)).expand
         return {name: expand(x) if name in ("obs", "next") else x for name, x in self.table.items()}
 

@@ -69,7 +69,7 @@ class RolloutLog:
             self.finished.append((copy.total, len(copy.actions)))
 
     def last_masks(self) -> dict[str, Tensor]:
-        """What is allowed after every row's last action, where there were masks."""
+        """Return what is allowed after every row's last action, where there were masks."""
         like = next((mask for mask in self.masks if mask is not None), None)
         if like is None:
             return {}

@@ -26,10 +26,10 @@ def scales_reward(requested: bool | None, traits: dict[str, Any]) -> bool:
 
 
 def configured_scale(scale: RunningNorm | None, recipe: dict[str, Any]) -> RunningNorm | None:
-    """The running scale of rewards where the recipe asks for one."""
+    """Return the running scale of rewards where the recipe asks for one."""
     return (scale or RunningNorm(1)) if recipe["scale_reward"] else None
 
 
 def start_seed(*key: int, held_out: bool = False) -> int:
-    """A reset seed: even for training, odd for evaluation, so the two never meet."""
+    """Return a reset seed: even for training, odd for evaluation, so the two never meet."""
     return int(np.random.SeedSequence(key).generate_state(1)[0]) & ~1 | held_out

@@ -13,7 +13,7 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.parts.ops.log_ratio import last_value
 from anypo.ranges import Count, Finite, Inner, Range
-from anypo.tasks.text.answers import AT_ONCE, Answer, encode_answer, evaluate_answers, pack_answers
+from anypo.tasks.text.answers import ANSWERS_AT_ONCE, Answer, encode_answer, evaluate_answers, pack_answers
 from anypo.tasks.text.records import Record, Source, divide, is_prompt, load_records
 from anypo.tasks.text.rewards import make_rewards
 from anypo.tasks.text.task import TextTask
@@ -82,7 +82,7 @@ class Pairs(TextTask):
         return record["chosen"]
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
-        """The recorded answers of the requested records; `samples` and `horizon` of a request are ignored."""
+        """Return the recorded answers of the requested records; `samples` and `horizon` of a request are ignored."""
         starts = [self._start(r) for r in requests]
         b = self._batch(policy, [self._training[i] for i in starts])
         if self.scored:
@@ -129,7 +129,7 @@ class Pairs(TextTask):
         """[N] of the held-out answers: log-probability, or the value head's value at the end."""
         answers = [(prompt, answer) for rows in self._heldout for prompt, answer, _ in rows]
         evaluated = evaluate_answers(
-            policy, answers, policy.heads[0] if policy.heads else "logp", AT_ONCE * (1 + self.paired)
+            policy, answers, policy.heads[0] if policy.heads else "logp", ANSWERS_AT_ONCE * (1 + self.paired)
         )
         return torch.cat([(last_value(b, x) if policy.heads else x.sum(1)).double().cpu() for b, x in evaluated])
 
@@ -147,7 +147,7 @@ class Pairs(TextTask):
 
 
 def marked_answers(record: dict[str, Any]) -> list[tuple[str, float]]:
-    """The (answer, mark) pairs of a record."""
+    """Return the (answer, mark) pairs of a record."""
     if "chosen" in record:
         return [(record["chosen"], 1.0), (record["rejected"], 0.0)]
     return [(record["completion"], float(record["label"]))]
@@ -172,7 +172,7 @@ def check_pair(record: Record) -> Record:
 
 
 def _answer(record: Record, name: str, where: str) -> str:
-    """The text of an answer: plain, or the last of chat messages, which may repeat the prompt before it."""
+    """Return the text of an answer: plain, or the last of chat messages, which may repeat the prompt before it."""
     answer, prompt = record[name], record["prompt"]
     if isinstance(answer, str):
         return answer

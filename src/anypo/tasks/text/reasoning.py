@@ -90,7 +90,7 @@ def make_reasoning_task(
 
 
 def _verify_here(data: Any) -> Callable[..., list[float]]:
-    """The verifier of a data set."""
+    """Return the verifier of a data set."""
 
     def verify(completions: list[Any], entry: list[dict[str, Any]]) -> list[float]:
         return [data.score_answer(_answer(c), entry=e) for c, e in zip(completions, entry, strict=True)]
@@ -99,7 +99,7 @@ def _verify_here(data: Any) -> Callable[..., list[float]]:
 
 
 def _verify_apart(name: str, size: int, seed: int, data: Any, timeout: float) -> Callable[..., list[float | None]]:
-    """The verifier of a data set in a process where an answer that is executed can do nothing."""
+    """Return the verifier of a data set in a process where an answer that is executed can do nothing."""
     example = data[0]
     expected = float(data.score_answer(example["answer"], entry=example))
     scorer = Scorer("reasoning", name, size, seed, example, expected, confined=True, total=timeout)
@@ -118,7 +118,7 @@ def _verify_apart(name: str, size: int, seed: int, data: Any, timeout: float) ->
 
 
 def _answer(completion: Any) -> str:
-    """The text between <answer> tags, or all of it."""
+    """Return the text between <answer> tags, or all of it."""
     from reasoning_gym.utils import extract_answer
 
     text = text_of(completion)

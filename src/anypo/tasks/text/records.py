@@ -58,7 +58,7 @@ def rows_of_file(path: Path, form: str) -> Iterator[tuple[str, Any]]:
         form: what a row needs, for messages.
     """
     if path.is_dir() or path.suffix == ".parquet":
-        for i, content in enumerate(read_table(path)):
+        for i, content in enumerate(read_text_table(path)):
             yield f"{path} row {i}", drop_missing(content)
         return
     if not path.is_file():
@@ -73,7 +73,7 @@ def rows_of_file(path: Path, form: str) -> Iterator[tuple[str, Any]]:
                 raise UsageError(f"{path} line {number} is not JSON: {error}") from error
 
 
-def read_table(path: Path) -> Iterable[dict[str, Any]]:
+def read_text_table(path: Path) -> Iterable[dict[str, Any]]:
     """Read a Parquet file, or a folder written by `datasets.save_to_disk`."""
     try:
         import pyarrow.parquet
@@ -179,14 +179,14 @@ def divide(
     records = load_records(source, check, form)
     if not isinstance(heldout, int | float):
         return records, load_records(heldout, check, form, row="held-out row")
-    training, held = split(records, share(heldout))
+    training, held = split(records, check_share(heldout))
     if not training:
         name = source if isinstance(source, str | Path) else "the list"
         raise UsageError(f"{name} has a single prompt, so none can be held out; set heldout to a file with others")
     return training, held
 
 
-def share(heldout: float) -> float:
+def check_share(heldout: float) -> float:
     """Return the share of a data set that is held out; UsageError unless it is one."""
     if not 0 < heldout < 1:
         raise UsageError(f"heldout must be a share between 0 and 1 or a file, not {heldout}")
@@ -197,7 +197,7 @@ def share(heldout: float) -> float:
 
 
 def solution_of(record: dict[str, Any], where: str) -> str:
-    """A record's reference solution; UsageError, naming the record, where it has none."""
+    """Return a record's reference solution; UsageError, naming the record, where it has none."""
     solution = record.get("solution", record.get("answer"))
     if not isinstance(solution, str) or not solution:
         raise UsageError(f"the method needs reference solutions, and {where} has neither `solution` nor `answer`")
@@ -210,7 +210,7 @@ def encode_record(policy: Any, record: dict[str, Any]) -> list[int]:
 
 
 def read_tools(record: dict[str, Any]) -> list[Any] | None:
-    """A record's column `tools`, a list or its JSON text; None where it is empty. UsageError where it is neither."""
+    """Return a record's column `tools`, a list or its JSON text; None where it is empty. UsageError where it is neither."""
     tools = record.get("tools")
     try:
         tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools

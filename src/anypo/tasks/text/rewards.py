@@ -21,7 +21,7 @@ from typing import Any, SupportsFloat
 
 from anypo.errors import RunError, UsageError, unknown
 from anypo.tasks.text.calls import TooSlow, call_each, own_loop
-from anypo.tasks.text.verifiers import NAMES, check_answer_pattern, make_verifier, text_of
+from anypo.tasks.text.verifiers import BUILT_IN, check_answer_pattern, make_verifier, text_of
 
 KEYWORDS = ("prompts", "completions", "completion_ids")
 """Keywords of every reward function beside the columns of the data set."""
@@ -105,7 +105,7 @@ class Reward:
         return values
 
     def _read(self, outcome: Any, prompts: Sequence[Any]) -> list[float | None]:
-        """The numbers in what a call on some rows returned, or ended with; whatever they are not is a `_Failure`."""
+        """Return the numbers in what a call on some rows returned, or ended with; whatever they are not is a `_Failure`."""
         if isinstance(outcome, TooSlow):
             raise _Failure(f"did not return within {self.timeout:g} s; make it faster or raise its time limit")
         if isinstance(outcome, RunError):  # a sentence already
@@ -161,7 +161,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _start(x: Any, length: int = 60) -> str:
-    """The beginning of repr(x)."""
+    """Return the beginning of repr(x)."""
     try:
         text = repr(x)
     except ValueError:  # an integer of too many digits
@@ -181,10 +181,10 @@ def make_reward(spec: Any, **options: Any) -> Reward:
         return Reward(not_loaded, str(spec))
     if name == "model":
         return load_reward_model(rest, **options)
-    if spec in NAMES or (name == "regex" and rest):
+    if spec in BUILT_IN or (name == "regex" and rest):
         return load_verifier(name, rest or None, **options)
     if ".py" not in spec:
-        raise unknown("reward", spec, [*NAMES, "FILE.py:FUNCTION", "model:RUN"])
+        raise unknown("reward", spec, [*BUILT_IN, "FILE.py:FUNCTION", "model:RUN"])
     return load_reward(spec, **options)
 
 

@@ -98,7 +98,7 @@ class Scorer:
         return self._pipes()[1].readline().decode().strip()
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes], int]:
-        """The process's input, output and number."""
+        """Return the process's input, output and number."""
         process = self.process
         assert process is not None and process.stdin is not None and process.stdout is not None
         return process.stdin, process.stdout, process.pid

@@ -35,7 +35,7 @@ class Sums(TextTask):
 
 
 def careless(prompt: str) -> str:
-    """The sum in `prompt` with every carry forgotten: 37+48= gives 75."""
+    """Return the sum in `prompt` with every carry forgotten: 37+48= gives 75."""
     a, b = prompt.rstrip("=").split("+")
     digits = [(int(x) + int(y)) % 10 for x, y in zip(a, b, strict=True)]
     return str(10 * digits[0] + digits[1])

@@ -158,7 +158,7 @@ class TextTask:
         return b, describe_completions(self.rewards, texts, done, scores, score)
 
     def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
-        """The reference solutions of the requested records as rows, each ended as the chat template, or else plain text, ends."""
+        """Return the reference solutions of the requested records as rows, each ended as the chat template, or else plain text, ends."""
         b = pack_answers(policy, [self._solution(policy, self.records, self._start(r)) for r in requests])
         rows, device = len(requests), b.valid.device
         return b.but(
@@ -176,7 +176,7 @@ class TextTask:
         return encode_answer(policy, records[i], self._reference(records[i], where), where)
 
     def _reference(self, record: dict[str, Any], where: str) -> str:
-        """The text that demonstrations of a record repeat; UsageError, naming the record, where it has none."""
+        """Return the text that demonstrations of a record repeat; UsageError, naming the record, where it has none."""
         return solution_of(record, where)
 
     def _hint(self, policy: Any, record: dict[str, Any], hint: str | float | None) -> list[int]:
@@ -192,7 +192,7 @@ class TextTask:
         return request.start
 
     def score(self, records: Sequence[dict[str, Any]], texts: Sequence[str], done: Any) -> Float[Tensor, "row channel"]:
-        """The scores of all completions by all rewards; NaN where missing."""
+        """Return the scores of all completions by all rewards; NaN where missing."""
         ids = [row[:n] for row, n in zip(done.ids.tolist(), done.lengths.tolist(), strict=True)]
         prompts = [r["prompt"] for r in records]
         completions = [
@@ -264,7 +264,7 @@ class TextTask:
         }
 
     def show_prompt(self, policy: Any) -> str:
-        """The first training prompt as the model reads it."""
+        """Return the first training prompt as the model reads it."""
         return policy.tokenizer.decode(encode_record(policy, self.records[0]))
 
     def state_dict(self) -> dict[str, Any]:

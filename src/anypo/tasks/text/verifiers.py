@@ -10,16 +10,16 @@ from typing import Any
 from anypo.errors import UsageError
 from anypo.tasks.text.scoring import Scorer
 
-NAMES = ("exact", "numeric", "math", "regex")
+BUILT_IN = ("exact", "numeric", "math", "regex")
 
 
 def text_of(message: str | list[dict[str, Any]]) -> str:
-    """The text of a completion, plain or chat."""
+    """Return the text of a completion, plain or chat."""
     return message if isinstance(message, str) else str(message[-1]["content"])
 
 
 def make_verifier(name: str, pattern: str | None, timeout: float, on_error: str | float) -> Callable[..., Any]:
-    """Make the function of one of `NAMES`.
+    """Make the function of one of `BUILT_IN`.
 
     Args:
         name: which.
@@ -67,7 +67,7 @@ _NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:[
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number written in a text; `1,234.50` is 1234.5. None where there is none, or its exponent has no bounds."""
+    """Return the last number written in a text; `1,234.50` is 1234.5. None where there is none, or its exponent has no bounds."""
     numbers = _NUMBER.findall(text)
     try:
         return Decimal(numbers[-1].replace(",", "")) if numbers else None
@@ -82,7 +82,7 @@ def numeric_match(completions: list[Any], answer: list[Any]) -> list[float | Non
 
 
 def _scored_apart(scorer: Scorer) -> Callable[..., Any]:
-    """A verifier whose comparisons run in a process that can be killed; completions without an answer are missing."""
+    """Return a verifier whose comparisons run in a process that can be killed; completions without an answer are missing."""
 
     def score(completions: list[Any], answer: list[Any]) -> list[float | None]:
         present = [i for i, a in enumerate(answer) if a is not None]

@@ -18,12 +18,12 @@ def uniform_state(generator: torch.Generator, quantities: int, n: int, low: floa
 
 
 def start_state(quantities: Tensor) -> State:
-    """The states of episodes that begin: the clock is 0."""
+    """Return the states of episodes that begin: the clock is 0."""
     return torch.cat([quantities, quantities.new_zeros(1, quantities.shape[1])])
 
 
 def advance_clock(quantities: list[Tensor], clock: Tensor, limit: int) -> tuple[State, Flags]:
-    """The states with clock = clock + 1, and which of them the time limit truncates."""
+    """Return the states with clock = clock + 1, and which of them the time limit truncates."""
     clock = clock + 1
     return torch.stack([*quantities, clock]), clock >= limit
 

@@ -147,7 +147,7 @@ class Tensors:
         return rows | {"horizon": self.limit, "lr": 3e-3, "epochs": 1, "minibatch": 4096, "steps": steps}
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the environments, and the scale of the rewards."""
+        """Return the states of the environments, and the scale of the rewards."""
         return {
             "state": self.state.clone(),
             "total": self.total.clone(),
@@ -165,7 +165,7 @@ class Tensors:
             self.scale.load_state_dict(state["scale"])
 
     def _begin(self, seeds: list[int]) -> State:
-        """The state each seed starts in."""
+        """Return the state each seed starts in."""
         return torch.cat([self.env.reset(torch.Generator().manual_seed(seed), 1) for seed in seeds], 1)
 
     def fresh_states(self, rng: ChunkRng) -> State:

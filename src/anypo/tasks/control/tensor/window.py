@@ -33,13 +33,13 @@ class StepWindow:
             self._field(name, x[0])[envs, first : first + len(x)] = x.transpose(0, 1)
 
     def _field(self, name: str, like: Tensor) -> Tensor:
-        """A field, [env, step, ...]; `like` is a step of it."""
+        """Return a field, [env, step, ...]; `like` is a step of it."""
         if name not in self.fields:
             self.fields[name] = like.new_zeros(self.envs, self.steps, *like.shape[1:])
         return self.fields[name]
 
     def _column(self, name: str, like: Tensor, envs: slice) -> tuple[Tensor, ...]:
-        """The steps of a field of adjacent environments."""
+        """Return the steps of a field of adjacent environments."""
         if (name, envs.start) not in self._columns:
             self._columns[name, envs.start] = self._field(name, like)[envs].unbind(1)
         return self._columns[name, envs.start]
