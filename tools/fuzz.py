@@ -40,8 +40,8 @@ from anypo.ranges import Range, alternatives, field_hints, parameter_hints
 from anypo.stages import CHAINS, SLOTS
 
 SECONDS, BYTES = 10.0, 4 * 2**30
-LONG, LARGE = (50_000, 4_000), 1024
-"""Decisions and updates of a run, and MiB, from which on the plan's own figures announce it as long or large."""
+LONG, MANY, LARGE = (50_000, 4_000), 500, 1024
+"""Decisions and updates of a run, held-out starts, and MiB, from which on the plan's own figures announce it as long or large."""
 
 
 BASES = (
@@ -202,7 +202,7 @@ def run_case(command: list[str], folder: Path) -> Outcome:
     pid = os.fork()
     if pid == 0:
         behave(command, place, folder / "output")
-    while time.monotonic() - start < 6 * SECONDS:
+    while time.monotonic() - start < 60 * SECONDS:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             break
@@ -273,6 +273,9 @@ def is_announced(out: str) -> bool:
     """Whether the figures of the plan say that the run is long or large."""
     length = next((text for text in out.splitlines() if text.startswith("length")), "")
     figures = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:decisions|updates)", length)]
+    starts = re.search(r"on ([\d,]+) held-out starts", out)
+    if starts is not None and int(starts[1].replace(",", "")) > MANY:
+        return True
     memory = re.search(r"memory +about ([\d,]+) MiB", out)
     decisions, updates = figures if len(figures) == 2 else [0, *figures, 0][:2]
     return decisions > LONG[0] or updates > LONG[1] or (memory is not None and int(memory[1].replace(",", "")) > LARGE)

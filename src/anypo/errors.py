@@ -18,7 +18,7 @@ ALIKE = 0.65
 """How similar a known name must be to be suggested, as difflib measures it."""
 
 
-SHOWN = 20
+LISTED = 20
 """Known names listed where none is similar."""
 
 
@@ -33,7 +33,7 @@ def unknown(kind: str, name: str, known: Iterable[str], prefix: str = "") -> Usa
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=ALIKE)
-    listed = ", ".join(prefix + x for x in known[:SHOWN]) + f", ... ({len(known)} in all)" * (len(known) > SHOWN)
+    listed = ", ".join(prefix + x for x in known[:LISTED]) + f", ... ({len(known)} in all)" * (len(known) > LISTED)
     hint = f"did you mean {prefix + near[0]!r}?" if near else f"known: {listed}."
     return UsageError(f"unknown {kind} {prefix + name!r}; {hint}")
 

@@ -10,7 +10,7 @@ import yaml
 
 from anypo.errors import UsageError
 
-LARGEST = 100_000
+MOST_VALUES = 100_000
 """Values a file may hold after its aliases are written out."""
 
 
@@ -21,8 +21,8 @@ class Loader(yaml.SafeLoader):
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
-        if node is not None and count_nodes(node, {}) > LARGEST:
-            raise yaml.YAMLError(f"its aliases stand for more than {LARGEST:,} values")
+        if node is not None and count_nodes(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

@@ -37,9 +37,16 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("batch", rows),
         ("update", f"{epochs} over {per}, {type(step).__name__} at {float(step.lr):g}"),
         ("length", length(run)),
+        ("measure", measured(run)),
         ("memory", f"about {estimate_memory(run) / 2**20:,.0f} MiB, activations of language models included"),
         *(("note", text) for text in notes(run)),
     ]
+
+
+def measured(run: Run) -> str:
+    """Say what is measured on how many held-out starts."""
+    known = run.config.episodes or getattr(run.task, "eval_episodes", None) or len(getattr(run.task, "heldout", ()))
+    return f"{run.task.metric}{f' on {known:,} held-out starts' if known else ''}"
 
 
 def length(run: Run) -> str:
