@@ -10,6 +10,9 @@ long or a large run, exit 0 with a number that is not finite.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
+import io
 import json
 import math
 import os
@@ -40,8 +43,10 @@ from anypo.ranges import Range, alternatives, field_hints, parameter_hints
 from anypo.stages import CHAINS, SLOTS
 
 SECONDS, BYTES = 10.0, 4 * 2**30
-LONG, LARGE = (50_000, 4_000), 1024
-"""Decisions and updates of a run, and MiB, from which on the plan's own figures announce it as long or large."""
+ENOUGH = 2.0
+"""CPU seconds after which a run that was announced as long is ended."""
+LONG, MANY, LARGE = (50_000, 4_000), 500, 1024
+"""Decisions and updates of a run, held-out starts, and MiB, from which on the plan's own figures announce it as long or large."""
 
 
 BASES = (
@@ -202,13 +207,14 @@ def run_case(command: list[str], folder: Path) -> Outcome:
     pid = os.fork()
     if pid == 0:
         behave(command, place, folder / "output")
-    while time.monotonic() - start < 6 * SECONDS:
+    while time.monotonic() - start < 60 * SECONDS:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             break
-        if usage_seconds(pid) > 2 * SECONDS:
+        spent = usage_seconds(pid)
+        if spent > 1.5 * SECONDS or (spent > ENOUGH and is_announced((folder / "output").read_text(errors="replace"))):
             os.kill(pid, signal.SIGKILL)
-        time.sleep(0.002)
+        time.sleep(0.005)
     else:
         os.kill(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
@@ -273,6 +279,9 @@ def is_announced(out: str) -> bool:
     """Whether the figures of the plan say that the run is long or large."""
     length = next((text for text in out.splitlines() if text.startswith("length")), "")
     figures = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:decisions|updates)", length)]
+    starts = re.search(r"on ([\d,]+) held-out starts", out)
+    if starts is not None and int(starts[1].replace(",", "")) > MANY:
+        return True
     memory = re.search(r"memory +about ([\d,]+) MiB", out)
     decisions, updates = figures if len(figures) == 2 else [0, *figures, 0][:2]
     return decisions > LONG[0] or updates > LONG[1] or (memory is not None and int(memory[1].replace(",", "")) > LARGE)
@@ -312,15 +321,17 @@ def make_data(folder: Path) -> None:
 
 
 def warm_up(folder: Path) -> None:
-    """Import what the base runs need, so that forked processes find it."""
-    import gymnasium
-    import transformers
-
-    anypo.methods()
-    for name in ("CartPole-v1", "Pendulum-v1"):
-        gymnasium.make(name, disable_env_checker=True).close()
-    transformers.AutoModelForCausalLM.from_pretrained(folder / "lm")
-    transformers.AutoTokenizer.from_pretrained(folder / "lm")
+    """Make some of the base runs in this process, so that forked ones find everything imported."""
+    before = Path.cwd()
+    os.chdir(folder)
+    for base in (BASES[0], *(base for base in BASES if base.startswith(("dqn", "iql", "flow-grpo", "dpo")))):
+        sys.argv = ["anypo", "train", *base.split(), "--out", "warm"]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            command_line.main()
+        shutil.rmtree("warm")
+    os.chdir(before)
+    gc.collect()
+    gc.freeze()
 
 
 def main() -> None:

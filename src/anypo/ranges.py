@@ -118,6 +118,16 @@ def alternatives(hint: Any, limits: Range | Text = Range()) -> Iterator[tuple[An
         yield hint, limits
 
 
+def describe_range(hint: Any) -> str:
+    """Return what a hint allows, ranges included: `a number from 0 to 1, null`."""
+    words = []
+    for option, limits in alternatives(hint):
+        word = describe_hint(option)
+        limited = option in (int, float) and limits != Range()
+        words += [f"{word} {limits}" if limited else word] * bool(word)
+    return ", ".join(words)
+
+
 NAMES = {str: "text", Path: "text", int: "a whole number", float: "a number", bool: "true, false"}
 
 

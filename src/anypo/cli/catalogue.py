@@ -70,6 +70,7 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
 
     from anypo.errors import unknown
     from anypo.parts.registry import load_parts
+    from anypo.ranges import describe_range, field_hints
     from anypo.stages import SLOTS
 
     if stage is not None and stage not in SLOTS:
@@ -79,6 +80,7 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
             "stage": slot,
             "part": name,
             "settings": {f.name: None if f.default is MISSING else f.default for f in fields(cls)},
+            "takes": {f.name: describe_range(field_hints(cls)[f.name]) for f in fields(cls)},
             "does": (cls.__doc__ or "").strip().split("\n")[0],
         }
         for slot, known in load_parts().items()
@@ -90,7 +92,7 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
         return
     table = Table("stage", "part", "settings", "does")
     for row in rows:
-        settings = ", ".join(f"{name}={value}" for name, value in row["settings"].items())
+        settings = ", ".join(f"{name}={value} ({row['takes'][name]})" for name, value in row["settings"].items())
         table.add_row(row["stage"], row["part"], settings, row["does"])
     out.print(table)
 

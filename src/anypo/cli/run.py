@@ -28,6 +28,10 @@ def train_method(words: Words) -> None:
     - `--kernels plain`: each kernel replaced by the plain PyTorch code it is tested against; slower, equal up to rounding
     - `--compile on`: compiled updates and rollouts of control policies, after about a minute of a C++ compiler
     - `--trackers tensorboard,wandb,trackio`
+    - `--lr`, `--learning-rate`, `--total-timesteps`, `--group-size`, `--num-generations`, `--batch-size`, `--beta`: usual words for
+      the settings `step.lr`, `steps`, `collect.samples`, `store.batch` or `step.minibatch`, and the method's own beta
+    - values: numbers in plain decimal, `true`, `false`, `none`; several numbers `1,0.5`; lists and dictionaries in brackets, as in
+      YAML; everything else, and every name, path or stop string, is taken as it was typed
     - `--set PATH=VALUE`: any of these in another spelling; may be repeated
 
     Example: `anypo train grpo --ratio min-prefix --trust.high 0.28 --steps 100`

@@ -41,6 +41,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("update", f"{epochs} over {per}, {type(step).__name__} at {float(step.lr):g}"),
         *(("prompt", text) for text in first_prompt(run)),
         ("length", length(run)),
+        ("measure", measured(run)),
         ("memory", f"about {estimate_memory(run) / 2**20:,.0f} MiB, activations of language models included"),
         *(("note", text) for text in (*run.remarks, *notes(run))),
     ]
@@ -52,6 +53,12 @@ def first_prompt(run: Run) -> list[str]:
         return []
     text = repr(run.task.show_prompt(run.policy))
     return [text if len(text) <= 200 else f"{text[:120]} ... {text[-60:]}"]
+
+
+def measured(run: Run) -> str:
+    """Say what is measured on how many held-out starts."""
+    known = run.config.episodes or getattr(run.task, "eval_episodes", None) or len(getattr(run.task, "heldout", ()))
+    return f"{run.task.metric}{f' on {known:,} held-out starts' if known else ''}"
 
 
 def length(run: Run) -> str:

@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
-from anypo.errors import UsageError
+from anypo.errors import UsageError, unknown
 from anypo.parts.ops.names import kebab
 
 KNOBS: dict[str, type] = {}
@@ -23,6 +23,13 @@ def register_knob(cls: _T) -> _T:
         raise UsageError(f"the knob name {name!r} is taken")
     KNOBS[name] = cls
     return cls
+
+
+def read_metric(metrics: dict[str, float], name: str) -> float:
+    """Return a metric of an update; the error for one that the method does not have names the nearest."""
+    if name not in metrics:
+        raise unknown("metric", name, metrics)
+    return metrics[name]
 
 
 class Moving:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from anypo.parts.knobs.base import Moving, register_knob
+from anypo.parts.knobs.base import Moving, read_metric, register_knob
 from anypo.parts.ops.outcomes import scored
 from anypo.ranges import Finite, NonNegative
 from anypo.types import Trajectories
@@ -49,7 +49,7 @@ class KlController(Moving):
         return 1.0 if std < 0.02 and mean > 0.7 else 0.8
 
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
-        self.average = 0.9 * self.average + 0.1 * metrics["kl_ref"]
+        self.average = 0.9 * self.average + 0.1 * read_metric(metrics, "kl_ref")
         reward = float(scored(b).need("score").nanmean())
         if not math.isfinite(reward):  # no row has an outcome
             return

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from anypo.parts.knobs.base import Moving, register_knob
+from anypo.parts.knobs.base import Moving, read_metric, register_knob
 from anypo.ranges import Finite, NonNegative, Positive
 from anypo.types import Trajectories
 
@@ -33,7 +33,7 @@ class Dual(Moving):
         return f"dual({self.metric}<={self.bound:g})"
 
     def update(self, metrics: dict[str, float], progress: float, b: Trajectories) -> None:
-        gap = metrics[self.metric] - self.bound
+        gap = read_metric(metrics, self.metric) - self.bound
         if math.isfinite(gap):
             self.value = max(0.0, self.value + self.rate * gap)
 
