@@ -18,7 +18,7 @@ from anypo.stages import CHAINS, LEVELS, declared
 from anypo.tasks import make_task
 from anypo.tasks.text.rewards import KEYWORDS, make_reward
 
-CASES = 2
+TRIED_CASES = 2
 """Random batches per property."""
 PROMPTS, ANSWERS = ["1+1=", "2+2="], ["2", "5"]
 """What a reward is tried on."""
@@ -92,7 +92,7 @@ def check_class(name: str, cls: type) -> Findings:
 def check_method(mine: Method) -> Findings:
     """Check the properties that hold for every method."""
     report = Findings("method")
-    record = report.attempt("a random batch", lambda: check_properties(mine, CASES))
+    record = report.attempt("a random batch", lambda: check_properties(mine, TRIED_CASES))
     if record is not None:
         report.missing += record["failed"]
         report.holds.append(f"{record['passed']} of {record['of']} properties hold on {record['cases']} random batches")

@@ -25,11 +25,11 @@ from anypo.tasks import entry_of, lacking, make_task
 from anypo.tasks.control.factory import MadeEnvironments, factory_of
 from anypo.types import Trajectories
 
-STEPS = 20
+TRIED_STEPS = 20
 """Steps an environment is tried for."""
 ACTS = ("act", "encode", "encode_batch", "env_action", "frozen_for_rollout", "parameters", "state_dict", "value_of")
 """What tasks and runs call of a policy beside the protocol `Policy`."""
-PLACES = ("bandit", "gym:CartPole-v1", "gym:Pendulum-v1")
+TRIED_TASKS = ("bandit", "gym:CartPole-v1", "gym:Pendulum-v1")
 """Tasks that a policy is tried in where it can be made: with choices, and with numbers, as observations and actions."""
 
 
@@ -99,7 +99,7 @@ def try_environment(env: Any) -> Findings:
     if report.missing:
         return report
     first.action_space.seed(0)
-    actions = [first.action_space.sample() for _ in range(STEPS)]
+    actions = [first.action_space.sample() for _ in range(TRIED_STEPS)]
     one = report.attempt("an episode", lambda: play(report, first, actions))
     if report.missing:
         return report
@@ -237,14 +237,14 @@ def same_rows(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def try_policy(name: str, factory: Any) -> Findings:
-    """Try a policy class or factory in each of PLACES that it can be made for: the protocol, a rollout twice, a batch of training.
+    """Try a policy class or factory in each of TRIED_TASKS that it can be made for: the protocol, a rollout twice, a batch of training.
 
     Args:
         name: as typed.
         factory: makes it.
     """
     report, refused = Findings("policy"), []
-    for place in PLACES:
+    for place in TRIED_TASKS:
         trial = Findings("policy")
         task = make_task({"name": place}, seed=0)
         make = partial(make_for, name, factory, task)

@@ -73,16 +73,16 @@ def flatten_tensors(space: Any, obs: Any) -> Float32[Tensor, "batch dim"]:
     if isinstance(space, Tuple):
         return torch.cat([flatten_tensors(part, x) for part, x in zip(space, obs, strict=True)], 1)
     if isinstance(space, Discrete):
-        return one_hot(obs, int(space.start), int(space.n))
+        return one_hot(obs, range(space.start, space.start + space.n))
     if isinstance(space, MultiDiscrete):
         columns = zip(obs.flatten(1).unbind(1), space.start.ravel(), space.nvec.ravel(), strict=True)
-        return torch.cat([one_hot(x, int(start), int(n)) for x, start, n in columns], 1)
+        return torch.cat([one_hot(x, range(start, start + n)) for x, start, n in columns], 1)
     return obs.to(torch.float32).flatten(1)
 
 
-def one_hot(choice: Shaped[Tensor, " batch"], first: int, count: int) -> Float32[Tensor, "batch choice"]:
-    """Return 1 in the column of each choice, which counts from `first`, else 0."""
-    return (choice.unsqueeze(1) == torch.arange(first, first + count)).to(torch.float32)
+def one_hot(choice: Shaped[Tensor, " batch"], choices: range) -> Float32[Tensor, "batch choice"]:
+    """Return 1 in the column of each choice, else 0."""
+    return (choice.unsqueeze(1) == torch.arange(choices.start, choices.stop)).to(torch.float32)
 
 
 def map_space(space: Any, make: Callable[[Any], Any]) -> Any:
