@@ -110,7 +110,10 @@ def save_torch(program: GreedyProgram, example: Any, batch: Any, path: Path) -> 
 
 
 def save_onnx(program: GreedyProgram, example: Any, batch: Any, path: Path) -> None:
-    """Write a program for ONNX; arguments as in `save_torch`.
+    """Write a program for ONNX.
+
+    Args:
+        program, example, batch, path: as in `save_torch`.
 
     Raises:
         UsageError: the packages are not installed.

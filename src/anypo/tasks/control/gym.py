@@ -70,7 +70,7 @@ class Gym:
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self.seed, self.eval_episodes = seed, eval_episodes
         self.requested_envs, self.scale_reward = envs, scale_reward
-        self.copies = [EnvCopy(self._make()) for _ in range(envs or ENVS)]
+        self.copies = [EnvCopy(self.make_env()) for _ in range(envs or ENVS)]
         self.eval_copies: list[EnvCopy] = []
         env = self.copies[0].env
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -86,16 +86,17 @@ class Gym:
     def configure(self, recipe: dict[str, Any]) -> None:
         """Use as many environments as the recipe says, and scale their rewards or not."""
         envs = recipe["envs"]
-        self.copies = [*self.copies[:envs], *(EnvCopy(self._make()) for _ in range(envs - self.envs))]
+        self.copies = [*self.copies[:envs], *(EnvCopy(self.make_env()) for _ in range(envs - self.envs))]
         self.scale = configured_scale(self.scale, recipe)
 
-    def _make(self) -> Any:
+    def make_env(self, **options: Any) -> Any:
+        """Make a copy of the environment, with further options of `gymnasium.make`."""
         try:
             import gymnasium
         except ImportError as error:
             raise UsageError(f'{self.name} needs Gymnasium; run `pip install "anypo[control]"`') from error
         try:
-            return gymnasium.make(self.env_id, disable_env_checker=True, **self.env_kwargs)
+            return gymnasium.make(self.env_id, disable_env_checker=True, **self.env_kwargs, **options)
         except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             spec = gymnasium.registry.get(self.env_id)
             if spec is None:  # of the form module:id, and there is no such module
@@ -128,7 +129,7 @@ class Gym:
                 raise UsageError(f"{self.name}: requests that continue current episodes need a horizon")
             rng = RowRng(row_seeds(seed, request_keys(requests)[:1], [self.envs]), min(horizon, SPAN))
             with policy.frozen_for_rollout():
-                log = self._play(policy, self.copies, self._fresh(), rng, steps=horizon, explore=explore)
+                log = self.play(policy, self.copies, self._fresh(), rng, steps=horizon, explore=explore)
             group = torch.arange(len(log.done))
         elif len(episodes) < len(requests):
             raise UsageError(f"{self.name}: one rollout cannot mix given starts with starts that are None")
@@ -138,7 +139,7 @@ class Gym:
             starts = ((start_seed(self.seed, 0, start), limit) for start, n, limit in episodes for _ in range(n))
             rng = EpisodeRng(request_seeds(seed, requests))
             with policy.frozen_for_rollout():
-                log = self._play(policy, self.copies, starts, rng, explore=explore)
+                log = self.play(policy, self.copies, starts, rng, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         return self._batch(policy, log, group), log.metrics()
 
@@ -146,10 +147,10 @@ class Gym:
         """Mean, standard deviation and mean length of greedy episodes from held-out seeds, the same ones every time."""
         episodes = self.eval_episodes if episodes is None else episodes
         while len(self.eval_copies) < min(episodes, self.eval_episodes):
-            self.eval_copies.append(EnvCopy(self._make()))
+            self.eval_copies.append(EnvCopy(self.make_env()))
         starts = ((start_seed(i, held_out=True), self.limit) for i in range(episodes))
         rng = EpisodeRng(held_out_seeds(seed, episodes))
-        log = self._play(policy, self.eval_copies, starts, rng, greedy=True)
+        log = self.play(policy, self.eval_copies, starts, rng, greedy=True)
         returns, lengths = np.array(log.finished).T
         return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
 
@@ -208,7 +209,7 @@ class Gym:
             self.episodes += 1
             yield start_seed(self.seed, 1, self.episodes), None
 
-    def _play(
+    def play(
         self,
         policy: Any,
         copies: list[EnvCopy],
@@ -247,9 +248,8 @@ class Gym:
                 log.reward.append(copy.step(action))
                 if copy.over:
                     log.close(copy, policy.encode(copy.observation))
-        for copy in copies:
-            if not copy.over:
-                log.close(copy, policy.encode(copy.observation))
+        for copy in (copy for copy in copies if not copy.over):
+            log.close(copy, policy.encode(copy.observation))
         if not np.isfinite(log.reward).all():
             bad = int(np.flatnonzero(~np.isfinite(log.reward))[0])
             raise RunError(f"{self.name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
