@@ -28,6 +28,7 @@ from anypo.runs.inputs import read_inputs
 from anypo.runs.objects import Objects
 from anypo.runs.run import Run
 from anypo.tasks.control.factory import MadeEnvironments, SpacesOnly, factory_of
+from anypo.tasks.control.video import film_episode
 from anypo.tasks.text.task import TextTask
 from anypo.types import MASK
 
@@ -249,17 +250,22 @@ class TrainedRun:
         """
         return export_policy(self.run, self.folder, to, None if out is None else Path(out))
 
-    def evaluate(self, episodes: int | None = None, seed: int | None = None) -> dict[str, float]:
+    def evaluate(
+        self, episodes: int | None = None, seed: int | None = None, video: str | Path | None = None
+    ) -> dict[str, float]:
         """Measure the greedy policy on held-out starts.
 
         Args:
             episodes: held-out episodes or prompts; None: the run's own number.
             seed: of the evaluation; None: the run's.
+            video: file of a film of the first episode, where Gymnasium draws the environment.
         """
         config = self.run.config
         before = config.episodes, config.seed
         config.episodes, config.seed = episodes or config.episodes, config.seed if seed is None else seed
         try:
+            if video is not None:
+                film_episode(self.run.task, self.run.policy, config.seed, Path(video))
             return {name.removeprefix("eval/"): value for name, value in held_out(self.run).items()}
         finally:
             config.episodes, config.seed = before

@@ -99,6 +99,26 @@ def seed_range(text: str) -> list[int]:
     return seeds
 
 
+@app.command("check")
+def check_name(
+    name: Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="what is checked", show_default=False)],
+) -> None:
+    """Try a method, part, reward, environment, task or policy of a file, and say what is missing; then the exit code is 1.
+
+    Example: `anypo check mine.py:Coins`
+    """
+    from anypo.evidence.check import check_object
+
+    findings = check_object(name)
+    typer.echo(f"{name}: a {findings.kind}" if findings.kind != "environment" else f"{name}: an environment")
+    for sentence in findings.holds:
+        typer.echo(f"  {sentence}")
+    for sentence in findings.missing:
+        typer.echo(f"  MISSING {sentence}")
+    if findings.missing:
+        raise typer.Exit(1)
+
+
 @app.command(context_settings=FREE)
 def microscope(
     words: Annotated[list[str], typer.Argument(metavar="METHOD [--STAGE part]", show_default=False)],

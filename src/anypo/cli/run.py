@@ -96,6 +96,7 @@ def evaluate_run(
     checkpoint: Checkpoint = "last",
     episodes: Annotated[int | None, typer.Option(min=1, help="held-out episodes or prompts")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the evaluation")] = None,
+    video: Annotated[Path | None, typer.Option(help="film the first episode (.gif, .mp4)")] = None,
 ) -> None:
     """Measure a run on held-out starts; the last line is the number (accuracy, or mean return)."""
     from anypo.loops.evaluate import held_out
@@ -106,6 +107,10 @@ def evaluate_run(
     run.config.seed = run.config.seed if seed is None else seed
     measures = {name.removeprefix("eval/"): value for name, value in held_out(run).items()}
     text = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+    if video is not None:
+        from anypo.tasks.control.video import film_episode
+
+        film_episode(run.task, run.policy, run.config.seed, video)
     typer.echo(f"{folder} after {run.batch} batches: {text}")
     typer.echo(f"{measures[run.task.metric]:.6g}")
 

@@ -27,6 +27,12 @@ class GreedyProgram(nn.Module):
     `action_mask` in a dictionary is obeyed. Actions are [batch, ...] with the space's type.
     """
 
+    first: Tensor
+    low: Tensor
+    high: Tensor
+    least: Tensor
+    most: Tensor
+
     def __init__(self, policy: ActorCritic, action_space: Any):
         from gymnasium.spaces import Box
 
@@ -74,22 +80,16 @@ def flatten_tensors(space: Any, obs: Any) -> Float32[Tensor, "batch dim"]:
     if isinstance(space, Tuple):
         return torch.cat([flatten_tensors(part, x) for part, x in zip(space, obs, strict=True)], 1)
     if isinstance(space, Discrete):
-        return one_hot(obs, int(space.start), int(space.n))
+        return one_hot(obs, range(space.start, space.start + space.n))
     if isinstance(space, MultiDiscrete):
         columns = zip(obs.flatten(1).unbind(1), space.start.ravel(), space.nvec.ravel(), strict=True)
-        return torch.cat([one_hot(x, int(start), int(n)) for x, start, n in columns], 1)
+        return torch.cat([one_hot(x, range(start, start + n)) for x, start, n in columns], 1)
     return obs.to(torch.float32).flatten(1)
 
 
-def one_hot(choice: Shaped[Tensor, " batch"], first: int, count: int) -> Float32[Tensor, "batch choice"]:
-    """Return x with x[i, k] = 1[choice_i = first + k].
-
-    Args:
-        choice: counted from `first`.
-        first: the first choice.
-        count: of choices.
-    """
-    return (choice.unsqueeze(1) == torch.arange(first, first + count)).to(torch.float32)
+def one_hot(choice: Shaped[Tensor, " batch"], choices: range) -> Float32[Tensor, "batch choice"]:
+    """Return 1 in the column of each choice, else 0."""
+    return (choice.unsqueeze(1) == torch.arange(choices.start, choices.stop)).to(torch.float32)
 
 
 def map_space(space: Any, make: Callable[[Any], Any]) -> Any:
@@ -120,7 +120,7 @@ def save_onnx(program: GreedyProgram, example: Any, batch: Any, path: Path) -> N
     """Write a program for ONNX.
 
     Args:
-        program, example, batch, path: as for `save_torch`.
+        program, example, batch, path: as in `save_torch`.
 
     Raises:
         UsageError: the packages are not installed.

@@ -94,8 +94,12 @@ class Gym:
         self.copies = [*self.copies[:envs], *(self._make() for _ in range(envs - self.envs))]
         self.scale = configured_scale(self.scale, recipe)
 
+    def make_env(self, **options: Any) -> Any:
+        """Make a copy of the environment, with further options of `gymnasium.make`."""
+        return make_env(self.name, self.spec, {**self.env_kwargs, **options})
+
     def _make(self) -> EnvCopy:
-        return EnvCopy(make_env(self.name, self.spec, self.env_kwargs), self.name)
+        return EnvCopy(self.make_env(), self.name)
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.
@@ -115,7 +119,7 @@ class Gym:
                 raise UsageError(f"{self.name}: requests that continue current episodes need a horizon")
             rng = RowRng(row_seeds(seed, request_keys(requests)[:1], [self.envs]), min(horizon, SPAN))
             with policy.frozen_for_rollout():
-                log = self._play(policy, self.copies, self._fresh(), rng, steps=horizon, explore=explore)
+                log = self.play(policy, self.copies, self._fresh(), rng, steps=horizon, explore=explore)
             group = torch.arange(len(log.done))
         elif len(episodes) < len(requests):
             raise UsageError(f"{self.name}: one rollout cannot mix given starts with starts that are None")
@@ -125,7 +129,7 @@ class Gym:
             starts = ((start_seed(self.seed, 0, start), limit) for start, n, limit in episodes for _ in range(n))
             rng = EpisodeRng(request_seeds(seed, requests))
             with policy.frozen_for_rollout():
-                log = self._play(policy, self.copies, starts, rng, explore=explore)
+                log = self.play(policy, self.copies, starts, rng, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
         return self._batch(policy, log, group), log.metrics()
 
@@ -136,7 +140,7 @@ class Gym:
             self.eval_copies.append(self._make())
         starts = ((start_seed(i, held_out=True), self.limit) for i in range(episodes))
         rng = EpisodeRng(held_out_seeds(seed, episodes))
-        log = self._play(policy, self.eval_copies, starts, rng, greedy=True)
+        log = self.play(policy, self.eval_copies, starts, rng, greedy=True)
         returns, lengths = np.array(log.finished).T
         return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
 
@@ -195,7 +199,7 @@ class Gym:
             self.episodes += 1
             yield start_seed(self.seed, 1, self.episodes), None
 
-    def _play(
+    def play(
         self,
         policy: Any,
         copies: list[EnvCopy],
