@@ -140,8 +140,12 @@ def assign(values: dict[str, Any], path: str, value: Any) -> None:
         at[last] = value
 
 
+TEXTS = ("task.system",)
+"""Flags whose value is text as it stands, colons and numbers included."""
+
+
 def parse_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """`grpo --trust.low 0.1 --set task.heldout=50` as (["grpo"], nested dictionary); values are read as YAML.
+    """`grpo --trust.low 0.1 --set task.heldout=0.2` as (["grpo"], nested dictionary); values are read as YAML.
 
     Every flag takes a value and is a dotted path of the YAML file. `--set PATH=VALUE` is the same in another spelling;
     `--reward R` is `--task.reward R`, and may be repeated or hold commas.
@@ -171,7 +175,8 @@ def parse_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         top = top.replace("-", "_") if top.replace("-", "_") in KEYS else top
         if top not in (*KEYS, *SLOTS):
             raise unknown("flag", f"--{top}", [f"--{key}" for key in (*KEYS, *SLOTS, "reward", "set")])
-        assign(values, top + dot + rest, None if dot and text == "none" else scalar(text))
+        path = top + dot + rest
+        assign(values, path, text if path in TEXTS else None if dot and text == "none" else scalar(text))
     if rewards:
         assign(values, "task.reward", rewards)
     return words, values

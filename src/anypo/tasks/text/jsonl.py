@@ -18,6 +18,7 @@ def make_jsonl_task(
     heldout: float | Source = 0.1,
     weights: Sequence[float] | None = None,
     max_new: int | None = None,
+    system: str | None = None,
     timeout: float = 60.0,
     on_error: str | float = "raise",
     concurrency: int = 8,
@@ -29,7 +30,8 @@ def make_jsonl_task(
         reward: anything `make_reward` takes, or a list of such; none where the method imitates answers.
         heldout: share of the prompts kept for evaluation, or a file, folder or list that holds them.
         weights: of the rewards in the score (default 1 each).
-        max_new: tokens per completion.
+        max_new: tokens per completion (None: the policy's).
+        system: a message before chat prompts that bring none of their own.
         timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
 
     Raises:
@@ -38,4 +40,4 @@ def make_jsonl_task(
     rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
     records, held = divide(source, heldout)
     name, rows = (f"jsonl:{source}", str(source)) if isinstance(source, str | Path) else ("object:rows", "rows")
-    return TextTask(name, records, held, rewards, weights=weights, max_new=max_new, source=rows)
+    return TextTask(name, records, held, rewards, weights=weights, max_new=max_new, source=rows, system=system)

@@ -46,8 +46,10 @@ class Pairs(TextTask):
         *,
         max_new: int | None = None,
         source: str = "records",
+        system: str | None = None,
     ):
-        super().__init__(name, records, heldout, rewards, metric="ranking_accuracy", max_new=max_new, source=source)
+        options: dict[str, Any] = {"max_new": max_new, "source": source, "system": system}
+        super().__init__(name, records, heldout, rewards, metric="ranking_accuracy", **options)
         self.channels = self.channels or ("preferred",)
         self.paired = all("chosen" in r for r in (*self.records, *self.heldout))
         scores = [r.get(key) for r in self.records for key in ("score_chosen", "score_rejected")]
@@ -187,6 +189,7 @@ def make_pairs_task(
     *,
     heldout: float | str | Path = 0.1,
     max_new: int | None = None,
+    system: str | None = None,
     timeout: float = 60.0,
     on_error: str | float = "raise",
     concurrency: int = 8,
@@ -198,8 +201,9 @@ def make_pairs_task(
         reward: of greedy answers to held-out prompts; anything `make_reward` takes, or a list of such.
         heldout: share of the prompts kept for evaluation, or a file or folder that holds them.
         max_new: tokens of an answer that are read (None: all).
+        system: a message before chat prompts that bring none of their own.
         timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
     """
     rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
     records, held = divide(source, heldout, check_pair, FORM)
-    return Pairs(f"pairs:{source}", records, held, rewards, max_new=max_new, source=str(source))
+    return Pairs(f"pairs:{source}", records, held, rewards, max_new=max_new, source=str(source), system=system)
