@@ -29,7 +29,7 @@ from anypo.runs.objects import Objects
 from anypo.runs.run import Run
 from anypo.tasks.control.factory import MadeEnvironments, SpacesOnly, factory_of
 from anypo.tasks.control.video import film_episode
-from anypo.tasks.text.task import TextTask
+from anypo.tasks.text.task import TextTask, as_prompt
 from anypo.types import MASK
 
 Callback = Callable[[dict[str, Any]], None]
@@ -229,8 +229,7 @@ class TrainedRun:
         run = self.run
         if not isinstance(run.task, TextTask):
             raise UsageError(f"{self.folder} is a run of {run.task.name}; `sample` needs a language model")
-        chat = isinstance(prompt, str) and not isinstance(run.task.records[0]["prompt"], str)
-        ids = run.policy.encode([{"role": "user", "content": prompt}] if chat else prompt)
+        ids = run.policy.encode(as_prompt(run.task, prompt) if isinstance(prompt, str) else prompt)
         with torch.no_grad():
             completions = run.policy.sample(
                 [ids], row_seeds(seed, [0], [n]), samples=n, max_new=max_new or run.task.max_new, greedy=greedy
@@ -351,6 +350,8 @@ def name_task(task: Any, reward: Any, seed: int) -> tuple[dict[str, Any], Any, t
         from anypo.tasks.text.jsonl import make_jsonl_task
 
         rows = options.pop("rows")
+        if hasattr(options.get("heldout"), "column_names"):  # config.yaml holds lists, no tables
+            options["heldout"] = [dict(row) for row in options["heldout"]]
         return {"name": f"{OBJECT}rows", **options, **written}, make_jsonl_task(rows, rewards, **options), ()
     if "env" in options:
         make, name = factory_of(options.pop("env"))

@@ -26,7 +26,7 @@ confined = pytest.mark.skipif(
 
 def verify(name: str, answers: list[str | None], timeout: float = 24.0) -> list[float | None]:
     """Scores of answers to one problem; None stands for the reference."""
-    task = make_reasoning_task(name, size=3, heldout=3, seed=1, timeout=timeout)
+    task = make_reasoning_task(name, size=3, heldout=0.9, seed=1, timeout=timeout)
     (reward,), record = task.rewards, task.records[0]
     texts = [f"<answer>{record['answer'] if a is None else a}</answer>" for a in answers]
     rows = len(texts)
@@ -92,7 +92,7 @@ def test_every_attack_is_one_wrong_answer_each_and_nothing_else(tmp_path: Path):
 
 @confined
 def test_the_process_of_a_verifier_ends_with_its_task():
-    task: Any = make_reasoning_task("spiral_matrix", size=2, heldout=2)
+    task: Any = make_reasoning_task("spiral_matrix", size=2, heldout=0.9)
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     before = set(children.read_text().split())
     assert before
@@ -115,7 +115,9 @@ def test_every_verifier_of_reasoning_gym_that_evaluates_answers_is_known():
 
 @confined
 def test_a_system_that_refuses_confinement_is_one_sentence_before_the_run(tmp_path: Path):
-    options = f"--task reasoning-gym:countdown --task.size 3 --task.heldout 3 --policy hf:none --out {tmp_path / 'run'}"
+    options = (
+        f"--task reasoning-gym:countdown --task.size 3 --task.heldout 0.9 --policy hf:none --out {tmp_path / 'run'}"
+    )
     anypo = f"{sys.executable} -m anypo train grpo {options}"
     command = ["unshare", "-Ur", "sh", "-c", f"echo 0 > /proc/sys/user/max_user_namespaces; {anypo}"]
     done = subprocess.run(command, capture_output=True, text=True)

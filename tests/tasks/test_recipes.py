@@ -38,7 +38,7 @@ def registered(tmp_path_factory):
         "sums": {"name": "sums"},
         "jsonl": {"name": f"jsonl:{folder / 'prompts.jsonl'}", "reward": "exact"},
         "pairs": {"name": f"pairs:{folder / 'pairs.jsonl'}"},
-        "reasoning-gym": {"name": "reasoning-gym:leg_counting", "size": 20, "heldout": 5},
+        "reasoning-gym": {"name": "reasoning-gym:leg_counting", "size": 20, "heldout": 0.25},
         "gym": {"name": "gym:CartPole-v1"},
         "tensor": {"name": "tensor:CartPole-v1"},
         "data": {"name": f"data:{folder / 'data.npz'}", "env": "CartPole-v1"},

@@ -293,14 +293,14 @@ def test_failing_rewards_of_a_jsonl_task_may_be_dropped_and_are_counted(policy: 
 
 
 def test_reasoning_gym_problems_are_judged_by_their_own_verifier(policy: LanguageModel):
-    t = reasoning.make_reasoning_task("leg_counting", size=5, heldout=3, max_new=4)
+    t = reasoning.make_reasoning_task("leg_counting", size=5, heldout=0.6, max_new=4)
     assert (len(t.records), len(t.heldout)) == (5, 3)
     assert not {r["prompt"] for r in t.records} & {r["prompt"] for r in t.heldout}
     (verify,) = t.rewards
     entry = t.records[0]["entry"]
     texts = [entry["answer"], f"I think <answer> {entry['answer']} </answer>", "nothing"]
     assert verify(["p"] * 3, texts, [[0]] * 3, {"entry": [entry] * 3}) == [1, 1, 0]
-    assert [r["prompt"] for r in reasoning.make_reasoning_task("leg_counting", size=5, heldout=3).records] == [
+    assert [r["prompt"] for r in reasoning.make_reasoning_task("leg_counting", size=5, heldout=0.6).records] == [
         r["prompt"] for r in t.records
     ]
     with pytest.raises(UsageError, match="exceeds the context"):

@@ -134,14 +134,13 @@ def sample(
     from anypo.rng import row_seeds
     from anypo.runs.folder import reopen
     from anypo.tasks.text.rewards import unscored
-    from anypo.tasks.text.task import TextTask
+    from anypo.tasks.text.task import TextTask, as_prompt
 
     with unscored():
         run = reopen(folder, checkpoint)
     if not isinstance(run.task, TextTask):
         raise UsageError(f"{folder} is a run of {run.task.name}; `sample` needs a language model")
-    chat = not isinstance(run.task.records[0]["prompt"], str)
-    ids = run.policy.encode([{"role": "user", "content": prompt}] if chat else prompt)
+    ids = run.policy.encode(as_prompt(run.task, prompt))
     seeds = row_seeds(seed, [0], [n])
     with torch.no_grad():
         completions = run.policy.sample([ids], seeds, samples=n, max_new=max_new or run.task.max_new, greedy=greedy)

@@ -55,6 +55,19 @@ def pack_answers(policy: Any, answers: Sequence[Answer]) -> Trajectories:
     return policy.pack([prompt for prompt, _ in answers], [ids for _, ids in answers])
 
 
+def as_demonstrations(b: Trajectories, channels: int) -> Trajectories:
+    """Mark rows of answers as demonstrations, each in a group of its own, without a score in any of the channels."""
+    rows, device = b.shape[0], b.valid.device
+    return b.but(
+        logp_old=torch.zeros(b.shape, device=device),
+        score=torch.full((rows,), torch.nan, device=device),
+        scores=torch.full((rows, channels), torch.nan, device=device),
+        group=torch.arange(rows, device=device),
+        expert_mask=torch.ones(rows, dtype=torch.bool, device=device),
+        truncated=torch.zeros(rows, dtype=torch.bool, device=device),
+    )
+
+
 def evaluate_answers(
     policy: Any, answers: Sequence[Answer], functional: str, at_once: int = ANSWERS_AT_ONCE
 ) -> Iterator[tuple[Trajectories, Tensor]]:

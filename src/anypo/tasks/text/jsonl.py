@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from anypo.ranges import Count, Finite, Inner, Range
+from anypo.ranges import Count, Filled, Finite, Inner, Range
 from anypo.tasks.text.records import Source, divide
 from anypo.tasks.text.rewards import make_rewards
 from anypo.tasks.text.task import TextTask
@@ -19,6 +19,7 @@ def make_jsonl_task(
     heldout: Inner[float] | str | Path | Sequence[dict[str, Any]] = 0.1,
     weights: Sequence[Finite[float]] | None = None,
     max_new: Count[int] | None = None,
+    system: Filled[str] | None = None,
     timeout: Annotated[float, Range(above=0, most=1_000_000)] = 60.0,
     on_error: Literal["raise", "drop"] | Finite[float] = "raise",
     concurrency: Annotated[int, Range(least=1, most=1024)] = 8,
@@ -30,7 +31,8 @@ def make_jsonl_task(
         reward: anything `make_reward` takes, or a list of such; none where the method imitates answers.
         heldout: share of the prompts kept for evaluation, or a file, folder or list that holds them.
         weights: of the rewards in the score (default 1 each).
-        max_new: tokens per completion.
+        max_new: tokens per completion (None: the policy's).
+        system: a message before chat prompts that bring none of their own.
         timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
 
     Raises:
@@ -39,4 +41,4 @@ def make_jsonl_task(
     rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
     records, held = divide(source, heldout)
     name, rows = (f"jsonl:{source}", str(source)) if isinstance(source, str | Path) else ("object:rows", "rows")
-    return TextTask(name, records, held, rewards, weights=weights, max_new=max_new, source=rows)
+    return TextTask(name, records, held, rewards, weights=weights, max_new=max_new, source=rows, system=system)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.parts.ops.log_ratio import last_value
-from anypo.ranges import Count, Finite, Inner, Range
+from anypo.ranges import Count, Filled, Finite, Inner, Range
 from anypo.tasks.text.answers import ANSWERS_AT_ONCE, Answer, encode_answer, evaluate_answers, pack_answers
 from anypo.tasks.text.records import Record, Source, divide, is_prompt, load_records
 from anypo.tasks.text.rewards import make_rewards
@@ -47,8 +47,10 @@ class Pairs(TextTask):
         *,
         max_new: int | None = None,
         source: str = "records",
+        system: str | None = None,
     ):
-        super().__init__(name, records, heldout, rewards, metric="ranking_accuracy", max_new=max_new, source=source)
+        options: dict[str, Any] = {"max_new": max_new, "source": source, "system": system}
+        super().__init__(name, records, heldout, rewards, metric="ranking_accuracy", **options)
         self.channels = self.channels or ("preferred",)
         self.paired = all("chosen" in r for r in (*self.records, *self.heldout))
         scores = [r.get(key) for r in self.records for key in ("score_chosen", "score_rejected")]
@@ -188,6 +190,7 @@ def make_pairs_task(
     *,
     heldout: Inner[float] | str | Path = 0.1,
     max_new: Count[int] | None = None,
+    system: Filled[str] | None = None,
     timeout: Annotated[float, Range(above=0, most=1_000_000)] = 60.0,
     on_error: Literal["raise", "drop"] | Finite[float] = "raise",
     concurrency: Annotated[int, Range(least=1, most=1024)] = 8,
@@ -199,8 +202,9 @@ def make_pairs_task(
         reward: of greedy answers to held-out prompts; anything `make_reward` takes, or a list of such.
         heldout: share of the prompts kept for evaluation, or a file or folder that holds them.
         max_new: tokens of an answer that are read (None: all).
+        system: a message before chat prompts that bring none of their own.
         timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
     """
     rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
     records, held = divide(source, heldout, check_pair, FORM)
-    return Pairs(f"pairs:{source}", records, held, rewards, max_new=max_new, source=str(source))
+    return Pairs(f"pairs:{source}", records, held, rewards, max_new=max_new, source=str(source), system=system)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 from anypo.errors import UsageError, unknown
-from anypo.ranges import Count, Range, Seed, Size
+from anypo.ranges import Count, Filled, Inner, Range, Seed, Size
+from anypo.tasks.text.records import Record, check_share, load_records
 from anypo.tasks.text.rewards import Reward, is_unscored
 from anypo.tasks.text.scoring import Scorer
 from anypo.tasks.text.task import TextTask
@@ -35,10 +37,11 @@ def make_reasoning_task(
     name: str,
     *,
     size: Size[int] = 1000,
-    heldout: Size[int] = 100,
+    heldout: Inner[float] | str | Path = 0.1,
     seed: Seed = 0,
     chat: bool = False,
     max_new: Count[int] | None = None,
+    system: Filled[str] | None = None,
     timeout: Annotated[float, Range(above=0, most=1_000_000)] = 60.0,
 ) -> TextTask:
     """Make a task of problems of a data set. A completion's answer is the text between <answer> tags, or all of it; an answer the
@@ -47,10 +50,12 @@ def make_reasoning_task(
     Args:
         name: the data set.
         size: number of training problems.
-        heldout: number of held-out problems, less those that are training problems too.
+        heldout: held-out problems as a share of `size`, drawn apart and less those that are training problems too; or a file that
+            holds them, rows with a `prompt` and an `entry` as reasoning-gym writes it.
         seed: of the problems.
         chat: ask in a user message instead of plain text.
-        max_new: tokens per completion.
+        max_new: tokens per completion (None: the policy's).
+        system: a message before chat prompts.
         timeout: seconds that scoring the answers of a batch may take; one answer may take a twelfth.
 
     Raises:
@@ -63,17 +68,17 @@ def make_reasoning_task(
     if name not in DATASETS or name == "composite":
         raise unknown("reasoning-gym data set", name, set(DATASETS) - {"composite"})
     data = reasoning_gym.create_dataset(name, size=size, seed=seed)
-    other = reasoning_gym.create_dataset(name, size=heldout, seed=seed + APART)
-    questions = {entry["question"] for entry in data}
-    held = [entry for entry in other if entry["question"] not in questions]
-    if not held:
-        raise UsageError(f"reasoning-gym:{name} has too few different problems to hold some out; lower size")
 
     def record(entry: dict[str, Any]) -> dict[str, Any]:
-        question = entry["question"]
-        prompt = [{"role": "user", "content": question}] if chat else question
+        prompt = [{"role": "user", "content": entry["question"]}] if chat else entry["question"]
         return {"prompt": prompt, "answer": entry["answer"], "entry": entry}
 
+    if isinstance(heldout, int | float):
+        count = max(1, round(check_share(heldout) * size))
+        other = reasoning_gym.create_dataset(name, size=count, seed=seed + APART)
+        held = [record(entry) for entry in remaining(name, other, data)]
+    else:
+        held = load_records(heldout, check_entry, "a `prompt` and an `entry` of reasoning-gym")
     reward: Any = name
     if name in EXECUTES and not is_unscored():
         reward = Reward(_verify_apart(name, size, seed, data, timeout), name, 2 * timeout, together=True)
@@ -82,11 +87,34 @@ def make_reasoning_task(
     return TextTask(
         f"reasoning-gym:{name}",
         [record(e) for e in data],
-        [record(e) for e in held],
+        held,
         [reward],
         max_new=max_new,
         source="problems",
+        system=system,
     )
+
+
+def remaining(name: str, other: Any, data: Any) -> list[dict[str, Any]]:
+    """Return the problems of a data set that are not in the training data; UsageError where none is left.
+
+    Args:
+        name: of the data sets.
+        other: the problems.
+        data: the training data.
+    """
+    questions = {entry["question"] for entry in data}
+    held = [entry for entry in other if entry["question"] not in questions]
+    if not held:
+        raise UsageError(f"reasoning-gym:{name} has too few different problems to hold some out; lower size")
+    return held
+
+
+def check_entry(row: Record) -> Record:
+    """Return a held-out row; UsageError unless it has what the verifier reads."""
+    if not isinstance(row.get("entry"), dict):
+        raise UsageError(f"{row.where} has no `entry`, the problem as reasoning-gym writes it")
+    return row
 
 
 def _verify_here(data: Any) -> Callable[..., list[float]]:

@@ -11,7 +11,7 @@ from typing import Any
 from anypo.errors import UsageError
 from anypo.policies.language.text import check_whole
 
-Source = str | Path | Iterable[dict[str, Any]]
+Source = str | Path | Iterable[Any]
 """A JSONL or Parquet file, a folder written by `datasets.save_to_disk`, or rows in memory: a list or a `datasets.Dataset`."""
 
 
@@ -186,11 +186,51 @@ def divide(
     return training, held
 
 
+def hold_out(
+    records: Sequence[dict[str, Any]], heldout: float | Source
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Divide records in random order into (training, held-out) ones.
+
+    Args:
+        records: of which the first are held out, where it is a share.
+        heldout: the share that is held out, or a source with the held-out rows, whose prompts are not trained on.
+    """
+    if isinstance(heldout, int | float):
+        count = max(1, round(check_share(heldout) * len(records)))
+        return list(records[count:]), list(records[:count])
+    held: list[dict[str, Any]] = [*load_records(heldout)]
+    prompts = [record["prompt"] for record in held]
+    return [record for record in records if record["prompt"] not in prompts], held
+
+
 def check_share(heldout: float) -> float:
     """Return the share of a data set that is held out; UsageError unless it is one."""
     if not 0 < heldout < 1:
         raise UsageError(f"heldout must be a share between 0 and 1 or a file, not {heldout}")
     return heldout
+
+
+def add_system(record: dict[str, Any], system: str, where: str) -> dict[str, Any]:
+    """Put a system message before a record's chat prompt; one that begins with a system message of its own keeps that.
+
+    Args:
+        record: which stays as it is.
+        system: the message.
+        where: the record in messages.
+
+    Raises:
+        UsageError: the prompt is plain text.
+    """
+    prompt = record["prompt"]
+    if isinstance(prompt, str):
+        raise UsageError(
+            f"a system message (--task.system) goes before chat messages, and the prompt of {where} is plain text"
+        )
+    if prompt[0]["role"] == "system":
+        return record
+    changed = Record({**record, "prompt": [{"role": "system", "content": system}, *prompt]})
+    changed.where = where
+    return changed
 
 
 # -------------------------------------------------------------------- tokens

@@ -4,24 +4,29 @@ Its base model has learned from careless demonstrations, so it can carry but mos
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from anypo.ranges import Range
+from anypo.ranges import Inner
+from anypo.tasks.text.records import hold_out
 from anypo.tasks.text.task import TextTask
 
 
 class Sums(TextTask):
-    """All sums of two two-digit numbers; `heldout` of them, the same for every seed, are never trained on."""
+    """All 8,100 sums of two two-digit numbers.
+
+    heldout: share of them that is never trained on, the same for every seed (500 sums), or a file of such sums with their `answer`.
+    """
 
     default_policy: str | None = "tiny"
 
-    def __init__(self, *, heldout: Annotated[int, Range(least=1, most=8_000)] = 500):
+    def __init__(self, *, heldout: Inner[float] | str | Path = 0.0617):
         pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
         order = np.random.default_rng(0).permutation(len(pairs))
         problems = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in (pairs[i] for i in order)]
-        super().__init__("sums", problems[heldout:], problems[:heldout], ["exact"], max_new=4)
+        super().__init__("sums", *hold_out(problems, heldout), ["exact"], max_new=4)
 
     def demonstrations(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """(prompt, completion) pairs that forget to carry in two sums of three; held-out: the careless sums."""

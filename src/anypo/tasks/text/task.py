@@ -14,8 +14,8 @@ from anypo.errors import RunError, UsageError
 from anypo.policies.language.batching import pad
 from anypo.policies.language.generate import Sample, skip
 from anypo.rng import request_seeds
-from anypo.tasks.text.answers import Answer, encode_answer, measure_likelihood, pack_answers
-from anypo.tasks.text.records import Record, encode_record, is_prompt, solution_of
+from anypo.tasks.text.answers import Answer, as_demonstrations, encode_answer, measure_likelihood, pack_answers
+from anypo.tasks.text.records import Record, add_system, encode_record, is_prompt, solution_of
 from anypo.tasks.text.rewards import Reward, make_reward
 from anypo.types import Request, Trajectories
 
@@ -32,7 +32,7 @@ class TextTask:
     task's measure if the first reward is a verifier, and the mean score, `reward`, if it is graded; a task without rewards, for
     methods that imitate, measures the `log_likelihood` of held-out reference solutions. max_new: tokens per completion.
     source: name of the records in messages. cue: text that asks for the answer after a completion that reasons first
-    (None: the completion is the answer).
+    (None: the completion is the answer). system: a message before chat prompts that bring none of their own.
 
     A record's `solution`, else its `answer`, is its reference solution, of which hints are beginnings and which demonstrations repeat.
     """
@@ -55,8 +55,9 @@ class TextTask:
         max_new: int | None = None,
         source: str = "records",
         cue: str | None = None,
+        system: str | None = None,
     ):
-        self.name, self.max_new, self.source, self.cue = name, max_new, source, cue
+        self.name, self.max_new, self.source, self.cue, self.system = name, max_new, source, cue, system
         self.records, self.heldout = list(records), list(heldout)
         self.rewards: list[Reward] = [make_reward(r) for r in rewards]
         self.share = metric or "accuracy"
@@ -68,6 +69,11 @@ class TextTask:
         self.starts: int | None = len(self.records)
         self.columns = tuple(dict.fromkeys(k for r in (*self.records, *self.heldout) for k in r if k != "prompt"))
         self._check()
+        if system is not None:
+            self.records, self.heldout = (
+                [add_system(r, system, self._where(rows, i)) for i, r in enumerate(rows)]
+                for rows in (self.records, self.heldout)
+            )
 
     def _check(self) -> None:
         if not self.records or not self.heldout:
@@ -159,16 +165,8 @@ class TextTask:
 
     def demonstrate(self, policy: Any, requests: list[Request]) -> Trajectories:
         """Return the reference solutions of the requested records as rows, each ended as the chat template, or else plain text, ends."""
-        b = pack_answers(policy, [self._solution(policy, self.records, self._start(r)) for r in requests])
-        rows, device = len(requests), b.valid.device
-        return b.but(
-            logp_old=torch.zeros(b.shape, device=device),
-            score=torch.full((rows,), torch.nan, device=device),
-            scores=torch.full((rows, len(self.channels)), torch.nan, device=device),
-            group=torch.arange(rows, device=device),
-            expert_mask=torch.ones(rows, dtype=torch.bool, device=device),
-            truncated=torch.zeros(rows, dtype=torch.bool, device=device),
-        )
+        answers = [self._solution(policy, self.records, self._start(r)) for r in requests]
+        return as_demonstrations(pack_answers(policy, answers), len(self.channels))
 
     def _solution(self, policy: Any, records: Sequence[dict[str, Any]], i: int) -> Answer:
         """Tokens of a record's prompt and reference solution."""
@@ -272,6 +270,14 @@ class TextTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore: the pool keeps which record comes next."""
+
+
+def as_prompt(task: TextTask, text: str) -> str | list[dict[str, str]]:
+    """Write text as the prompts of a task are: plain, or as a user message, after the task's system message."""
+    if isinstance(task.records[0]["prompt"], str):
+        return text
+    before = [] if task.system is None else [{"role": "system", "content": task.system}]
+    return [*before, {"role": "user", "content": text}]
 
 
 def pack_known_answers(
