@@ -14,7 +14,7 @@ from anypo.stages import SLOTS
 TEXTS = frozenset(
     (
         *("method", "out", "device", "autocast", "compile", "kernels"),
-        *("task", "task.name", "task.env", "task.expert", "policy", "policy.name", "policy.dtype"),
+        *("task", "task.name", "task.env", "task.expert", "task.system", "policy", "policy.name", "policy.dtype"),
     )
 )
 """Paths whose value is text, taken as it was typed."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from typing_extensions import get_protocol_members
+
 from anypo import plugins
 from anypo.errors import UsageError
 from anypo.evidence.properties import check_properties
@@ -85,7 +87,7 @@ def check_class(name: str, cls: type) -> Findings:
         return report
     raise UsageError(
         f"{name} is a class that has neither `rollout` (a task) nor `act` (a policy) nor `step` (an environment), and is no"
-        f" dataclass (a part); a task has {', '.join(f'`{m}`' for m in sorted(Task.__protocol_attrs__))}"
+        f" dataclass (a part); a task has {', '.join(f'`{m}`' for m in sorted(get_protocol_members(Task)))}"
     )
 
 
@@ -169,7 +171,8 @@ def fillings(part: Any, stages: tuple[str, ...]) -> Iterator[tuple[str, Method]]
             yield stage, base.but(credit=(links[0], part))
             yield stage, base.but(credit=(*links, part))
         else:
-            yield stage, base.but(**{stage: (part,) if stage in CHAINS else part})
+            filling: dict[str, Any] = {stage: (part,) if stage in CHAINS else part}
+            yield stage, base.but(**filling)
 
 
 def stages_of(cls: Any) -> tuple[str, ...]:

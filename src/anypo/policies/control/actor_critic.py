@@ -126,12 +126,9 @@ class ActorCritic(nn.Module):
         return action, distribution.logp(action)
 
     def explore(self, action: Tensor, rng: Rng, random: float, noise: float, mask: Tensor | None = None) -> Tensor:
-        """Add Gaussian noise of deviation `noise` to actions, and replace them by uniform ones, of the choices the mask allows, with
-        probability `random`."""
+        """Add Gaussian noise of deviation `noise` to actions; with probability `random` take any that the mask allows instead."""
         if noise and self.sizes:
-            raise UsageError(
-                "noise is added to numbers, and the actions are choices; explore with --collect.random instead"
-            )
+            raise UsageError("noise is added to numbers, and actions are choices here; explore with --collect.random")
         if noise:
             action = (action + noise * rng.randn(*action.shape[1:])).clamp(-1, 1)
         if random:

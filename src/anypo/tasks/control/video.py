@@ -21,8 +21,8 @@ FRAMES_PER_SECOND = 30
 class FilmedCopy(EnvCopy):
     """An environment whose every state is rendered."""
 
-    def __init__(self, env: Any):
-        super().__init__(env)
+    def __init__(self, env: Any, name: str):
+        super().__init__(env, name)
         self.frames: list[np.ndarray] = []
 
     def _observe(self, observation: Any, info: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ def film_episode(task: Any, policy: Any, seed: int, path: Path) -> None:
     env = task.make_env(render_mode="rgb_array")
     if env.render_mode != "rgb_array":
         raise UsageError(f"{task.name} cannot be filmed: its render_mode is {env.render_mode!r}, not 'rgb_array'")
-    copy = FilmedCopy(env)
+    copy = FilmedCopy(env, task.name)
     try:
         with torch.no_grad():
             starts = iter([(start_seed(0, held_out=True), task.limit)])
@@ -60,9 +60,9 @@ def film_episode(task: Any, policy: Any, seed: int, path: Path) -> None:
     except DependencyNotInstalled as error:
         raise UsageError(f"{task.name} cannot draw itself: {error}") from error
     rate = env.metadata.get("render_fps") or FRAMES_PER_SECOND
-    timing = {"duration": 1000 / rate, "loop": 0} if path.suffix == ".gif" else {"fps": rate}
+    timing: dict[str, Any] = {"duration": 1000 / rate, "loop": 0} if path.suffix == ".gif" else {"fps": rate}
     try:
-        imageio.mimsave(path, copy.frames, **timing)
+        imageio.mimsave(path, list[Any](copy.frames), **timing)
     except (ImportError, ValueError) as error:  # imageio's ways to say that a format's package is missing
         raise UsageError(
             f"imageio cannot write {path}: {str(error).splitlines()[0]} A .gif needs no further package"
