@@ -221,7 +221,7 @@ def convert_list(option: Any, value: Any) -> Any:
         value = (value,)
     elif isinstance(value, str) and "," in value:
         value = tuple(read_number(piece) for piece in value.split(","))
-    keep(value, isinstance(value, (list, tuple)))
+    value = tuple(keep(value, isinstance(value, (list, tuple))))
     hints = get_args(option)
     if get_origin(option) is not tuple or hints[-1] is Ellipsis:
         hints = (hints[0],) * len(value)
