@@ -81,9 +81,9 @@ def describe_failure(error: BaseException) -> str | None:
     return None
 
 
-class MissingField(Exception):
-    """Raised by a part whose batch lacks a field; the method turns it into a UsageError that names itself and the stage."""
+class MissingField(UsageError):
+    """Raised by a part whose batch lacks a field; the method adds its name and the stage to it."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(field)
+        super().__init__(f"the method needs the field {field!r}, which the rows of the task do not have")
         self.field = field

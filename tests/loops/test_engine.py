@@ -12,7 +12,7 @@ from entries import entries
 import anypo
 from anypo import Trajectories
 from anypo import config as configuration
-from anypo.errors import UsageError
+from anypo.errors import RunError, UsageError
 from anypo.evidence.experiments.assemble import assemble_in_memory
 from anypo.evidence.toys import Codes, Sequences
 from anypo.loops.collect import collect
@@ -470,7 +470,8 @@ def test_a_gradient_that_overflows_is_no_gradient_that_moved_nothing(tmp_path):
         return rows.but(score=rows.score * 1e38, scores=None), metrics
 
     run.task.rollout = rollout
-    assert learn(run)["skipped"] == 1
+    with pytest.raises(RunError, match="the last 2 of the run's 2 updates were not finite"):
+        learn(run)
 
 
 def test_a_folder_is_a_run_only_once_everything_it_needs_is_there(tmp_path, monkeypatch):

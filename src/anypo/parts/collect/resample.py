@@ -8,6 +8,7 @@ from typing import Annotated
 
 import torch
 
+from anypo.errors import UsageError
 from anypo.parts.ops.groups import index_groups
 from anypo.parts.ops.outcomes import informative_rows, scored
 from anypo.parts.registry import register_part
@@ -59,6 +60,10 @@ class HintLadder:
     rungs: tuple[Share[float], ...] = (0.0, 0.25, 0.5, 0.75)
 
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
+        if pool.continuing:
+            raise UsageError(
+                "hint-ladder asks again for starts that failed, and the task's requests continue its episodes instead"
+            )
         requests = pool.draw(want.requests, want.samples, want.horizon)
         kept: list[Trajectories] = []
         for rung in self.rungs:

@@ -86,7 +86,8 @@ class RolloutLog:
     def first_bad_observation(self) -> int | None:
         """Step in its episode of the first observation that is not finite; None where all are."""
         if self.obs:
-            bad = ~torch.cat(self.obs).isfinite().flatten(1).all(1)
+            bad = ~torch.cat(self.obs).isfinite()
+            bad = bad.flatten(1).any(1) if bad.ndim > 1 else bad
             if bool(bad.any()):
                 return int(self.steps()[1][bad.nonzero()[0, 0]])
         lengths = np.bincount(self.row, minlength=len(self.done))
