@@ -290,7 +290,7 @@ def test_verify_prints_effect_interval_and_verdict_and_records_only_when_asked(c
     assert "3 seeds" in out[1]
     assert out[-1].startswith("1 methods: 0 properties failed")
     assert not (tmp_path / "evidence").exists()
-    code, _, _ = call("verify", "rloo", "--seeds", "2", "--record")
+    code, _, _ = call("verify", "rloo", "--seeds", "2", "--record", "--ledger", "evidence/ledger.json")
     ledger = json.loads((tmp_path / "evidence" / "ledger.json").read_text())
     assert code == 0
     assert ledger["methods"]["rloo"]["seeds"] == [0, 1]

@@ -12,8 +12,8 @@ import selection
 from suite import entries_of
 
 import anypo
+from anypo.evidence import verify
 from anypo.evidence.digest import digests
-from anypo.evidence.verify import LEDGER
 
 pytest_plugins = ["pytester"]
 NAMES = anypo.methods()  # imported here, since pytester forgets what was imported in a test
@@ -52,8 +52,9 @@ def test_rest(number):
 
 
 @pytest.fixture
-def folder(pytester: pytest.Pytester) -> pytest.Pytester:
+def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A small suite, beside a ledger with the present digest of every method."""
+    monkeypatch.setattr(verify, "LEDGER", pytester.path / "ledger.json")
     pytester.makeini("[pytest]\naddopts = -p no:hypothesispytest\nmarkers =\n  entry\n  property\n  known\n  slow\n")
     pytester.makeconftest(
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\npytest_plugins = ['suite']\n"
@@ -64,9 +65,8 @@ def folder(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def write_ledger(path: Path, rows: dict[str, str]) -> None:
-    (path / LEDGER).parent.mkdir(exist_ok=True)
     methods = {name: {"digest": digest} for name, digest in rows.items()}
-    (path / LEDGER).write_text(json.dumps({"methods": methods}))
+    (path / "ledger.json").write_text(json.dumps({"methods": methods}))
 
 
 def collected(folder: pytest.Pytester, *arguments: str) -> set[str]:

@@ -23,7 +23,9 @@ def verify(
     seeds: Annotated[str, typer.Option(help="a number of seeds, or a range such as 10-19")] = "10",
     jobs: Annotated[int, typer.Option(min=1, help="methods at once")] = 1,
     keep: Annotated[bool, typer.Option("--record", help="write the records into the ledger")] = False,
-    path: Annotated[Path, typer.Option("--ledger", help="where the ledger is written")] = Path("evidence/ledger.json"),
+    path: Annotated[
+        Path | None, typer.Option("--ledger", help="where the ledger is written (default: the package's)")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="run nothing; write the ledger as a Markdown table there")] = None,
 ) -> None:
     """Check a method's properties and test its claims: effect, 95% interval over paired seeds, verdict.
@@ -31,7 +33,7 @@ def verify(
     A claim is supported if the interval lies above 0, not supported at this scale if the mean is not above 0, else mixed.
     Ends with exit code 1 if a property fails; a verdict is never an error.
     """
-    from anypo.evidence.verify import examine_all, markdown, record_verdicts
+    from anypo.evidence.verify import LEDGER, examine_all, markdown, record_verdicts
 
     if report is not None:
         report.write_text(markdown())
@@ -56,7 +58,7 @@ def verify(
             verdicts[record["verdict"]] = verdicts.get(record["verdict"], 0) + 1
         records[name] = record
         if keep:
-            record_verdicts(path, {name: record})
+            record_verdicts(path or LEDGER, {name: record})
     counts = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())) or "no claim tested"
     typer.echo(f"{len(records)} methods: {failed} properties failed; {counts}")
     if failed:

@@ -32,7 +32,12 @@ from anypo.method.registry import method as find
 SUPPORTED, MIXED, UNSUPPORTED = "supported", "mixed", "not supported at this scale"
 
 
-LEDGER = Path("evidence/ledger.json")
+LEDGER = Path(__file__).with_name("ledger.json")
+"""Part of the package, so that an installed anypo has its verdicts."""
+
+
+LOCAL_LEDGER = Path("evidence/ledger.json")
+"""Where one's own methods may be recorded: `anypo verify NAME --record --ledger evidence/ledger.json`."""
 
 
 CASES = 20
@@ -157,11 +162,12 @@ def examine_all(
 
 
 def ledger() -> dict[str, Any]:
-    """Read the committed ledger: of the working directory, else of the source tree; empty where there is none."""
-    for path in (LEDGER, Path(__file__).parents[3] / LEDGER):
+    """Read the package's ledger, and over it that of the working directory, if there is one."""
+    rows: dict[str, Any] = {}
+    for path in (LEDGER, LOCAL_LEDGER):
         if path.is_file():
-            return json.loads(path.read_text())["methods"]
-    return {}
+            rows |= json.loads(path.read_text())["methods"]
+    return rows
 
 
 def record_verdicts(path: Path, records: dict[str, dict[str, Any]]) -> None:
@@ -199,7 +205,7 @@ def markdown() -> str:
     lines = [
         "# Verdicts",
         "",
-        f"Written by `anypo verify --report docs/verdicts.md` from `evidence/ledger.json`. {len(records)} methods: {counts}.",
+        f"Written by `anypo verify --report docs/verdicts.md` from `src/anypo/evidence/ledger.json`. {len(records)} methods: {counts}.",
         "[evidence.md](evidence.md) describes the rule of a verdict and the experiments.",
         "",
         "| method | claim | experiment / measure, against | effect [95% interval], seeds | verdict |",
