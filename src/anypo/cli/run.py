@@ -100,12 +100,15 @@ def evaluate_run(
 ) -> None:
     """Measure a run on held-out starts; the last line is the number (accuracy, or mean return)."""
     from anypo.loops.evaluate import held_out
+    from anypo.loops.finite import require_measure
     from anypo.runs.folder import reopen
 
     run = reopen(folder, checkpoint)
     run.config.episodes = episodes or run.config.episodes
     run.config.seed = run.config.seed if seed is None else seed
-    measures = {name.removeprefix("eval/"): value for name, value in held_out(run).items()}
+    measured = held_out(run)
+    require_measure(run, measured)
+    measures = {name.removeprefix("eval/"): value for name, value in measured.items()}
     text = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
     if video is not None:
         from anypo.tasks.control.video import film_episode
