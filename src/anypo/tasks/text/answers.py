@@ -13,7 +13,7 @@ from anypo.errors import UsageError
 from anypo.tasks.text.records import encode_record, read_tools
 from anypo.types import Trajectories
 
-AT_ONCE = 32
+ANSWERS_AT_ONCE = 32
 """Answers evaluated together."""
 
 
@@ -69,7 +69,7 @@ def as_demonstrations(b: Trajectories, channels: int) -> Trajectories:
 
 
 def evaluate_answers(
-    policy: Any, answers: Sequence[Answer], functional: str, at_once: int = AT_ONCE
+    policy: Any, answers: Sequence[Answer], functional: str, at_once: int = ANSWERS_AT_ONCE
 ) -> Iterator[tuple[Trajectories, Tensor]]:
     """Yield answers as rows, with one of the policy's functionals, [N, T].
 

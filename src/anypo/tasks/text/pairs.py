@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.parts.ops.log_ratio import last_value
-from anypo.tasks.text.answers import AT_ONCE, Answer, encode_answer, evaluate_answers, pack_answers
+from anypo.tasks.text.answers import ANSWERS_AT_ONCE, Answer, encode_answer, evaluate_answers, pack_answers
 from anypo.tasks.text.records import Record, Source, divide, is_prompt, load_records
 from anypo.tasks.text.rewards import make_rewards
 from anypo.tasks.text.task import TextTask
@@ -130,7 +130,7 @@ class Pairs(TextTask):
         """[N] of the held-out answers: log-probability, or the value head's value at the end."""
         answers = [(prompt, answer) for rows in self._heldout for prompt, answer, _ in rows]
         evaluated = evaluate_answers(
-            policy, answers, policy.heads[0] if policy.heads else "logp", AT_ONCE * (1 + self.paired)
+            policy, answers, policy.heads[0] if policy.heads else "logp", ANSWERS_AT_ONCE * (1 + self.paired)
         )
         return torch.cat([(last_value(b, x) if policy.heads else x.sum(1)).double().cpu() for b, x in evaluated])
 
@@ -198,11 +198,13 @@ def make_pairs_task(
 
     Args:
         source: a JSONL or Parquet file, or a folder of `datasets`; the rows as in `load_pairs`.
-        reward: of greedy answers to held-out prompts; anything `make_reward` takes, or a list of such.
+        reward: of greedy answers to held-out prompts, named as in the task jsonl.
         heldout: share of the prompts kept for evaluation, or a file or folder that holds them.
         max_new: tokens of an answer that are read (None: all).
         system: a message before chat prompts that bring none of their own.
-        timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
+        timeout: seconds that a call of a reward function may take.
+        on_error: `raise`, `drop` (no score), or the score of a call that fails.
+        concurrency: calls of an asynchronous reward function at once.
     """
     rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
     records, held = divide(source, heldout, check_pair, FORM)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anypo.errors import UsageError, unknown
-from anypo.tasks.text.records import Record, load_records, share
+from anypo.tasks.text.records import Record, check_share, load_records
 from anypo.tasks.text.rewards import Reward, is_unscored
 from anypo.tasks.text.scoring import Scorer
 from anypo.tasks.text.task import TextTask
@@ -73,7 +73,7 @@ def make_reasoning_task(
         return {"prompt": prompt, "answer": entry["answer"], "entry": entry}
 
     if isinstance(heldout, int | float):
-        count = max(1, round(share(heldout) * size))
+        count = max(1, round(check_share(heldout) * size))
         other = reasoning_gym.create_dataset(name, size=count, seed=seed + APART)
         held = [record(entry) for entry in remaining(name, other, data)]
     else:

@@ -58,7 +58,7 @@ def rows_of_file(path: Path, form: str) -> Iterator[tuple[str, Any]]:
         form: what a row needs, for messages.
     """
     if path.is_dir() or path.suffix == ".parquet":
-        for i, content in enumerate(read_table(path)):
+        for i, content in enumerate(read_text_table(path)):
             yield f"{path} row {i}", drop_missing(content)
         return
     if not path.is_file():
@@ -73,7 +73,7 @@ def rows_of_file(path: Path, form: str) -> Iterator[tuple[str, Any]]:
                 raise UsageError(f"{path} line {number} is not JSON: {error}") from error
 
 
-def read_table(path: Path) -> Iterable[dict[str, Any]]:
+def read_text_table(path: Path) -> Iterable[dict[str, Any]]:
     """Read a Parquet file, or a folder written by `datasets.save_to_disk`."""
     try:
         import pyarrow.parquet
@@ -82,7 +82,7 @@ def read_table(path: Path) -> Iterable[dict[str, Any]]:
         raise UsageError(f'{path} needs the packages of `pip install "anypo[data]"`') from error
     if not path.is_dir():
         try:
-            return pyarrow.parquet.read_table(path).to_pylist()
+            return pyarrow.parquet.read_text_table(path).to_pylist()
         except (OSError, ValueError) as error:
             raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     try:
@@ -179,7 +179,7 @@ def divide(
     records = load_records(source, check, form)
     if not isinstance(heldout, int | float):
         return records, load_records(heldout, check, form, row="held-out row")
-    training, held = split(records, share(heldout))
+    training, held = split(records, check_share(heldout))
     if not training:
         name = source if isinstance(source, str | Path) else "the list"
         raise UsageError(f"{name} has a single prompt, so none can be held out; set heldout to a file with others")
@@ -196,14 +196,14 @@ def hold_out(
         heldout: the share that is held out, or a source with the held-out rows, whose prompts are not trained on.
     """
     if isinstance(heldout, int | float):
-        count = max(1, round(share(heldout) * len(records)))
+        count = max(1, round(check_share(heldout) * len(records)))
         return list(records[count:]), list(records[:count])
     held: list[dict[str, Any]] = [*load_records(heldout)]
     prompts = [record["prompt"] for record in held]
     return [record for record in records if record["prompt"] not in prompts], held
 
 
-def share(heldout: float) -> float:
+def check_share(heldout: float) -> float:
     """Return the share of a data set that is held out; UsageError unless it is one."""
     if not 0 < heldout < 1:
         raise UsageError(f"heldout must be a share between 0 and 1 or a file, not {heldout}")
