@@ -82,7 +82,7 @@ def read_text_table(path: Path) -> Iterable[dict[str, Any]]:
         raise UsageError(f'{path} needs the packages of `pip install "anypo[data]"`') from error
     if not path.is_dir():
         try:
-            return pyarrow.parquet.read_text_table(path).to_pylist()
+            return pyarrow.parquet.read_table(path).to_pylist()
         except (OSError, ValueError) as error:
             raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     try:
