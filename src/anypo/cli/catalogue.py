@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from anypo.cli.app import FREE, AsJson, app, out, read_config
@@ -98,11 +100,25 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
 
 
 @app.command("tasks")
-def list_tasks() -> None:
-    """List the tasks and the policies, by the names `train` takes."""
+def list_tasks(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="list its options", show_default=False)] = None,
+    report: Annotated[Path | None, typer.Option(help="write the options of all tasks as a Markdown page there")] = None,
+) -> None:
+    """List the tasks and the policies, by the names `train` takes; of a task NAME, all options with their types and defaults."""
     from anypo.policies import load_policies
-    from anypo.tasks import load_tasks
+    from anypo.tasks import describe_options, find_entry, load_tasks, write_options_page
 
+    if report is not None:
+        report.write_text(write_options_page())
+        return
+    if name is not None:
+        entry, _ = find_entry(name)
+        typer.echo(f"{entry.form}: {entry.about}")
+        table = Table("--task.", "type", "default", "meaning")
+        for option in describe_options(entry):
+            table.add_row(*map(escape, (option.name, option.kind, option.value, option.about)))
+        out.print(table)
+        return
     for kind, known in (("task", load_tasks()), ("policy", load_policies())):
         table = Table(kind, "what")
         for entry in known.values():

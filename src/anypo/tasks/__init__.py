@@ -14,6 +14,7 @@ from anypo import plugins
 from anypo.errors import UsageError, unknown
 from anypo.protocols import Configures, Task
 from anypo.ranges import check, parameter_hints
+from anypo.tasks.options import Option, read_options
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ class Entry:
         return make(*([argument] if colon else []), **({"seed": seed} if self.seeded else {}) | options)
 
 
+def describe_options(entry: Entry) -> list[Option]:
+    """Return all options of a task, with their types, defaults and meaning."""
+    names = [entry.factory] if entry.forwards is None else [entry.factory, entry.forwards]
+    return read_options([resolve_factory(name) for name in names])
+
+
 def resolve_factory(factory: str | Callable[..., Any]) -> Callable[..., Any]:
     """Return a factory, imported where it is given as `module:name`."""
     return pkgutil.resolve_name(factory) if isinstance(factory, str) else factory
@@ -72,12 +79,12 @@ LIBRARY_TASKS = (
     Entry("sums", "add two numbers (text, exact verifier, the default)", "anypo.tasks.text.sums:Sums"),
     Entry(
         "jsonl:FILE",
-        "your own prompts, with --reward: JSONL, Parquet, or a folder of `datasets`",
+        "your own prompts: JSONL, Parquet or a folder of `datasets`; with --reward, or for sft",
         "anypo.tasks.text.jsonl:make_jsonl_task",
     ),
     Entry(
         "pairs:FILE",
-        "preference data: `prompt`, `chosen`, `rejected` a line, or `prompt`, `completion`, `label`",
+        "preference data in such files: `prompt`, `chosen`, `rejected`, or `prompt`, `completion`, `label`",
         "anypo.tasks.text.pairs:make_pairs_task",
     ),
     Entry(
@@ -174,17 +181,22 @@ def load_tasks() -> dict[str, Entry]:
     return TASKS
 
 
+def find_entry(name: str) -> tuple[Entry, str]:
+    """Return the kind of task of a name, FILE.py:NAME included, and the text after its colon; an unknown name is an error that names
+    the nearest."""
+    kind, _, rest = name.partition(":")
+    if plugins.names_file(name):
+        return entry_of(name.rpartition(":")[2], plugins.load_from_file(name, "task")), ""
+    if kind not in TASKS and kind not in load_tasks():
+        raise unknown("task", name, [entry.form for entry in TASKS.values()])
+    return TASKS[kind], rest
+
+
 def make_task(spec: dict[str, Any], seed: int) -> Any:
     """Return the task of `{name: ..., options}`, FILE.py:NAME included; unknown names and options are errors that name the nearest."""
     options = dict(spec)
     name = str(options.pop("name"))
-    kind, _, rest = name.partition(":")
-    if plugins.names_file(name):
-        entry, rest = entry_of(name.rpartition(":")[2], plugins.load_from_file(name, "task")), ""
-    elif kind in TASKS or kind in load_tasks():
-        entry = TASKS[kind]
-    else:
-        raise unknown("task", name, [entry.form for entry in TASKS.values()])
+    entry, rest = find_entry(name)
     task = entry.make(rest, seed, options)
     if not isinstance(task, Task):
         raise UsageError(
@@ -202,3 +214,20 @@ def configure(task: Any, recipe: dict[str, Any]) -> None:
     """Apply to a task the settings of its recipe that concern its environments, where there are any."""
     if isinstance(task, Configures):
         task.configure(recipe)
+
+
+def write_options_page() -> str:
+    """Write the options of the library's tasks as a Markdown page."""
+    lines = [
+        "# Tasks and their options",
+        "",
+        "Written by `anypo tasks --report docs/tasks.md` from the signatures and docstrings; `anypo tasks NAME` prints one table, also of",
+        "your own tasks. An option is `--task.OPTION VALUE` on the command line and a key below `task` in the YAML file.",
+    ]
+    for entry in LIBRARY_TASKS:
+        rows = [(f"`{o.name}`", f"`{o.kind}`", f"`{o.value}`", o.about) for o in describe_options(entry)]
+        table = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+        head = ["| option | type | default | meaning |", "|---|---|---|---|"]
+        lines += ["", f"## `{entry.form}`", "", f"{entry.about[0].upper()}{entry.about[1:]}.", "", *head]
+        lines += [f"| {row} |" for row in table]
+    return "\n".join(lines) + "\n"

@@ -18,6 +18,8 @@ CONTEXT_DRAW = -1
 class Bandit:
     """One decision per row: context c, arm a, reward means[c, a] + noise * N(0, 1); means ~ U(0, 1) drawn by `seed`.
 
+    contexts, arms: how many. seed: of the means. noise: standard deviation of a reward.
+
     The held-out measure is exact: the mean over contexts of the greedy arm's expected reward.
     """
 

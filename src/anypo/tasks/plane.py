@@ -37,8 +37,8 @@ class Multimodal:
 
         gold = max over paying m of exp(-|a - c_m|^2 / (2 width^2)),   reward = gold + bump exp(-|a - 1.4 c_0|^2 / (2 width^2))
 
-    modes: how many. paying: indices of the modes that pay (None: all). bump: height of a flaw of the reward beyond the first mode; gold is
-    the intended reward.
+    modes: how many. paying: indices of the modes that pay (None: all). width: of a mode. bump: height of a flaw of the reward beyond the
+    first mode; gold is the intended reward.
 
     The held-out measures are means over samples of the policy: reward, gold, precision (within 0.2 of some mode), coverage (the
     least share that a paying mode has), modes (paying modes that keep at least 5% of the samples).

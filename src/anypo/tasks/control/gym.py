@@ -47,11 +47,11 @@ class Gym:
     by sharing the seed, and a checkpoint restores an episode by playing it again. The copies are stepped one by one
     rather than through a Gymnasium vector environment: only those whose episode runs are stepped, without autoreset.
 
-    env: an id, or a specification with settings of its own. envs: by default 8, and 1 for methods that replay transitions.
-    scale_reward (by default on, off for those methods)
-    divides the learner's rewards by rms(r) / (1 - gamma), the root mean square estimated up to and including this
-    rollout, so that discounted returns lie about within +-1 from the first batch on, which is what
-    absolute settings such as PPO's value clip of 0.2 presume; metrics and evaluation are in raw rewards.
+    env: an id, or a specification with settings of its own. envs: by default 8, and 1 for methods that replay transitions. seed: of
+    the starts (the run's). env_kwargs: keywords of the environment, `--task.env_kwargs.NAME value`. eval_episodes: held-out episodes,
+    unless `--episodes` says. scale_reward: divide the learner's rewards by rms(r) / (1 - gamma) (none: unless the method replays
+    transitions). That estimate includes this rollout, so that discounted returns lie about within +-1 at once, which PPO's value clip
+    of 0.2 presumes; metrics and evaluation are in raw rewards.
     """
 
     metric = "return"

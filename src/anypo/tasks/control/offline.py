@@ -66,7 +66,7 @@ def make_minari(
 
     Args:
         dataset_id: its id.
-        expert: a data set of an expert, see `read_table`.
+        expert: a data set of an expert, a file or a Minari id, see `read_table`.
         seed: of the environment.
         env: the environment's id, instead of the data set's own environment with all its settings.
         options: of the environment; `env_kwargs` win over the data set's.
@@ -90,7 +90,7 @@ def make_file(
     Args:
         file: the file.
         env: id of the environment the data come from.
-        expert: a data set of an expert, see `read_table`.
+        expert: a data set of an expert, a file or a Minari id, see `read_table`.
         seed: of the environment.
         options: of the environment.
 

@@ -28,12 +28,15 @@ def make_jsonl_task(
 
     Args:
         source: the rows, with a `prompt` and the columns that the rewards need.
-        reward: anything `make_reward` takes, or a list of such; none where the method imitates answers.
+        reward: `exact`, `numeric`, `math`, `regex:PATTERN`, `model:RUN`, FILE.py:FUNCTION, a function, or a list of such; none where
+            the method imitates answers.
         heldout: share of the prompts kept for evaluation, or a file, folder or list that holds them.
         weights: of the rewards in the score (default 1 each).
         max_new: tokens per completion (None: the policy's).
         system: a message before chat prompts that bring none of their own.
-        timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
+        timeout: seconds that a call of a reward function may take.
+        on_error: `raise`, `drop` (no score), or the score of a call that fails.
+        concurrency: calls of an asynchronous reward function at once.
 
     Raises:
         UsageError: the source is no such data set.

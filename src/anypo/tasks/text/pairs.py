@@ -199,11 +199,13 @@ def make_pairs_task(
 
     Args:
         source: a JSONL or Parquet file, or a folder of `datasets`; the rows as in `load_pairs`.
-        reward: of greedy answers to held-out prompts; anything `make_reward` takes, or a list of such.
+        reward: of greedy answers to held-out prompts, named as in the task jsonl.
         heldout: share of the prompts kept for evaluation, or a file or folder that holds them.
         max_new: tokens of an answer that are read (None: all).
         system: a message before chat prompts that bring none of their own.
-        timeout, on_error, concurrency: of reward functions, see `rewards.Reward`.
+        timeout: seconds that a call of a reward function may take.
+        on_error: `raise`, `drop` (no score), or the score of a call that fails.
+        concurrency: calls of an asynchronous reward function at once.
     """
     rewards = make_rewards(reward, timeout=timeout, on_error=on_error, concurrency=concurrency)
     records, held = divide(source, heldout, check_pair, FORM)

@@ -37,6 +37,7 @@ STEPS = {"Pendulum-v1": 1_000_000, "GridWorld": 1_000_000}
 class Tensors:
     """`envs` copies of an environment in one state tensor. An episode that ends is followed by the next in the same step.
 
+    envs: how many. seed: of the starts (the run's). eval_episodes: held-out episodes, unless `--episodes` says.
     chunk: copies that are stepped together, one chunk after the other under the same policy, which bounds the memory of a step.
     scale_reward: as in the task gym. Checkpoints hold the states themselves. Given and held-out starts have seeds of their own.
     """
