@@ -174,3 +174,25 @@ def test_a_living_run_names_its_process_until_it_ends(tmp_path):
     run.process.kill()
     run.end()
     assert continue_run(tmp_path / "r", steps=1).claim is not None
+
+
+def test_a_folder_that_names_another_file_executes_it_only_when_told(tmp_path, tiny_model):
+    (tmp_path / "fair.py").write_text("def score(completions, **_):\n    return [1.0] * len(completions)\n")
+    (tmp_path / "other.py").write_text(
+        "open('executed', 'w')\ndef score(completions, **_):\n    return [0.0] * len(completions)\n"
+    )
+    rows = "".join(json.dumps({"prompt": f"{i}="}) + "\n" for i in range(6))
+    (tmp_path / "p.jsonl").write_text(rows)
+    run = Command(
+        tmp_path, *("train", "grpo", "--task", "jsonl:p.jsonl", "--reward", "fair.py:score", "--steps", "1", "--out", "r"),
+        *("--policy", f"hf:{tiny_model('llama')}", "--task.max_new", "4", "--collect.samples", "2"),
+    )  # fmt: skip
+    assert run.end()[0] == 0
+    config = tmp_path / "r" / "config.yaml"
+    config.write_text(config.read_text().replace("fair.py", "other.py"))
+    code, _, errors = Command(tmp_path, "evaluate", "r").end()
+    assert (code, "add --allow-code" in errors) == (2, True)
+    code, _, _ = Command(tmp_path, "sample", "r", "1=").end()
+    assert (code, (tmp_path / "executed").exists()) == (0, False)
+    code, _, errors = Command(tmp_path, "evaluate", "r", "--allow-code").end()
+    assert (code, "executes" in errors, (tmp_path / "executed").exists()) == (0, True, True)

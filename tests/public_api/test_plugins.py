@@ -17,7 +17,7 @@ from anypo.errors import UsageError
 from anypo.flags import parse_flags
 from anypo.loops.learn import learn
 from anypo.runs.build import build
-from anypo.runs.folder import continue_run, create
+from anypo.runs.folder import continue_run, create, reopen
 
 PARTS = '''
 """A part, a task, a policy and methods of one's own."""
@@ -220,8 +220,10 @@ def test_a_run_from_a_file_resumes_after_a_kill_and_refuses_a_changed_file(mine,
     assert len(lines[0]) >= 30
     assert lines[0] == lines[1]
     Path(mine).write_text(PARTS.replace("0.25", "0.35"))
-    with pytest.raises(UsageError, match=r"mine.py changed since the run in .* started"):
-        continue_run(tmp_path / "killed")
+    for use in (continue_run, reopen):
+        with pytest.raises(UsageError, match=r"mine.py changed since the run in .* started; .* add --allow-code"):
+            use(tmp_path / "killed")
+    assert reopen(tmp_path / "killed", allow_code=True).remarks == [f"executes {mine}"]
 
 
 def test_a_folder_of_an_older_format_is_one_sentence(tmp_path):

@@ -40,6 +40,12 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder", sh
 Checkpoint = Annotated[str, typer.Option("--checkpoint", help="best, last, or the number of a batch")]
 
 
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="execute the run's Python files although they are not those it started with"),
+]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
 
 

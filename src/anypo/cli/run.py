@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from anypo.cli.app import FREE, Checkpoint, Folder, Words, app, out, read_config
+from anypo.cli.app import FREE, AllowCode, Checkpoint, Folder, Words, app, out, read_config
 from anypo.errors import RunError, UsageError
 
 
@@ -56,6 +56,7 @@ def resume_run(
     steps: Annotated[
         int | None, typer.Option(min=1, help="a new total length, in batches, or environment steps for Gymnasium")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Continue a run from its newest checkpoint, or from config.yaml where there is none yet; --steps lengthens a finished one."""
     from anypo.report.console import closing_line, result_of
@@ -66,7 +67,7 @@ def resume_run(
         out.print(f"{folder} is finished", highlight=False)
         typer.echo(closing_line(folder, result))
         return
-    run_to_end(continue_run(folder, steps))
+    run_to_end(continue_run(folder, steps, allow_code=allow_code))
 
 
 def run_to_end(run: Any) -> None:
@@ -97,13 +98,16 @@ def evaluate_run(
     episodes: Annotated[int | None, typer.Option(min=1, help="held-out episodes or prompts")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the evaluation")] = None,
     video: Annotated[Path | None, typer.Option(help="film the first episode (.gif, .mp4)")] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure a run on held-out starts; the last line is the number (accuracy, or mean return)."""
     from anypo.loops.evaluate import held_out
     from anypo.loops.finite import require_measure
     from anypo.runs.folder import reopen
 
-    run = reopen(folder, checkpoint)
+    run = reopen(folder, checkpoint, allow_code=allow_code)
+    for remark in run.remarks:
+        typer.echo(f"anypo: {remark}", err=True)
     run.config.episodes = episodes or run.config.episodes
     run.config.seed = run.config.seed if seed is None else seed
     measured = held_out(run)

@@ -204,6 +204,6 @@ def dump(run: Run, batch: Any, what: str) -> Path | None:
 
 
 def keep_traceback(run: Run, error: BaseException) -> None:
-    """Write where an error that ended the run came from to traceback.txt, where it has a cause."""
-    if run.folder is not None and error.__cause__ is not None:
+    """Write where an error that ended the run came from to traceback.txt, where it has a cause; a run that has not begun leaves nothing."""
+    if run.folder is not None and run.begun and error.__cause__ is not None:
         write_text(run.folder / "traceback.txt", "".join(traceback.format_exception(error.__cause__)))

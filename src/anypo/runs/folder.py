@@ -81,30 +81,36 @@ def rebuild(config: Config, folder: Path, recorded: dict[str, Any], objects: Obj
     return run
 
 
-def reopen(folder: Path, checkpoint: str = "last", objects: Objects = NO_OBJECTS) -> Run:
+def reopen(folder: Path, checkpoint: str = "last", objects: Objects = NO_OBJECTS, *, allow_code: bool = False) -> Run:
     """Return a run as one of its checkpoints left it, to be measured or used.
 
     Args:
         folder: the run's.
         checkpoint: `last`, `best`, or the number of a batch.
         objects: given instead of names.
+        allow_code: execute files that are not those the run started with.
 
     Raises:
-        UsageError: there is no such run or checkpoint, or a file is damaged.
+        UsageError: there is no such run or checkpoint, a file is damaged, or one that would be executed changed.
     """
-    config, path = saved_config(folder), find_checkpoint(folder, checkpoint)
-    run = rebuild(config, folder, read_inputs(folder), objects)
+    config, path, recorded = saved_config(folder), find_checkpoint(folder, checkpoint), read_inputs(folder)
+    executed = check_code(folder, config, recorded, allow_code)
+    run = rebuild(config, folder, recorded, objects)
+    run.remarks += executed
     read_checkpoint(run, path)
     return run
 
 
-def continue_run(folder: Path, steps: int | None = None, objects: Objects = NO_OBJECTS) -> Run:
+def continue_run(
+    folder: Path, steps: int | None = None, objects: Objects = NO_OBJECTS, *, allow_code: bool = False
+) -> Run:
     """Return a run as its newest checkpoint left it, to be trained further; one without a checkpoint starts over.
 
     Args:
         folder: the run's; it is locked, and lines of metrics after the checkpoint are dropped.
         steps: a new total length.
         objects: given instead of names.
+        allow_code: execute files that are not those the run started with.
 
     Raises:
         UsageError: there is no such run, it is being trained, a file is damaged, or what it depends on changed.
@@ -113,7 +119,7 @@ def continue_run(folder: Path, steps: int | None = None, objects: Objects = NO_O
     with writing(folder):
         lock = lock_folder(folder)
     recorded = read_inputs(folder)
-    check_code(folder, config, recorded)
+    executed = check_code(folder, config, recorded, allow_code)
     config.steps = steps or config.steps
     saved = checkpoints(folder)
     run = rebuild(config, folder, recorded, objects, fresh=not saved)
@@ -127,7 +133,7 @@ def continue_run(folder: Path, steps: int | None = None, objects: Objects = NO_O
         rewind(run, None)
     if run.steps != recorded["config"]["steps"]:
         set_length(run, folder, recorded)
-    run.remarks += remarks(run, recorded)
+    run.remarks += executed + remarks(run, recorded)
     return run
 
 

@@ -20,6 +20,7 @@ from anypo.policies.control.spaces import space_to_dict
 from anypo.protocols import HasActionSpace, HasRecords, HasTokenizer, HasTransitions
 from anypo.runs.files import MANIFEST, check_digest, file_digest, read_record
 from anypo.runs.run import Run
+from anypo.tasks.text.rewards import is_unscored
 
 FILES = ("jsonl", "pairs", "data")
 """Kinds of tasks whose argument is a file."""
@@ -66,11 +67,13 @@ def absolute_reward(spec: Any) -> Any:
 
 
 def code_files(config: Config) -> dict[str, str]:
-    """Digest of every file that a run executes: those of its method, parts, task, policy and rewards; and the weights of reward models."""
+    """Digest of every file that a run executes: those of its method, parts, task, policy and rewards unless
+    these are not loaded, and the weights of reward models."""
     parts = [name for path, name in flatten(config.stages).items() if path.rpartition(".")[2] == "part"]
     names = [config.method, config.task["name"], config.policy.get("name"), *parts]
     files = [Path(name.rpartition(":")[0]) for name in names if isinstance(name, str) and names_file(name)]
-    for spec in filter(lambda spec: isinstance(spec, str), reward_specs(config)):
+    rewards = [] if is_unscored() else reward_specs(config)
+    for spec in filter(lambda spec: isinstance(spec, str), rewards):
         kind, _, rest = spec.partition(":")
         file = spec.rpartition(":")[0]
         if kind == "model":
@@ -187,18 +190,25 @@ def read_inputs(folder: Path) -> dict[str, Any]:
     return recorded
 
 
-def check_code(folder: Path, config: Config, recorded: dict[str, Any]) -> None:
-    """Refuse to go on with files that changed, before any of them is executed.
+def check_code(folder: Path, config: Config, recorded: dict[str, Any], allow_code: bool) -> list[str]:
+    """Refuse to execute files that are not those the run started with, before any of them is; say which are executed.
 
     Args:
         folder: the run's.
         config: the run's.
         recorded: content of its inputs.json.
+        allow_code: execute them all the same.
     """
     present = code_files(config)
-    changed = [name for name, value in recorded["code"].items() if present.get(name) != value]
-    if changed:
-        raise UsageError(f"{' and '.join(changed)} changed since the run in {folder} started; {what_to_do(folder)}")
+    changed = [name for name, value in present.items() if recorded["code"].get(name) != value]
+    changed += [] if is_unscored() else [name for name in recorded["code"] if name not in present]
+    if changed and not allow_code:
+        raise UsageError(
+            f"{' and '.join(changed)} changed since the run in {folder} started; {what_to_do(folder)}, or look at what would be"
+            " executed and add --allow-code"
+        )
+    executed = [name for name in sorted(present) if name.endswith(".py")]
+    return [f"executes {' and '.join(executed)}"] if executed else []
 
 
 def check_fingerprints(folder: Path, run: Run, recorded: dict[str, Any]) -> None:
