@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -151,15 +151,27 @@ def evaluate_views(
             values |= {name: ready[f] for name, f in names.items() if ready.get(f) is not None}  # pyright: ignore[reportAssignmentType]
             names = {name: f for name, f in names.items() if ready.get(f) is None}
             seen = seen.but(trace={**seen.trace, "action": action})
-        for functional in names.values():
-            if functional not in policy.functionals:
-                raise UsageError(f"the policy {policy_kind(policy)} cannot give {functional!r}, which the method needs")
+        check_given(policy, names, policy.functionals)
         if names:
             options = ({} if layer is None else {"layer": layer}) | ({"frozen": True} if draw and draw.live else {})
             with use_weights(policy, anchors, of):
                 outputs = policy.evaluate(seen, set(names.values()), **options)
+            check_given(policy, names, outputs)
             values |= {name: outputs[functional] for name, functional in names.items()}
     return values
+
+
+def check_given(policy: Any, names: Mapping[str, str], given: Collection[str]) -> None:
+    """Refuse functionals that a policy does not give, such as the values of all choices where actions are numbers.
+
+    Args:
+        policy: what is asked.
+        names: the functional of each field.
+        given: what there is.
+    """
+    for functional in names.values():
+        if functional not in given:
+            raise UsageError(f"the policy ({type(policy).__name__}) cannot give {functional!r}, which the method needs")
 
 
 def use_weights(policy: Any, anchors: Mapping[str, Anchor] | None, of: str) -> AbstractContextManager[Any]:
