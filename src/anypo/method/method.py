@@ -152,11 +152,11 @@ class Method(Requirements):
                 " does not have"
             ) from None
         except (RuntimeError, IndexError) as error:
-            if isinstance(error, RunError) or describe_failure(error) is not None or slot not in self.replaced:
+            if isinstance(error, RunError) or describe_failure(error) is not None or not self.replaced:
                 raise
             raise UsageError(
-                f"{self.card.id}: {describe(part)}, put into the {slot} stage, does not fit the batches of the method:"
-                f" {str(error).splitlines()[0]}"
+                f"{self.card.id} with another {', '.join(sorted(self.replaced))}: the {slot} stage ({describe(part)}) does not fit"
+                f" its batch: {str(error).splitlines()[0]}"
             ) from error
 
     @cached_property
