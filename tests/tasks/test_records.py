@@ -167,7 +167,7 @@ def test_heldout_is_a_share_or_a_file_in_every_task(
     again = make_task({"name": name, **options, "heldout": str(held)}, 0)
     assert json.dumps(again.heldout) == json.dumps(task.heldout), "its entries hold tuples, which JSON writes as lists"
     for wrong in (0.0, 1.0, 50.0):
-        with pytest.raises(UsageError, match=f"heldout must be a share between 0 and 1 or a file, not {wrong}"):
+        with pytest.raises(UsageError, match=rf"heldout .*{wrong}"):
             make_task({"name": name, **options, "heldout": wrong}, 0)
 
 
