@@ -73,9 +73,9 @@ def test_a_docstring_is_read_up_to_the_next_entry_or_blank_line() -> None:
 
 def test_a_task_without_options_and_an_unknown_task() -> None:
     assert describe_options(entry_of("nothing", lambda: None)) == []
-    with pytest.raises(UsageError, match="unknown task 'jsonx'; did you mean 'jsonl:FILE'"):
+    with pytest.raises(UsageError, match=r"unknown task 'jsonx'; .*jsonl:FILE"):
         find_entry("jsonx")
-    with pytest.raises(UsageError, match="unknown option of the task sums: 'held'; did you mean 'heldout'"):
+    with pytest.raises(UsageError, match=r"unknown option of the task sums: 'held'; .*heldout"):
         make_task({"name": "sums", "held": 0.1}, 0)
 
 

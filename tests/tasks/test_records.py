@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import anypo
-from anypo.config import parse_flags
+from anypo.cli.app import read_config
 from anypo.errors import UsageError
 from anypo.policies.language.model import LanguageModel
 from anypo.tasks import make_task
@@ -146,7 +146,7 @@ def test_a_system_message_before_plain_text_is_one_sentence(tmp_path: Path) -> N
 
 def test_a_system_message_is_text_whatever_it_looks_like() -> None:
     for text in ("Answer: briefly", "42", "none", "[a, b]"):
-        assert parse_flags(["ppo", "--task.system", text])[1] == {"task": {"system": text}}
+        assert read_config(["grpo", "--task", "jsonl:x", "--task.system", text]).task["system"] == text
 
 
 # -------------------------------------------------------------------- held out
@@ -167,7 +167,7 @@ def test_heldout_is_a_share_or_a_file_in_every_task(
     again = make_task({"name": name, **options, "heldout": str(held)}, 0)
     assert json.dumps(again.heldout) == json.dumps(task.heldout), "its entries hold tuples, which JSON writes as lists"
     for wrong in (0.0, 1.0, 50.0):
-        with pytest.raises(UsageError, match=f"heldout must be a share between 0 and 1 or a file, not {wrong}"):
+        with pytest.raises(UsageError, match=rf"heldout .*{wrong}"):
             make_task({"name": name, **options, "heldout": wrong}, 0)
 
 
