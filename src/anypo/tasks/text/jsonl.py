@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ def make_jsonl_task(
     source: Source,
     reward: Any = None,
     *,
-    heldout: Inner[float] | str | Path | Sequence[dict[str, Any]] = 0.1,
+    heldout: Inner[float] | str | Path | Iterable[Any] = 0.1,
     weights: Sequence[Finite[float]] | None = None,
     max_new: Count[int] | None = None,
     system: Filled[str] | None = None,
