@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -166,6 +166,8 @@ def convert(option: Any, limits: Range | Text, value: Any) -> Any:
         return value
     if origin is Literal:
         return keep(value, any(type(value) is type(c) and value == c for c in get_args(option)))
+    if origin is Iterable:
+        return keep(value, isinstance(value, Iterable))
     if origin in (tuple, list, Sequence):
         return convert_list(option, value)
     if origin in (dict, Mapping):

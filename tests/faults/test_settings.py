@@ -31,7 +31,7 @@ from anypo.policies.language.model import LanguageModel
 from anypo.ranges import Range, alternatives, field_hints, parameter_hints
 from anypo.runs.settings import spec_of
 from anypo.stages import CHAINS, SLOTS
-from anypo.tasks import ENTRIES, make_task
+from anypo.tasks import TASKS, make_task
 from anypo.tasks.text.rewards import BUILTIN
 
 LOOKS_LIKE_YAML = (
@@ -124,7 +124,7 @@ def test_numbers_are_plain_decimals_on_the_command_line_and_in_a_file(typed, val
 
 
 def test_every_option_that_is_text_is_read_as_text():
-    for entry in ENTRIES:
+    for entry in TASKS.values():
         for name, hint in entry.options().items():
             if hint in (str, str | None):
                 assert f"task.{name}" in TEXTS, name
@@ -199,7 +199,7 @@ def lacks_range(hint: Any) -> bool:
 def test_every_number_of_every_part_knob_task_and_policy_declares_its_range():
     classes = {cls for known in PARTS.values() for cls in known.values()} | set(KNOBS.values()) | {Config}
     hints = {f"{cls.__name__}.{f.name}": field_hints(cls)[f.name] for cls in classes for f in fields(cls) if f.init}
-    hints |= {f"{entry.form} {name}": hint for entry in ENTRIES for name, hint in entry.options().items()}
+    hints |= {f"{entry.form} {name}": hint for entry in TASKS.values() for name, hint in entry.options().items()}
     kinds = (mlp.MLPPolicy, flow.FlowPolicy, diffusion.DiffusionPolicy, off_policy.Actor, off_policy.Experts)
     for factory in (*kinds, LanguageModel.load):
         names = [name for name in policies.keywords(factory) if name not in ("seed", "value", "networks")]
