@@ -137,7 +137,7 @@ def settings_of(base: str) -> dict[str, Any]:
     config = from_dict({**values, "method": words[0]})
     hints = {f.name: field_hints(Config)[f.name] for f in fields(Config) if f.name not in ("stages", "method", "out")}
     kind = config.task["name"].partition(":")[0]
-    (entry,) = (e for e in tasks.ENTRIES if e.form.partition(":")[0] == kind)
+    entry = tasks.TASKS[kind]
     hints |= {f"task.{name}": hint for name, hint in entry.options().items()}
     method = anypo.method(words[0])
     factory = policy_factory(config, method)

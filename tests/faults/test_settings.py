@@ -32,7 +32,7 @@ from anypo.ranges import Range, alternatives, field_hints, parameter_hints
 from anypo.runs.settings import spec_of
 from anypo.stages import CHAINS, SLOTS
 from anypo.tasks import TASKS, make_task
-from anypo.tasks.text.rewards import BUILTIN
+from anypo.tasks.text.verifiers import BUILT_IN
 
 LOOKS_LIKE_YAML = (
     *(
@@ -107,7 +107,7 @@ def test_a_list_in_brackets_is_a_list():
 )
 def test_a_comma_ends_a_reward_where_another_begins(typed, rewards):
     assert parse_flags(["--reward", typed])[1] == {"task": {"reward": rewards}}
-    assert set(REWARDS) == set(BUILTIN)
+    assert set(REWARDS) == set(BUILT_IN)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_word_that_stands_for_no_or_several_settings_lists_the_candidates():
         from_dict({"method": "ppo", "beta": 0.1, **stages})
 
 
-@pytest.mark.parametrize("typed", ["sft", "gsm8k", "ALE/Pong-v5", "toys:Base-v0"])
+@pytest.mark.parametrize("typed", ["gsm8k", "ALE/Pong-v5", "toys:Base-v0"])
 def test_a_suggestion_is_similar_to_what_was_typed(typed):
     names = [*anypo.methods(), "sums", "Ant-v5", "FrozenLake-v1", "rpo-sft"]
     assert "did you mean" not in str(unknown("name", typed, names))
@@ -322,7 +322,7 @@ def test_a_suggestion_is_similar_to_what_was_typed(typed):
 @pytest.mark.parametrize(
     ("flags", "code", "sentence"),
     [
-        (("--out", "x" * 300), 1, "File name too long"),
+        (("--out", "x" * 300), 2, "File name too long"),
         (("--critic", "[{part: conservative}]"), 2, "does not fit its batch"),
         (("--collect.samples", "100000000000"), 1, "out of memory"),
         (("--trust.low", "{knob: dual, start: 1, metric: kl_rf, bound: 0}"), 2, "unknown metric 'kl_rf'"),
