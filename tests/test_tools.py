@@ -56,6 +56,7 @@ def test_weights_that_differ_are_named_with_the_size_of_the_difference(digests: 
         assert digests.compare_weights(base, base | changed) == difference
 
 
+@pytest.mark.slow
 def test_a_run_that_the_changed_source_does_not_concern_stays_equal(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src")
     (tmp_path / "tools").mkdir()
