@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from anypo.cli.app import FREE, AllowCode, Checkpoint, Folder, Words, app, out, read_config
-from anypo.errors import RunError, UsageError
+from anypo.errors import RunError, UsageError, describe_failure
 
 
 @app.command("train", context_settings=FREE, no_args_is_help=True)
@@ -77,8 +77,8 @@ def run_to_end(run: Any) -> None:
     from anypo.report.trackers import open_trackers
     from anypo.runs.files import keep_traceback
 
-    plan(run, out)
     try:
+        plan(run, out)
         with progress(run, out) as watch, open_trackers(run, run.config.trackers, watch) as watch_all:
             learn(run, watch_all)
         closing = finish(run)
@@ -88,7 +88,22 @@ def run_to_end(run: Any) -> None:
     except RunError as error:
         keep_traceback(run, error)
         raise
+    except (RuntimeError, ValueError, LookupError, AssertionError) as error:
+        if (refusal := misfit(run, error)) is None:
+            raise
+        raise refusal from error
     typer.echo(closing)
+
+
+def misfit(run: Any, error: Exception) -> UsageError | None:
+    """Return one sentence for an error before the first update of stages that the user put together; None for any other error."""
+    ours = isinstance(error, (UsageError, RunError)) or describe_failure(error) is not None
+    if ours or run.stepper.updates or not run.method.replaced:
+        return None
+    return UsageError(
+        f"{run.method.card.id} with another {', '.join(sorted(run.method.replaced))} does not fit the task {run.task.name} and the"
+        f" policy {run.config.policy['name']}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    )
 
 
 @app.command("evaluate")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from anypo.errors import MissingField, RunError, UsageError, describe_failure
+from anypo.errors import MissingField, UsageError
 from anypo.method.card import Card
 from anypo.method.explain import explanation, forward_passes, slot_texts
 from anypo.method.filling import check_slots
@@ -151,18 +151,11 @@ class Method(Requirements):
                 f"{self.card.id}: the {slot} stage ({describe(part)}) needs the field {missing.field!r}, which the batch"
                 " does not have"
             ) from None
-        except (RuntimeError, IndexError) as error:
-            if isinstance(error, RunError) or describe_failure(error) is not None or not self.replaced:
-                raise
-            raise UsageError(
-                f"{self.card.id} with another {', '.join(sorted(self.replaced))}: the {slot} stage ({describe(part)}) does not fit"
-                f" its batch: {str(error).splitlines()[0]}"
-            ) from error
 
     @cached_property
     def replaced(self) -> frozenset[str]:
-        """The slots that are filled otherwise than in the registered method of that id."""
-        return frozenset(self.diff(self.card.id)) if is_registered(self.card.id) else frozenset()
+        """The slots of the objective that are filled otherwise than in the registered method of that id."""
+        return frozenset(self.diff(self.card.id)) - {"step", "collect"} if is_registered(self.card.id) else frozenset()
 
     # ---------------------------------------------------------------- knobs
 
