@@ -552,7 +552,7 @@ def test_changes_of_a_value_function_are_proven_on_a_probe_batch(method, critic,
 def test_replacing_a_stage_of_any_method_is_proven_on_a_probe_batch(method):
     from anypo.runs.preflight import notes
 
-    values = {"method": method, "task": "bandit", "reduce": {"part": "mean", "over": "sum"}}
+    values = {"method": method, "task": "bandit", "policy": "table", "reduce": {"part": "mean", "over": "sum"}}
     found = " ".join(notes(build(configuration.from_dict(values))))
     assert "reduce: mean" in found or anypo.method(method).texts()["reduce"] == ["mean(over=sum)"]
 
