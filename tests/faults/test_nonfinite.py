@@ -102,7 +102,8 @@ def test_a_row_of_data_that_is_not_finite_is_named(tmp_path, column):
     columns[column] = columns[column].astype(float)
     columns[column][5] = np.nan
     np.savez(tmp_path / "d.npz", **columns)
-    with pytest.raises(UsageError, match=f"the {column.replace('_', ' ')[:-1]} of row 5 is not finite"):
+    sentence = f"the {column.replace('_', ' ')[:-1]} of row 5 is not finite|{column} of row 5 is nan; it must be 0 or 1"
+    with pytest.raises(UsageError, match=sentence):
         make_file(str(tmp_path / "d.npz"), env="Pendulum-v1")
 
 
@@ -216,8 +217,8 @@ def fails(completions, **_):
 @pytest.mark.parametrize(
     ("reward", "options", "sentence"),
     [
-        ("never", {}, "the held-out accuracy of .* every reward is missing"),
-        ("fails", {"on_error": "drop"}, "the held-out accuracy of .* every reward is missing"),
+        ("never", {}, "no held-out completion of .* has a score"),
+        ("fails", {"on_error": "drop"}, "no held-out completion of .* has a score"),
         ("held_out_only", {}, "every reward of the last 3 batches is missing"),
     ],
 )

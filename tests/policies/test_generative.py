@@ -284,7 +284,7 @@ def test_settings_that_cannot_work_are_refused(cls, options, says):
 
 
 def test_a_generative_policy_needs_numbers_to_act_with():
-    with pytest.raises(UsageError, match="needs a Box"):
+    with pytest.raises(UsageError, match="needs numbers as actions"):
         FlowPolicy(Discrete(1), Discrete(3))
 
 

@@ -236,4 +236,6 @@ def refuse_nonfinite(source: str, name: str, array: np.ndarray) -> None:
     """
     bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
     if bad.any():
-        raise UsageError(f"{source}: the {name.removesuffix('s')} of row {int(np.flatnonzero(bad)[0])} is not finite")
+        raise UsageError(
+            f"{source}: the {name.removesuffix('s').replace('_', ' ')} of row {int(np.flatnonzero(bad)[0])} is not finite"
+        )
