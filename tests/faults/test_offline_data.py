@@ -142,7 +142,7 @@ def spoiled(name, row, value):
         ({"observations": OBSERVED[:, :1]}, "observations have 1 numbers, the environment's 3"),
         ({"observations": OBSERVED[:, 0]}, "observations have 1 numbers, the environment's 3"),
         (spoiled("observations", 5, np.nan), "the observation of row 5 is not finite"),
-        (spoiled("next_observations", 6, np.inf), "the next_observation of row 6 is not finite"),
+        (spoiled("next_observations", 6, np.inf), "the next observation of row 6 is not finite"),
         (spoiled("actions", 7, np.nan), "the action of row 7 is not finite"),
         (spoiled("rewards", 8, np.nan), "the reward of row 8 is not finite"),
         (spoiled("terminals", 9, np.nan), "terminals of row 9 is nan; it must be 0 or 1"),

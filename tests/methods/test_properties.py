@@ -59,7 +59,9 @@ def test_prepare_leaves_logp_entropy_and_value_in_their_graph(name: str) -> None
     b = random_batch(13, optional=False, **needs(method))
     b = b.but(**{leaf: getattr(b, leaf).clone().requires_grad_() for leaf in LEAVES})
     after = method.prepare(b)
-    assert all(getattr(after, leaf) is getattr(b, leaf) for leaf in LEAVES)
+    for leaf in LEAVES:
+        (grad,) = torch.autograd.grad(getattr(after, leaf).sum(), getattr(b, leaf))
+        assert torch.equal(grad, after.valid.to(grad.dtype)), "itself where a decision counts, else 0"
     assert not any(t.requires_grad for k, t in all_tensors(after).items() if k not in LEAVES)
 
 
