@@ -275,13 +275,13 @@ def test_half_a_surrogate_pair_in_a_typed_prompt_is_one_sentence(tmp_path: Path)
         policy.encode("x \ud83d y")
 
 
-@pytest.mark.parametrize("method", ["grpo", "rloo", "dr-grpo"])
-def test_one_sample_of_a_prompt_is_refused_by_methods_that_compare_them(method: str, tmp_path: Path):
+@pytest.mark.parametrize("learner", ["grpo", "rloo", "dr-grpo"])
+def test_one_sample_of_a_prompt_is_refused_by_methods_that_compare_them(learner: str, tmp_path: Path):
     rows = write_rows(tmp_path / "p.jsonl", [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(6)])
-    command = ["train", method, "--task", f"jsonl:{rows}", "--reward", "exact", "--policy", "hf:none"]
+    command = ["train", learner, "--task", f"jsonl:{rows}", "--reward", "exact", "--policy", "hf:none"]
     done = CliRunner().invoke(cli.app, [*command, "--collect.samples", "1", "--out", str(tmp_path / "run")])
     assert isinstance(done.exception, UsageError)
-    assert f"{method} compares the samples of a start; --collect.samples 1" in str(done.exception)
+    assert f"{learner} compares the samples of a start; --collect.samples 1" in str(done.exception)
     assert not (tmp_path / "run").exists()
 
 

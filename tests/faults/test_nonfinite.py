@@ -77,11 +77,11 @@ def strict(text: str):
 
 
 @pytest.mark.parametrize(
-    ("method", "box"), [("dqn", False), ("ppo", False), ("a2c", False), ("grpo", False), ("sac", True), ("td3", True)]
+    ("learner", "box"), [("dqn", False), ("ppo", False), ("a2c", False), ("grpo", False), ("sac", True), ("td3", True)]
 )
-def test_an_observation_that_is_not_finite_is_named_with_its_environment_and_step(tmp_path, method, box):
+def test_an_observation_that_is_not_finite_is_named_with_its_environment_and_step(tmp_path, learner, box):
     task = {"name": "gym:Hole-v0", "env_kwargs": {"box": box}, "eval_episodes": 1}
-    run = start(tmp_path / "r", method=method, task=task, steps=200)
+    run = start(tmp_path / "r", method=learner, task=task, steps=200)
     with pytest.raises(RunError, match="gym:Hole-v0 gave an observation that is not finite at step 3 of an episode"):
         learn(run)
 

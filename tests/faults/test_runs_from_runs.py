@@ -67,16 +67,16 @@ def test_the_model_of_a_dpo_run_is_trained_further_by_grpo(tmp_path, task, pairs
 
 
 @pytest.mark.parametrize(
-    ("method", "values"),
+    ("learner", "values"),
     [
         ("ppo", {"task": "gym:CartPole-v1", "steps": 512, "collect": {"requests": 2}, "episodes": 1}),
         ("sac", {"task": "gym:Pendulum-v1", "steps": 60, "policy": {"hidden": [4]}, "episodes": 1}),
         ("ppo", {"task": "bandit", "steps": 3}),
     ],
 )
-def test_a_control_run_starts_from_another_run(tmp_path, method, values):
-    first = trained(tmp_path / "a", method=method, **values)
-    second = build(configuration.from_dict({**values, "method": method, "policy": f"run:{tmp_path / 'a'}"}))
+def test_a_control_run_starts_from_another_run(tmp_path, learner, values):
+    first = trained(tmp_path / "a", method=learner, **values)
+    second = build(configuration.from_dict({**values, "method": learner, "policy": f"run:{tmp_path / 'a'}"}))
     for name, tensor in trainable_state(first.policy).items():
         assert torch.equal(tensor, trainable_state(second.policy)[name]), name
 

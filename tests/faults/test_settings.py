@@ -278,7 +278,7 @@ def test_one_number_is_a_list_of_one_layer():
 
 
 @pytest.mark.parametrize(
-    ("method", "flag", "path"),
+    ("learner", "flag", "path"),
     [
         ("grpo", "--lr", "step.lr"),
         ("grpo", "--learning-rate", "step.lr"),
@@ -292,12 +292,12 @@ def test_one_number_is_a_list_of_one_layer():
         ("dpo", "--beta", "trust.beta"),
     ],
 )
-def test_usual_words_stand_for_settings(method, flag, path):
-    words, values = parse_flags([method, flag, "4"])
+def test_usual_words_stand_for_settings(learner, flag, path):
+    words, values = parse_flags([learner, flag, "4"])
     config = from_dict({**values, "method": words[0]})
-    expected = from_dict({**parse_flags([f"--{path}", "4"])[1], "method": method})
+    expected = from_dict({**parse_flags([f"--{path}", "4"])[1], "method": learner})
     assert config == expected
-    assert anypo.method(method).configure(config.stages)
+    assert anypo.method(learner).configure(config.stages)
 
 
 def test_a_word_that_stands_for_no_or_several_settings_lists_the_candidates():

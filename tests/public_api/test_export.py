@@ -73,7 +73,7 @@ def batch_of(rows):
 
 
 @pytest.mark.parametrize(
-    ("method", "kind", "settings"),
+    ("learner", "kind", "settings"),
     [
         ("ppo", "discrete", {}),
         ("ppo", "parts", {}),
@@ -85,8 +85,10 @@ def batch_of(rows):
         ("pmoe", "tuple", {"step": {}}),
     ],
 )
-def test_an_exported_program_gives_the_actions_of_predict(method, kind, settings, tmp_path):
-    run = anypo.train(method, task={"env": lambda: Noise(kind), "envs": 1}, **{**SHORT, **settings}, out=tmp_path / "r")
+def test_an_exported_program_gives_the_actions_of_predict(learner, kind, settings, tmp_path):
+    run = anypo.train(
+        learner, task={"env": lambda: Noise(kind), "envs": 1}, **{**SHORT, **settings}, out=tmp_path / "r"
+    )
     program = torch.export.load(run.export(out=tmp_path / "p.pt2")).module()
     space, action_space = SPACES[kind]
     space.seed(3)
