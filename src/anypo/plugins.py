@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from functools import cache
-from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +14,8 @@ from anypo.errors import UsageError
 
 MODULES: dict[Path, ModuleType] = {}
 """Files that objects were taken from, and their modules."""
+CONTENTS: dict[Path, bytes] = {}
+"""What each of them held when it was executed."""
 
 
 def names_file(name: str) -> bool:
@@ -33,7 +33,7 @@ def absolute_name(name: str) -> str:
 
 
 def load_from_file(name: str, kind: str) -> Any:
-    """Return the object that `FILE.py:NAME` names; a file is executed once per process.
+    """Return the object that `FILE.py:NAME` names; a file is executed once per process, and again when it was edited.
 
     Args:
         name: as typed.
@@ -46,7 +46,7 @@ def load_from_file(name: str, kind: str) -> Any:
     path = Path(file).expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"there is no file {file} to take the {kind} {attribute!r} from")
-    module = MODULES.get(path) or execute(path)
+    module = MODULES[path] if CONTENTS.get(path) == path.read_bytes() else execute(path)
     if not hasattr(module, attribute):
         known = ", ".join(n for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__)
         raise UsageError(f"{file} has no {kind} {attribute!r}" + (f"; it has {known}" if known else ""))
@@ -59,23 +59,21 @@ def execute(path: Path) -> ModuleType:
     Raises:
         UsageError: the file's code fails.
     """
+    content = path.read_bytes()
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     name = f"anypo_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    loader = SourceFileLoader(name, str(path))
-    spec = ModuleSpec(name, loader, origin=str(path))
-    spec.has_location = True
-    module = module_from_spec(spec)
-    sys.modules[name] = module
+    module = sys.modules[name] = ModuleType(name)
+    module.__file__ = str(path)
     try:
-        loader.exec_module(module)
+        exec(compile(content, path, "exec"), vars(module))  # no bytecode of an earlier edit
     except UsageError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    MODULES[path] = module
+    MODULES[path], CONTENTS[path] = module, content
     return module
 
 

@@ -125,6 +125,12 @@ def test_what_is_wrong_with_a_name_is_one_sentence(mine, flags, sentence):
     assert sentence in str(error.value)
 
 
+def test_a_file_that_was_edited_is_executed_again(mine):
+    assert build_run(f"{mine}:gentler", "--task", "bandit").method.stages["trust"].coef == 0.25
+    Path(mine).write_text(PARTS.replace("0.25", "0.35"))
+    assert build_run(f"{mine}:gentler", "--task", "bandit").method.stages["trust"].coef == 0.35
+
+
 def test_a_file_that_fails_says_how(tmp_path):
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
     with pytest.raises(UsageError, match=r"broken.py cannot be imported: ModuleNotFoundError: No module named"):

@@ -184,7 +184,7 @@ def test_what_cannot_be_loaded_is_refused_before_the_run(tmp_path: Path):
     (tmp_path / "none.py").write_text("def nothing():\n    return []\ndef positional(x, /):\n    return []\n")
     for spec, says in [
         (f"{tmp_path}/absent.py:length", "no file"),
-        (f"{tmp_path}/mine.py:lenght", "did you mean 'length'"),
+        (f"{tmp_path}/mine.py:lenght", "it has length"),
         (f"{tmp_path}/mine.py", "FILE.py:FUNCTION"),
         (f"{tmp_path}/broken.py:length", "SyntaxError"),
         (f"{tmp_path}/none.py:nothing", "takes no arguments"),

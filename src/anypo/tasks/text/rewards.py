@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 from anypo.errors import RunError, UsageError, unknown
+from anypo.plugins import load_from_file
 from anypo.tasks.text.calls import TooSlow, call_each, own_loop
 from anypo.tasks.text.verifiers import BUILT_IN, check_answer_pattern, make_verifier, text_of
 
@@ -265,24 +263,10 @@ def load_reward(spec: str, **options: Any) -> Reward:
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name:
         raise UsageError(f"a reward of your own is written FILE.py:FUNCTION, not {spec!r}")
-    path = Path(file).resolve()
-    if not path.is_file():
-        raise UsageError(f"there is no file {file} to take the reward {name!r} from")
     own_loop()  # the file may ask for the event loop of its calls
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # the file may import its neighbours
-    module_name = f"anypo_reward_{path.stem}_{abs(hash(path))}"
-    loader = SourceFileLoader(module_name, str(path))
-    module_spec = ModuleSpec(module_name, loader, origin=str(path))
-    module_spec.has_location = True
-    module = module_from_spec(module_spec)
-    sys.modules[module_name] = module
-    try:
-        loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"importing {file} for the reward {name!r} raised {_describe(error)}") from error
-    function = vars(module).get(name)
+    function = load_from_file(spec, "reward")
     if not callable(function):
-        functions = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module_name]
-        raise unknown(f"function in {file}:", name, functions)
+        raise UsageError(
+            f"{spec} is a {type(function).__name__}; a reward is a function (prompts, completions, **columns)"
+        )
     return Reward(function, **options)
