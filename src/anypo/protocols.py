@@ -52,13 +52,14 @@ class Policy(Protocol):
 
     @property
     def functionals(self) -> frozenset[str]:
-        """What `evaluate` can give: `logp`, `entropy`, the names of its value heads, ..."""
+        """What `evaluate` can give: registered functionals, the names of its value heads, the outputs of value networks."""
         ...
 
     def evaluate(
-        self, b: Trajectories, want: Collection[str], *, layer: int | None = None
+        self, b: Trajectories, want: Collection[str], *, layer: int | None = None, temperature: float | None = None
     ) -> dict[str, Float[Tensor, "row step"]]:
-        """Return the named functionals of the decisions in `b.trace`, at current parameters; read after block `layer`."""
+        """Return the named functionals of the decisions in `b.trace`, at current parameters; read after block `layer`, of the
+        distribution at another `temperature` than that of sampling."""
         ...
 
     def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
@@ -161,12 +162,12 @@ class Anneals(Protocol):
 
 @runtime_checkable
 class Proposes(Protocol):
-    """A policy that can propose actions beside those taken. latent: random numbers per decision its autoencoder reads."""
-
-    latent: int
+    """A policy that can propose actions beside those taken. noise_shape: of the standard normal numbers per decision that a
+    functional is computed with; None: it needs none."""
 
     def propose(self, b: Trajectories, draw: Any, noise: Any) -> tuple[Tensor, Tensor | None]: ...
     def noise(self, b: Trajectories, draw: Any, generator: torch.Generator) -> Tensor | None: ...
+    def noise_shape(self, functional: str) -> tuple[int, ...] | None: ...
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ reward components (K). The first dimension of every tensor is `row`; where there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -71,7 +71,8 @@ class Trajectories:
     advantage: credit per decision. returns: regression target of the value.
     bootstrap: value of the state after a row's last decision; done: the row ended in a terminal state (then that value is 0).
     truncated: the row was cut by its generation budget. budget: that budget, in decisions.
-    trace: what the policy needs to evaluate these decisions again (row first). extra: further named inputs (row first).
+    trace: what the policy needs to evaluate these decisions again (row first); KEY@NAME is a row's input KEY under another name
+    than that of sampling (`prompt@plain`: without hint). extra: further named inputs (row first).
     """
 
     logp: Float[Tensor, "row step"] | None = None
@@ -285,6 +286,8 @@ class Trajectories:
             tensors = [getattr(p, name) for p in parts]
             if all(isinstance(t, Tensor) for t in tensors):
                 changes[name] = stack(tensors)
+        inputs = {key for p in parts for key in p.trace if "@" in key}
+        parts = [p.but(trace=p.trace | _own_inputs(p.trace, inputs)) for p in parts] if inputs else parts
         for name in ("trace", "extra"):
             keys = set.intersection(*(set(getattr(p, name)) for p in parts))
             changes[name] = {k: stack([getattr(p, name)[k] for p in parts]) for k in sorted(keys)}
@@ -367,6 +370,12 @@ def zero_masked(t: Shaped[Tensor, "row ..."], keep: Bool[Tensor, "row step"] | N
         return t
     keep = keep if t.ndim == 2 else keep.reshape(*keep.shape, *[1] * (t.ndim - 2))
     return torch.where(keep, t, torch.zeros((), dtype=t.dtype, device=t.device))
+
+
+def _own_inputs(trace: dict[str, Tensor], inputs: Collection[str]) -> dict[str, Tensor]:
+    """Return the named inputs `KEY@NAME` that a trace lacks: its own KEY."""
+    keys = {key: key.partition("@")[0] for key in inputs if key not in trace}
+    return {key: trace[plain] for key, plain in keys.items() if plain in trace}
 
 
 def _widen(t: Tensor, width: int) -> Tensor:

@@ -1,10 +1,46 @@
 """What a part may ask of the policy beside the sampled decisions: views (forward passes), draws (proposed actions), value networks
-and anchors (frozen copies with refresh rules). Undeclared fields are not computed."""
+and anchors (frozen copies with refresh rules). Undeclared fields are not computed. What a view can read off a pass are functionals,
+which policies register."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
+
+SIZES = {"action": 2, "choice": 3, "expert": 3, "member": 2}
+"""Sizes of the dimensions of functionals in an example batch."""
+
+PLAIN = "plain"
+"""The name of a row's input without the hint it was sampled under."""
+
+
+@dataclass(frozen=True)
+class Functional:
+    """What a policy or a store can give of every decision.
+
+    shape: its dimensions beyond [row, step], as sizes or as names of `SIZES`. positive: it is a scale.
+    """
+
+    name: str
+    shape: tuple[int | str, ...] = ()
+    positive: bool = False
+
+    def sized(self) -> Functional:
+        """Return it with every dimension as a size in an example batch."""
+        return replace(self, shape=tuple(SIZES[d] if isinstance(d, str) else d for d in self.shape))
+
+
+FUNCTIONALS: dict[str, Functional] = {}
+"""By name; those of value networks are `Network.outputs`, and value heads have none: they are one number each."""
+
+
+def register_functionals(*functionals: Functional) -> frozenset[str]:
+    """Register what a kind of policy gives; return the names. A name has one shape in all policies."""
+    for functional in functionals:
+        if FUNCTIONALS.setdefault(functional.name, functional) != functional:
+            raise ValueError(f"{functional} is registered as {FUNCTIONALS[functional.name]}")
+    return frozenset(functional.name for functional in functionals)
 
 
 @dataclass(frozen=True)
@@ -33,7 +69,8 @@ class View:
     functional: what is read off it, `logp`, `entropy`, a value head's name, ... of: whose parameters: `now`, or an anchor.
     ablate: share of the input that is hidden. layer: block of the network whose output is read as if it were the last.
     at: at the observation of the decision, or at the one that followed. draw: of proposed actions, not of those taken.
-    optional: the field stays missing where the policy cannot give it.
+    input: another input of the row than the one it was sampled under, by its name (`plain`: without hint). temperature: of
+    the next-token distribution, instead of that of sampling. optional: the field stays missing where the policy cannot give it.
     """
 
     functional: str = "logp"
@@ -42,6 +79,8 @@ class View:
     layer: int | None = None
     at: Literal["here", "next"] = "here"
     draw: Draw | None = None
+    input: str | None = None
+    temperature: float | None = None
     optional: bool = False
 
 
@@ -59,6 +98,18 @@ class Network:
     spread: bool = False
     norm: bool = False
     lr: float | None = None
+
+    def outputs(self, name: str) -> dict[str, Functional]:
+        """Return what the network `name` gives: NAME, and NAME_std, NAME_all (of every choice) or NAME_kl where it has them."""
+        members = (self.ensemble,)
+        if self.of == "autoencoder":
+            outputs = [Functional(name, ("action",)), Functional(f"{name}_kl")]
+        elif self.of == "state":
+            outputs = [Functional(name, () if self.ensemble == 1 else members)]
+        else:
+            outputs = [Functional(name, members), Functional(f"{name}_all", ("choice", *members))]
+            outputs += [Functional(f"{name}_std", members, positive=True)] if self.spread else []
+        return {functional.name: functional for functional in outputs}
 
 
 @dataclass(frozen=True)
@@ -79,6 +130,12 @@ class Refresh:
 ANCHORS = {"ref": Refresh(), "prev": Refresh(every=1), "ema": Refresh(every=1, decay=0.99)}
 """ref: the policy training started from. prev: the policy one batch ago. ema: its moving average.
 A part that reads `logp_NAME` of an anchor costs one forward pass per batch; a part may declare `anchors` of its own."""
+
+
+@cache
+def rng_key(of: Draw | str) -> str:
+    """Name in the trace of the random numbers of a draw, or of a functional that reads some."""
+    return f"noise of {of}"
 
 
 def policy_action(soft: bool) -> Draw:

@@ -11,32 +11,39 @@ import torch
 import anypo
 from anypo import Trajectories
 from anypo.errors import UsageError
-from anypo.evidence.batches import POSITIVE
+from anypo.method.requirements import example_of
 from anypo.parts.knobs import Linear
 from anypo.parts.ops.names import kebab
 from anypo.parts.ratio import LogRatio
 from anypo.parts.reduce import GroupMean, Mean
 from anypo.parts.registry import PARTS, build_stage, describe, find
-from anypo.stages import CHAINS, LEVELS
+from anypo.policies.control import off_policy  # noqa: F401 - policies register their functionals
+from anypo.policies.generative import flow  # noqa: F401
+from anypo.stages import CHAINS, LEVELS, declared
+from anypo.types import FIELDS
+from anypo.views import Functional, Network
 
-FURTHER = (
-    "median", "logp_ablated", "logp_noise", "step_mean", "step_mean_old", "step_mean_ref", "guess", "guess_ref", "denoised",
-)  # fmt: skip
-ENSEMBLE = (
-    "q", "q_next", "q_std", "q_next_std", "q_taken", "q_now", "q_drawn", "q_next_now", "q_pi", "q_policy", "q_vae",
-)  # fmt: skip
-TAILS = (
-    dict.fromkeys(ENSEMBLE, (2,))
-    | dict.fromkeys(("q_next_all", "q_choices", "q_all", "q_experts"), (3, 2))
-    | dict.fromkeys(("routing", "logp_experts"), (3,))
-    | dict.fromkeys(("action_policy", "taken", "nearest", "vae", "vae_policy"), (2,))
-    | {f"q_at_{at}": (10, 2) for at in ("uniform", "here", "next")}
-    | {f"logp_of_{at}": (10,) for at in ("uniform", "here", "next")}
-    | dict.fromkeys(("v", "v_next", "v_now", "vae_kl", "terminal", "expert", "logp_next", "logp_policy", "luck"), ())
-)
-"""What parts of value learning read, with the sizes beyond [row, step]."""
 EVERY = [(stage, name) for stage, known in PARTS.items() for name in known]
+LEARNED = {"q": Network("action", 2), "v": Network("state"), "vae": Network("autoencoder")}
+"""Value networks that a part reads and another one declares."""
+
+
+def example_fields() -> dict[str, Functional]:
+    """Return what the views of all parts give in an example batch, and the columns they read beside."""
+    parts = [find(stage, name)() for stage, name in EVERY]
+    fields = {
+        name: example_of(name, view, LEARNED | declared(part, "networks"))
+        for part in parts
+        for name, view in {**declared(part, "views"), **declared(part, "live")}.items()
+    }
+    read = {name for part in parts for name in declared(part, "reads")}
+    return {name: Functional(name) for name in read} | fields
+
+
 every_part = pytest.mark.parametrize(("stage", "name"), EVERY)
+
+
+FIELDS_READ = example_fields()
 
 
 def first(content: Any) -> Any:
@@ -68,9 +75,11 @@ def batch(dtype: torch.dtype = torch.float64) -> Trajectories:
         mask=torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool),
         group=torch.tensor([0, 0, 1, 1]),
         truncated=torch.tensor([False, True, False, False]),
-        extra={name: normal(4, 5) for name in FURTHER}
-        | {name: normal(4, 5).abs() + 0.1 for name in POSITIVE}
-        | {name: normal(4, 5, *tail) for name, tail in TAILS.items()},
+        extra={
+            name: normal(4, 5, *f.shape).abs() + 0.1 if f.positive else normal(4, 5, *f.shape)
+            for name, f in sorted(FIELDS_READ.items())
+            if name not in FIELDS
+        },
     )
 
 
@@ -177,7 +186,7 @@ def test_parts_of_the_objective_are_finite_and_differentiable_in_any_method(
     if stage == "trust" and "advantage" not in part.reads and part.level != "decision":  # on rows, or groups of them
         method = method.but(ratio=LogRatio("row"), reduce=GroupMean() if hasattr(part, "per_group") else Mean("row"))
     method = method.but(**{stage: [part] if stage in CHAINS else part})
-    names = {"logp", "value", "entropy", *(n for n in getattr(part, "live", {}) if n in TAILS)}
+    names = {"logp", "value", "entropy", *(n for n in getattr(part, "live", {}) if n in FIELDS_READ)}
     leaves = {n: batch(dtype).get(n).requires_grad_() for n in names}
     loss, metrics = method.loss(batch(dtype).put(leaves))
     loss.backward()

@@ -3,7 +3,7 @@ ties, missing outcomes, rewards per decision, cut rows, extreme log-ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from anypo.method.method import Method
+from anypo.policies.control import off_policy  # noqa: F401
+from anypo.policies.generative import denoiser  # noqa: F401 - policies register what their functionals look like
 from anypo.types import FIELDS, STEP_FIELDS, Trajectories
+from anypo.views import Functional
 
 LEAVES = ("logp", "value", "entropy")
 """What a loss may be differentiable through."""
-POSITIVE = ("step_std", "step_width", "noise_share")
-"""Further inputs that are scales."""
 FLAGS = ("terminal", "expert")
 """Further inputs that are 0 or 1."""
 FLOAT_STEP_FIELDS = tuple(n for n in STEP_FIELDS if n not in ("mask", "segment"))
@@ -32,7 +33,7 @@ def random_batch(
     holes: float = 0.3,
     outcome: str = "score",
     optional: bool = True,
-    extra: Iterable[str] | Mapping[str, tuple[int, ...]] = (),
+    extra: Iterable[str | Functional] = (),
 ) -> Trajectories:
     """Draw a batch that is a function of its arguments alone.
 
@@ -45,7 +46,7 @@ def random_batch(
         holes: share of masked slots.
         outcome: score | scores (channels, some missing) | reward (per decision).
         optional: fields that may be missing are left out at random.
-        extra: names of further [row, step] inputs, or these with the sizes of further dimensions.
+        extra: further inputs, by their names or by what they hold.
     """
     rng = np.random.default_rng(seed)
 
@@ -70,8 +71,8 @@ def random_batch(
         budget=maybe(steps + 3),
         **{k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()},
     )
-    shapes = dict(extra) if isinstance(extra, Mapping) else dict.fromkeys(extra, ())
-    inputs = {name: _random_input(rng, name, (rows, steps, *shape)) for name, shape in shapes.items()}
+    described = [Functional(item) if isinstance(item, str) else item for item in extra]
+    inputs = {functional.name: _random_input(rng, functional, rows, steps) for functional in described}
     return b.but(extra={name: torch.as_tensor(x).to(dtype) for name, x in inputs.items()})
 
 
@@ -107,12 +108,12 @@ def _random_outcome(rng: np.random.Generator, rows: int, steps: int, outcome: st
     return {"score": rng.integers(0, 2, rows).astype(float)}
 
 
-def _random_input(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw a further input: a flag, a positive scale or a normal number, by its name."""
-    if name in FLAGS:
-        return (rng.random(shape[:2]) < 0.5).astype(float)
-    x = rng.standard_normal(shape)
-    return np.abs(x) + 0.1 if name in POSITIVE or name.endswith("_std") else x
+def _random_input(rng: np.random.Generator, described: Functional, rows: int, steps: int) -> np.ndarray:
+    """Draw a further input: a flag, by its name, a positive scale or a normal number."""
+    if described.name in FLAGS:
+        return (rng.random((rows, steps)) < 0.5).astype(float)
+    x = rng.standard_normal((rows, steps, *described.shape))
+    return np.abs(x) + 0.1 if described.positive else x
 
 
 def all_reads(method: Method) -> set[str]:
@@ -123,7 +124,7 @@ def all_reads(method: Method) -> set[str]:
 def needs(method: Method) -> dict[str, Any]:
     """Return the arguments of `random_batch` that give what the method reads: further inputs, rewards per decision."""
     reads = all_reads(method)
-    needed: dict[str, Any] = {"extra": {name: method.extra_shape(name) for name in sorted(reads - set(FIELDS))}}
+    needed: dict[str, Any] = {"extra": [method.functional(name) for name in sorted(reads - set(FIELDS))]}
     return needed | ({"outcome": "reward"} if "reward" in reads else {})
 
 

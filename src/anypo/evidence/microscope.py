@@ -59,7 +59,7 @@ def probe_batch(method: Method, seed: int, rows: int, steps: int, spread: float,
         spread: log-ratios are in [-3 spread, 3 spread] or, from 10 on, in [-spread, spread].
         holes: share of masked slots.
     """
-    extra = {name: method.extra_shape(name) for name in sorted(all_reads(method) - set(FIELDS))}
+    extra = [method.functional(name) for name in sorted(all_reads(method) - set(FIELDS))]
     outcome = "reward" if method.traits["replays"] and "reward" in all_reads(method) else "score"
     return random_batch(seed, rows, steps, spread=spread, holes=holes, optional=False, outcome=outcome, extra=extra)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,12 +13,12 @@ from anypo.errors import UsageError
 from anypo.loops.minibatches import fits, microbatches
 from anypo.loops.precision import autocast
 from anypo.method.method import Method
-from anypo.policies.curvature import Moments
+from anypo.policies.curvature import STEP_PRODUCTS, Moments
 from anypo.policies.weights import swap_params
 from anypo.protocols import HasOptimizer, Policy, Proposes
 from anypo.runs.run import Run
 from anypo.types import MASK, NEXT_MASK, Trajectories
-from anypo.views import Draw, View
+from anypo.views import PLAIN, Draw, View, rng_key
 
 
 def with_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
@@ -34,23 +33,32 @@ def with_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
 
 
 def compute_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
-    """Add the views the method's parts declare, except those that sampling kept. Equal views run once.
+    """Add the views the method's parts declare, except those that sampling kept.
 
     Args:
         run: the run.
         method: the phase that declares the views.
         rows: with random numbers for the proposed actions.
     """
-    wanted = dict(method.views)
-    for name in [n for n, view in wanted.items() if view == View(n) and rows.get(n) is not None]:
-        del wanted[name]  # sampling kept it
+    missing = {n: view for n, view in method.views.items() if view != View(n) or rows.get(n) is None}
+    return rows.put(views_of_run(run, rows, missing))
+
+
+def views_of_run(run: Run, rows: Trajectories, wanted: Mapping[str, View]) -> dict[str, Tensor]:
+    """Compute views of rows without gradient. Equal views run once.
+
+    Args:
+        run: the run.
+        rows: with random numbers for the proposed actions.
+        wanted: views by the name of the field.
+    """
     values: dict[str, torch.Tensor] = {}
     for ablate in dict.fromkeys(view.ablate for view in wanted.values()):
         views = {name: view for name, view in wanted.items() if view.ablate == ablate}
         shown = run.policy.ablated(rows, ablate, run.generator) if ablate else rows
         with autocast(run), torch.no_grad():
             values |= run_probes(run, shown, views)
-    return rows.put(values)
+    return values
 
 
 def run_probes(run: Run, rows: Trajectories, views: dict[str, View]) -> dict[str, torch.Tensor]:
@@ -79,16 +87,16 @@ def run_probes(run: Run, rows: Trajectories, views: dict[str, View]) -> dict[str
                 f"the policy {run.config.policy['name']} cannot give {view.functional!r}, which"
                 f" {run.method.card.id} needs"
             )
-        shown = rows
+        shown = show_input(rows, view.input)
         if view.draw is not None:
-            shown = rows.but(trace={**rows.trace, "action": propose(run.policy, rows, view.draw)[0]})
+            shown = shown.but(trace={**shown.trace, "action": propose(run.policy, shown, view.draw)[0]})
         with use_weights(run.policy, run.anchors, view.of):
             values[name] = probe(shown)
     return values
 
 
 def minibatch_views(run: Run, method: Method, rows: Trajectories) -> Trajectories:
-    """Add what minibatch links read about the present policy, and the learning rate of the coming step.
+    """Add what minibatch links read about the present policy: views, products of the coming step, and its learning rate.
 
     Args:
         run: the run.
@@ -98,12 +106,16 @@ def minibatch_views(run: Run, method: Method, rows: Trajectories) -> Trajectorie
     views = method.late_views
     if not views:
         return rows
-    chunks, memory = microbatches(rows, run.config.micro), moments(run)
-    pieces = [run.policy.step_products(rows.rows(chunk), memory) for chunk in chunks]
-    back = torch.cat(chunks).argsort()
-    products = {name: torch.cat([piece[name] for piece in pieces])[back] for name in pieces[0]}
-    lr = torch.full((rows.shape[0],), run.stepper.lr(), device=rows.valid.device)
-    return rows.put({name: products[view.functional] for name, view in views.items()} | {"lr": lr})
+    of_step = {name: view for name, view in views.items() if view.functional in STEP_PRODUCTS}
+    late = {name: view for name, view in views.items() if name not in of_step}
+    values = views_of_run(run, attach_noise(run.policy, rows, late, run.generator), late) if late else {}
+    if of_step:
+        chunks, memory = microbatches(rows, run.config.micro), moments(run)
+        pieces = [run.policy.step_products(rows.rows(chunk), memory) for chunk in chunks]
+        back = torch.cat(chunks).argsort()
+        products = {name: torch.cat([piece[name] for piece in pieces])[back] for name in pieces[0]}
+        values |= {name: products[view.functional] for name, view in of_step.items()}
+    return rows.put(values | {"lr": torch.full((rows.shape[0],), run.stepper.lr(), device=rows.valid.device)})
 
 
 def moments(run: Run) -> Moments | None:
@@ -139,9 +151,11 @@ def evaluate_views(
     proposed: dict[Draw, tuple[Tensor, Tensor | None]] = {}
     passes: dict[tuple[Any, ...], dict[str, str]] = {}
     for name, view in views.items():
-        passes.setdefault((view.of, view.at, view.draw, view.layer), {})[name] = view.functional
-    for (of, at, draw, layer), names in passes.items():
-        seen = batch if at == "here" else shift_to_next_obs(batch)
+        key = (view.of, view.at, view.draw, view.layer, view.input, view.temperature)
+        passes.setdefault(key, {})[name] = view.functional
+    for (of, at, draw, layer, shown, temperature), names in passes.items():
+        seen = show_input(batch, shown)
+        seen = seen if at == "here" else shift_to_next_obs(seen)
         if draw is not None:
             if draw not in proposed:
                 with use_weights(policy, anchors, draw.of):
@@ -153,7 +167,8 @@ def evaluate_views(
             seen = seen.but(trace={**seen.trace, "action": action})
         check_given(policy, names, policy.functionals)
         if names:
-            options = ({} if layer is None else {"layer": layer}) | ({"frozen": True} if draw and draw.live else {})
+            options = {"layer": layer, "temperature": temperature, "frozen": True if draw and draw.live else None}
+            options = {option: value for option, value in options.items() if value is not None}
             with use_weights(policy, anchors, of):
                 outputs = policy.evaluate(seen, set(names.values()), **options)
             check_given(policy, names, outputs)
@@ -183,6 +198,24 @@ def use_weights(policy: Any, anchors: Mapping[str, Anchor] | None, of: str) -> A
         of: an anchor, or `now` for the policy's own.
     """
     return nullcontext() if of == "now" or anchors is None else swap_params(policy, anchors[of])
+
+
+def show_input(batch: Trajectories, name: str | None) -> Trajectories:
+    """Return the batch with every row's input replaced by its other one of that name: `KEY@NAME` in the trace replaces KEY.
+
+    Args:
+        batch: its trace may hold several inputs for one completion.
+        name: of the input; None: that of sampling. Where no row has a `plain` one, none was shown a hint: the input is plain.
+
+    Raises:
+        UsageError: the rows have no such input.
+    """
+    if name is None:
+        return batch
+    other = {key.removesuffix(f"@{name}"): x for key, x in batch.trace.items() if key.endswith(f"@{name}")}
+    if not other and name != PLAIN:
+        raise UsageError(f"the method reads the policy under the input {name!r}, and the rows of this task have none")
+    return batch.but(trace=batch.trace | other) if other else batch
 
 
 def shift_to_next_obs(batch: Trajectories) -> Trajectories:
@@ -219,16 +252,10 @@ def policy_kind(policy: Any) -> str:
     return getattr(policy, "kind", type(policy).__name__)
 
 
-@cache
-def rng_key(draw: Draw) -> str:
-    """Name of the random numbers of a draw in the trace."""
-    return f"noise of {draw}"
-
-
 def attach_noise(
     policy: Any, batch: Trajectories, views: Mapping[str, View], generator: torch.Generator
 ) -> Trajectories:
-    """Add random numbers for every draw of the views to the trace.
+    """Add random numbers for every draw of the views, and for the functionals that need some, to the trace.
 
     Args:
         policy: says what its proposals need.
@@ -236,14 +263,13 @@ def attach_noise(
         views: whose draws are served.
         generator: of the run.
     """
-    draws = dict.fromkeys(view.draw for view in views.values() if view.draw is not None)
-    if not draws or not isinstance(policy, Proposes):
+    if not isinstance(policy, Proposes):
         return batch
+    draws = dict.fromkeys(view.draw for view in views.values() if view.draw is not None)
     numbers = {rng_key(draw): policy.noise(batch, draw, generator) for draw in draws}
-    if any(view.functional == "luck" for view in views.values()):
-        numbers["luck"] = torch.randn(batch.shape, generator=generator)
-    if policy.latent:
-        numbers["latent"] = torch.randn(*batch.shape, policy.latent, generator=generator)
+    for functional in dict.fromkeys(view.functional for view in views.values()):
+        if (shape := policy.noise_shape(functional)) is not None:
+            numbers[rng_key(functional)] = torch.randn(*batch.shape, *shape, generator=generator)
     return batch.but(trace={**batch.trace, **{key: noise for key, noise in numbers.items() if noise is not None}})
 
 

@@ -36,14 +36,17 @@ def _passes(views: dict[str, View], how: str, kept: tuple[str, ...] = ()) -> lis
     """One line per pass; those that only compute what sampling keeps are marked."""
     shared: dict[tuple[Any, ...], list[str]] = {}
     for name, view in views.items():
-        shared.setdefault((view.of, view.ablate, view.layer, view.at, view.draw), []).append(name)
+        key = (view.of, view.ablate, view.layer, view.at, view.draw, view.input, view.temperature)
+        shared.setdefault(key, []).append(name)
     lines = []
-    for (of, ablate, layer, at, draw), names in shared.items():
+    for (of, ablate, layer, at, draw, shown, temperature), names in shared.items():
         where = "policy" if of == "now" else "reference" if of == "ref" else str(of)
         where += " at the next state" if at == "next" else ""
         where += f" on {draw.count or ''} proposed actions".replace("  ", " ") if draw is not None else ""
         where += f", {100 * ablate:g}% of the input hidden" if ablate else ""
         where += f", read after block {layer}" if layer is not None else ""
+        where += f", given the input {shown!r}" if shown else ""
+        where += f", at temperature {temperature:g}" if temperature else ""
         free = where == "policy" and set(names) <= set(kept)
         lines.append(f"{where}: {', '.join(names)} ({how}{', free where sampling kept it' * free})")
     return lines

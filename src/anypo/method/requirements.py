@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 from anypo.method.filling import LOSS, Filling, merge_declared
 from anypo.stages import LEVELS, SLOTS, Level, declared
-from anypo.views import ANCHORS, Network, Refresh, View
+from anypo.views import ANCHORS, FUNCTIONALS, SIZES, Functional, Network, Refresh, View
 
 
 class Requirements(Filling):
@@ -55,7 +56,8 @@ class Requirements(Filling):
         parts = [*early, *self.parts(*LOSS)]
         plain = {name for part in early for name in declared(part, "reads") if name in ("entropy", *self.heads)}
         read = {name for part in parts for name in declared(part, "reads")}
-        anchored = {f"logp_{of}": View("logp", of=of) for of in self._rules if f"logp_{of}" in read}
+        shown = merge_declared(self.parts("ratio"), "live").get("logp", View()).input
+        anchored = {f"logp_{of}": View("logp", of=of, input=shown) for of in self._rules if f"logp_{of}" in read}
         return {name: View(name) for name in sorted(plain)} | anchored | merge_declared(parts, "views")
 
     @cached_property
@@ -100,19 +102,23 @@ class Requirements(Filling):
             "reuse": self.stages["step"].epochs != 1,
         }
 
-    def extra_shape(self, name: str) -> tuple[int, ...]:
-        """Sizes of a field beyond [row, step] in an example batch: members of an ensemble, proposed actions (3 experts), action
-        dimensions (2), discrete choices (3)."""
-        view = (self.live | self.views).get(name)
-        if view is None:
-            return ()
-        draw, functional = view.draw, view.functional
-        proposed = () if draw is None else (3,) if draw.how == "each" else () if draw.count is None else (draw.count,)
-        if functional in ("action", "taken", "nearest", "vae"):
-            return (*proposed, 2)
-        if functional == "routing":
-            return (3,)
-        spec = self.networks.get(functional.split("_")[0])
-        if spec is None or spec.of != "action" or functional.endswith("_kl"):
-            return proposed
-        return (*proposed, *((3,) if functional.endswith("_all") else ()), spec.ensemble)
+    def functional(self, name: str) -> Functional:
+        """Return what the field `name` of an example batch holds, with sizes: the functional of its view, of proposed actions
+        (3 experts) where it has a draw; one number where no view fills it."""
+        view = (self.live | self.views | self.late_views).get(name)
+        return Functional(name) if view is None else example_of(name, view, self.networks)
+
+
+def example_of(name: str, view: View, networks: Mapping[str, Network]) -> Functional:
+    """Return what a view gives in an example batch, with sizes.
+
+    Args:
+        name: of the field.
+        view: that fills it.
+        networks: whose outputs it may read.
+    """
+    outputs = {key: output for of, spec in networks.items() for key, output in spec.outputs(of).items()}
+    functional = (FUNCTIONALS | outputs).get(view.functional, Functional(view.functional)).sized()
+    draw = view.draw
+    proposed = () if draw is None else (SIZES["expert"],) if draw.how == "each" else (draw.count,) if draw.count else ()
+    return Functional(name, (*proposed, *functional.shape), functional.positive)

@@ -8,6 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anypo.views import Functional, register_functionals
+
+STEP_PRODUCTS = register_functionals(Functional("step_along"), Functional("step_spread"))
+"""What `step_products` computes."""
+
 ROWS_AT_ONCE = 2**24
 """Elements of [decision, choice, width] held at once."""
 

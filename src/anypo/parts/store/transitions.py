@@ -15,6 +15,9 @@ from anypo.parts.registry import register_part
 from anypo.parts.store.episodes import Expand, Table, scaled, trajectory_values
 from anypo.ranges import Count, NonNegative, Positive, Share, Size
 from anypo.types import LAST_MASK, MASK, MASKS, NEXT_MASK, Trajectories
+from anypo.views import Functional, register_functionals
+
+register_functionals(Functional("nearest", ("action",)))
 
 
 @register_part("store")

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from anypo.errors import UsageError
 from anypo.policies.control.distributions import Categoricals, require_choice, uniform_choices
 from anypo.policies.control.observations import Flat
+from anypo.policies.control.progress import choice_progress
 from anypo.policies.curvature import Moments, step_products
 from anypo.policies.decisions import Decisions, flat, scatter_valid, valid_mask
 from anypo.rng import Rng
 from anypo.types import MASK, Trajectories
-from anypo.views import Network
+from anypo.views import Functional, Network, register_functionals, rng_key
 
 FORBIDDEN = -1e30
 """Q of a choice the mask forbids: below every other, and finite, as a terminal state's is multiplied by 0."""
@@ -42,7 +43,7 @@ class ActorCritic(nn.Module):
     networks: Mapping[str, Network] = {}
     """Value functions with separate networks, the modules of `critics`."""
     critics: nn.ModuleDict
-    distributed: frozenset[str] = frozenset({"logp", "entropy", "score_norm"})
+    distributed: frozenset[str] = register_functionals(*map(Functional, ("logp", "entropy", "score_norm")))
     """Functionals of the action distribution."""
     implicit = False
     """Greedy actions begin with noise too: they are samples of the learned distribution."""
@@ -53,8 +54,8 @@ class ActorCritic(nn.Module):
 
     @property
     def functionals(self) -> frozenset[str]:
-        outputs = [f"{name}{end}" for name in self.networks for end in ("", "_std", "_all", "_kl")]
-        return self.distributed | {*self.heads, *outputs}
+        outputs = (spec.outputs(name) for name, spec in self.networks.items())
+        return self.distributed.union(self.heads, *outputs)
 
     encode: Any
     """Maps an observation to the vector that the policy stores."""
@@ -148,18 +149,26 @@ class ActorCritic(nn.Module):
         return None if values is None else values[:, 0]
 
     def evaluate(
-        self, b: Trajectories, want: Collection[str], *, layer: int | None = None, frozen: bool = False
+        self,
+        b: Trajectories,
+        want: Collection[str],
+        *,
+        layer: int | None = None,
+        temperature: float | None = None,
+        frozen: bool = False,
     ) -> dict[str, Float[Tensor, "row step ..."]]:
         """Evaluate functionals of the decisions in the trace, differentiable; 0 where the mask is off.
 
         Args:
             b: the decisions.
             want: functionals: logp, entropy (nats), score_norm (squared), names of value functions.
-            layer: refused; only language models have inner layers to read.
+            layer, temperature: refused; only language models have inner layers and a temperature.
             frozen: value networks are constants, so that the gradient reaches the actions alone.
         """
-        if layer is not None:
-            raise UsageError("the method reads an inner layer of the policy, which only language models offer")
+        if layer is not None or temperature is not None:
+            raise UsageError(
+                "the method reads an inner layer, or another temperature, which only language models offer"
+            )
         if missing := set(want) - self.functionals:
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = valid_mask(b)
@@ -170,8 +179,9 @@ class ActorCritic(nn.Module):
         if set(self.heads) & set(want) and (values := self.values(features)) is not None:
             out |= {name: values[:, k] for k, name in enumerate(self.heads) if name in want}
         for name, spec in self.networks.items():
-            if outputs := {name, f"{name}_std", f"{name}_all", f"{name}_kl"} & set(want):
-                latent = select(b.trace["latent"]) if "latent" in b.trace else None
+            if outputs := spec.outputs(name).keys() & set(want):
+                noise = b.trace.get(rng_key(name))
+                latent = None if noise is None else select(noise)
                 values = self.q_values(name, spec, features, select(b.trace["action"]), frozen, latent)
                 if MASK in b.trace and (choices := f"{name}_all") in values:
                     values[choices] = torch.where(select(b.trace[MASK]).unsqueeze(-1), values[choices], FORBIDDEN)
@@ -245,20 +255,9 @@ class ActorCritic(nn.Module):
         )
         return {name: scatter_valid(x, valid) for name, x in products.items()}
 
-    @torch.no_grad()
     def progress(self, b: Trajectories) -> Float[Tensor, "row step"]:
-        """Compute C_{t+1} - C_t, where C_t is the probability of reaching the right outcome after t decisions: the product of the
-        probabilities of the right remaining decisions while all earlier ones were right, else 0. Needs `answer` and
-        `answer_obs` in the trace: the right decisions and the observations before them."""
-        if "answer" not in b.trace:
-            raise UsageError("the method measures progress towards a known answer, and this task has none")
-        right = b.but(trace={"obs": b.trace["answer_obs"], "action": b.trace["answer"]})
-        logp = self.evaluate(right, {"logp"})["logp"]
-        remaining = logp.flip(1).cumsum(1).flip(1).exp()
-        alive = torch.where(b.valid, b.trace["action"] == b.trace["answer"], True).cumprod(1)
-        after = torch.cat([remaining[:, 1:], torch.ones_like(remaining[:, :1])], 1)
-        before = torch.cat([torch.ones_like(alive[:, :1]), alive[:, :-1]], 1)
-        return torch.where(b.valid, after * alive - remaining * before, 0.0)
+        """See `choice_progress`."""
+        return choice_progress(self, b)
 
     def ablated(self, b: Trajectories, share: float, generator: torch.Generator) -> Trajectories:
         """Return b with every feature of every observation set to 0 independently with probability `share`."""

@@ -21,11 +21,18 @@ from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_v
 from anypo.policies.decisions import names_of
 from anypo.ranges import Members, Width
 from anypo.types import MASK, Trajectories
-from anypo.views import Draw, Network
+from anypo.views import Draw, Functional, Network, register_functionals, rng_key
 
 LOG_STD = (-20.0, 2.0)
 """Bounds of the log standard deviation of squashed Gaussians (SAC, arXiv 1801.01290)."""
 
+
+register_functionals(
+    Functional("action", ("action",)),
+    Functional("taken", ("action",)),
+    Functional("luck"),
+    Functional("q_vae", ("member",)),
+)
 
 LARGE = 128
 """Hidden width from which on bfloat16 products are faster where the hardware has them."""
@@ -83,7 +90,6 @@ class Actor(ActorCritic):
         self.critics = build_value_networks(
             self.networks, dim, self.width, self.sizes[0] if discrete else 0, hidden, generator
         )
-        self.latent = next((net.latent for net in self.critics.values() if isinstance(net, Autoencoder)), 0)
 
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Build the actor's network."""
@@ -110,6 +116,11 @@ class Actor(ActorCritic):
         if draw.how == "uniform":
             return 2 * torch.rand(shape, generator=generator) - 1
         return torch.randn(shape, generator=generator)
+
+    def noise_shape(self, functional: str) -> tuple[int, ...] | None:
+        """Return the shape of the normal numbers per decision that `luck` is, and that autoencoders read."""
+        net = dict(self.critics.items()).get(functional)
+        return () if functional == "luck" else (net.latent,) if isinstance(net, Autoencoder) else None
 
     def propose(self, b: Trajectories, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Propose (action [N, T, (count,) A], log-probability [N, T, (count)]) for the observations of the batch."""
@@ -142,7 +153,7 @@ class Actor(ActorCritic):
 
     def luck(self, b: Trajectories) -> Float[Tensor, "row step"]:
         """Return the standard normal number of every decision by which a distributional critic samples its return."""
-        return b.trace["luck"]
+        return b.trace[rng_key("luck")]
 
     @torch.no_grad()
     def q_vae(self, b: Trajectories) -> Float[Tensor, "row step member"]:
@@ -233,7 +244,7 @@ class Experts(Actor):
     """
 
     kind = "experts"
-    distributed = frozenset({"logp", "routing"})
+    distributed = register_functionals(Functional("logp"), Functional("routing", ("expert",)))
 
     def __init__(self, *arguments: Any, experts: Members = 4, **options: Any):
         self.experts = experts
@@ -248,10 +259,8 @@ class Experts(Actor):
         mean, log_std = out.reshape(*out.shape[:-1], self.experts, 2 * self.width).chunk(2, -1)
         return Mixture(gate.log_softmax(-1), Squashed(mean, log_std.clamp(*LOG_STD)))
 
-    def evaluate(
-        self, b: Trajectories, want: Any, *, layer: int | None = None, frozen: bool = False
-    ) -> dict[str, Tensor]:
-        out = super().evaluate(b, set(want) - {"routing"}, layer=layer, frozen=frozen)
+    def evaluate(self, b: Trajectories, want: Any, **options: Any) -> dict[str, Tensor]:
+        out = super().evaluate(b, set(want) - {"routing"}, **options)
         if "routing" in want:
             out["routing"] = self.distribution(self.features(b.trace["obs"]), None).gate.exp()
         return out

@@ -19,6 +19,7 @@ from anypo.policies.weights import snapshot, swap_params
 from anypo.ranges import Count, Range, Width
 from anypo.rng import BatchRng, Rng
 from anypo.types import Trajectories
+from anypo.views import Functional, register_functionals
 
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """The frequencies f of the time features cos(pi f t), sin(pi f t)."""
@@ -49,8 +50,10 @@ class Denoiser(MLPPolicy):
     """
 
     implicit = True
-    base_functionals = frozenset(
-        ("logp", "entropy", "score_norm", "step_mean", "step_std", "step_width", "logp_noise", "guess", "noise_share")
+    base_functionals = register_functionals(
+        *map(Functional, ("logp", "entropy", "score_norm", "logp_noise")),
+        *(Functional(name, ("action",)) for name in ("step_mean", "guess")),
+        *(Functional(name, positive=True) for name in ("step_std", "step_width", "noise_share")),
     )
 
     def __init__(
@@ -210,10 +213,18 @@ class Denoiser(MLPPolicy):
         return draws | {"latent": chain[:, :-1], "next": chain[:, 1:]}
 
     def evaluate(
-        self, b: Trajectories, want: Collection[str], *, layer: int | None = None, frozen: bool = False
+        self,
+        b: Trajectories,
+        want: Collection[str],
+        *,
+        layer: int | None = None,
+        temperature: float | None = None,
+        frozen: bool = False,
     ) -> dict[str, Float[Tensor, "row step *event"]]:
-        if layer is not None:
-            raise UsageError("the method reads an inner layer of the policy, which only language models offer")
+        if layer is not None or temperature is not None:
+            raise UsageError(
+                "the method reads an inner layer, or another temperature, which only language models offer"
+            )
         if missing := set(want) - self.functionals:
             raise UsageError(f"the policy {self.kind} cannot give {min(missing)!r}")
         valid = valid_mask(b)

@@ -14,6 +14,7 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.policies.generative.denoiser import BOX, Denoiser
 from anypo.ranges import Count, NonNegative, Positive, Range, Width
+from anypo.views import Functional, register_functionals
 
 
 class DiffusionPolicy(Denoiser):
@@ -28,6 +29,8 @@ class DiffusionPolicy(Denoiser):
 
     kind = "diffusion"
     imitation = "denoising"
+    register_functionals(Functional(imitation))
+    register_functionals(Functional(imitation))
     kept: Tensor
 
     def __init__(

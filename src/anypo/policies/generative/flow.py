@@ -15,6 +15,7 @@ from anypo.kernels.mlp import build_mlp
 from anypo.policies.generative.denoiser import BOX, FREQUENCIES, Denoiser, time_embedding
 from anypo.ranges import Count, Positive, Range, Width
 from anypo.rng import Rng
+from anypo.views import Functional, register_functionals
 
 HOLD, FALL = 0.35, 0.3
 """Share of a run during which the bound of learned noise stays, and of its way to the lower one that it then falls (ReinFlow,
@@ -36,6 +37,7 @@ class FlowPolicy(Denoiser):
 
     kind = "flow"
     imitation = "cfm"
+    register_functionals(Functional(imitation))
     bound: Tensor
 
     def __init__(

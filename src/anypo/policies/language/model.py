@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -228,14 +228,14 @@ class LanguageModel(nn.Module):
         return frozenset({*OFFERED, *self.heads})
 
     def evaluate(
-        self, b: Trajectories, want: Collection[str], *, layer: int | None = None
+        self, b: Trajectories, want: Collection[str], *, layer: int | None = None, temperature: float | None = None
     ) -> dict[str, Float[Tensor, "row step"]]:
         """Compute `logp`, `entropy`, `score_norm` and values of the completions in `b.trace`, as wanted; 0 where b.mask is false.
 
         Passes over prompt + completion, padded on the right: attention is causal, so the padding reaches nothing. Only
         hidden states that predict a decision go through the output layer, in chunks. Equal rows are evaluated once, where many
         are equal. layer: the output layer reads the residual stream after that block (from 0; at most the last but one),
-        without the final normalization.
+        without the final normalization. temperature: of the distribution, instead of that of sampling.
         """
         if missing := set(want) - self.functionals:
             raise UsageError(
@@ -246,15 +246,15 @@ class LanguageModel(nn.Module):
         if same is not None:
             first, kind = same
             kinds = Trajectories(mask=valid[first], trace={name: b.trace[name][first] for name in READ})
-            return {k: x.index_select(0, kind) for k, x in self.evaluate(kinds, want, layer=layer).items()}
+            values = self.evaluate(kinds, want, layer=layer, temperature=temperature)
+            return {k: x.index_select(0, kind) for k, x in values.items()}
         heads = set(self.heads) & set(want)
         states = decision_states(self.backbone, b, layer, bool(heads))
         values: dict[str, Tensor] = {}
         if set(OFFERED) & set(want):
             taken = b.trace["completion"][states.row, states.step]
-            values |= functionals(
-                states.read, self.backbone.head(layer), taken, self.distribution, want, self.vocabulary
-            )
+            filter = self.distribution if temperature is None else replace(self.distribution, temperature=temperature)
+            values |= functionals(states.read, self.backbone.head(layer), taken, filter, want, self.vocabulary)
         if self.value_head is not None and heads:
             v = self.value_head(states.last.to(self.value_head.weight.dtype)).to(self.value_head.weight.dtype)
             values |= {name: v[:, k] for k, name in enumerate(self.heads) if name in want}

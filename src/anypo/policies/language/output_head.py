@@ -11,8 +11,10 @@ from torch import Tensor
 
 from anypo.kernels.linear_head import chunked_linear, read_chunks
 from anypo.policies.language.filter import Filter
+from anypo.views import Functional, register_functionals
 
 OFFERED = ("logp", "entropy", "score_norm")
+register_functionals(*map(Functional, OFFERED))
 
 CHUNK = 2**25
 """Logits held at once (128 MiB in float32)."""

@@ -18,6 +18,7 @@ from anypo.tasks.text.answers import Answer, as_demonstrations, encode_answer, m
 from anypo.tasks.text.records import Record, add_system, encode_record, is_prompt, solution_of
 from anypo.tasks.text.rewards import Reward, make_reward
 from anypo.types import Request, Trajectories
+from anypo.views import PLAIN
 
 AT_ONCE = 256
 """Held-out prompts completed together."""
@@ -124,9 +125,9 @@ class TextTask:
             raise UsageError(f"requests sampled together must share their horizon, not {sorted(horizons)}")
         budget = horizons.pop()
         starts = [self.records[self._start(r)] for r in requests]
-        prompts = [
-            encode_record(policy, s) + self._hint(policy, s, r.hint) for s, r in zip(starts, requests, strict=True)
-        ]
+        plain = [encode_record(policy, start) for start in starts]
+        hints = [self._hint(policy, start, r.hint) for start, r in zip(starts, requests, strict=True)]
+        prompts = [prompt + hint for prompt, hint in zip(plain, hints, strict=True)]
         begun = [
             [] if r.prefix is None else r.prefix.trace["completion"][0, r.prefix.valid[0]].tolist() for r in requests
         ]
@@ -159,6 +160,9 @@ class TextTask:
             budget=budget,
             trace={"prompt": prompt[group], "prompt_length": lengths[group], "completion": done.ids},
         )
+        if any(hints):
+            unhinted, sizes = pad(plain, device)
+            b.trace |= {f"prompt@{PLAIN}": unhinted[group], f"prompt_length@{PLAIN}": sizes[group]}
         if all(isinstance(s.get("answer"), str) and s["answer"] for s in starts):
             b.trace |= {k: x[group] for k, x in pack_known_answers(policy, starts, self.cue, device).items()}
         return b, describe_completions(self.rewards, texts, done, scores, score)
