@@ -39,6 +39,7 @@ CONTENT = {
     "stages": "the nine stages",
     "tasks": "text, control, toys",
     "types": "batches of tensors",
+    "comparisons": "preference data",
     "views": "forward passes a part asks for",
 }
 WIDTH, HEIGHT, ACROSS, DOWN, MARGIN = 190, 46, 26, 44, 16

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anypo import parts
+    from anypo.comparisons import Comparisons
     from anypo.method.card import Card, Claim, Reduction
     from anypo.method.method import Method
     from anypo.method.registry import method, methods, register_method
+    from anypo.method.term import Term
     from anypo.parts.registry import register_part
     from anypo.policies import register_policy
     from anypo.tasks import register_task
-    from anypo.types import Comparisons, Request, Trajectories
+    from anypo.types import Request, Trajectories
 
 if TYPE_CHECKING:
     from anypo.api import TrainedRun, compare, load, resume, train
@@ -28,6 +30,7 @@ __all__ = [
     "Method",
     "Reduction",
     "Request",
+    "Term",
     "TrainedRun",
     "Trajectories",
     "compare",
@@ -48,9 +51,10 @@ HOMES = {
     **dict.fromkeys(("TrainedRun", "compare", "load", "resume", "train"), "anypo.api"),
     "Card": "anypo.method.card",
     "Claim": "anypo.method.card",
-    "Comparisons": "anypo.types",
+    "Comparisons": "anypo.comparisons",
     "Method": "anypo.method.method",
     "Reduction": "anypo.method.card",
+    "Term": "anypo.method.term",
     "Request": "anypo.types",
     "Trajectories": "anypo.types",
     "register_method": "anypo.method.registry",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import is_dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -69,6 +70,12 @@ DECLARATIONS: dict[str, Any] = {
 def declared(part: Any, name: str) -> Any:
     """Return what the part declares under `name`, else the default."""
     return getattr(part, name, DECLARATIONS[name])
+
+
+def inner_parts(part: Any) -> dict[str, Any]:
+    """Return the parts that a part is made of, by the stage each is of."""
+    parts = {stage: getattr(part, stage, None) for stage in STAGES}
+    return {stage: inner for stage, inner in parts.items() if is_dataclass(inner)}
 
 
 @runtime_checkable
@@ -141,7 +148,7 @@ class Reduce(Protocol):
 @runtime_checkable
 class TermPart(Protocol):
     """A further objective beside the main one: a scalar to minimise, given the method's own reduction.
-    It sees the policy's own rows, or the demonstrations alone with `rows = "expert"`."""
+    It sees the policy's own rows, or those of the sources that `rows` names (`expert`: demonstrations)."""
 
     level: Level
 

@@ -7,7 +7,7 @@ reward components (K). The first dimension of every tensor is `row`; where there
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,14 @@ LAST_MASK = f"last_{MASK}"
 
 MASKS = (MASK, NEXT_MASK)
 """Columns of transitions whose choices are constrained."""
+
+
+SOURCES = ("policy", "expert", "pairs", "replay")
+"""Where rows come from: just sampled; demonstrations; preference data; sampled for an earlier batch."""
+
+
+SAMPLED = ("policy", "replay")
+"""Sources whose rows the policy sampled: the main objective and the critics learn from them."""
 
 
 @dataclass(slots=True)
@@ -66,7 +74,8 @@ class Trajectories:
     mask: True where the policy decided (None: everywhere); everything else counts nowhere. weight: scales a decision, does not count it.
     reward: per decision. score: outcome per row; scores: outcome channels; NaN marks a missing outcome.
     start: index of the task's start a row began in. group: id of the request it answers. segment: id of the turn,
-    reasoning step, ... of a decision. expert_mask: True for rows that are demonstrations, not samples of the policy.
+    reasoning step, ... of a decision. source: index in `sources` of where a row comes from (None: the policy sampled all of them);
+    expert_mask, True for demonstrations, is accepted in its place and can be read. task: index of a row's task in a mixture.
     fresh: True where a decision was made since the last update (None: all were); the policy learns from these alone.
     advantage: credit per decision. returns: regression target of the value.
     bootstrap: value of the state after a row's last decision; done: the row ended in a terminal state (then that value is 0).
@@ -86,7 +95,8 @@ class Trajectories:
     scores: Float[Tensor, "row channel"] | None = None
     start: Int[Tensor, " row"] | None = None
     group: Int[Tensor, " row"] | None = None
-    expert_mask: Shaped[Tensor, " row"] | None = None
+    source: Int[Tensor, " row"] | None = None
+    task: Int[Tensor, " row"] | None = None
     fresh: Shaped[Tensor, "row step"] | None = None
     segment: Int[Tensor, "row step"] | None = None
     advantage: Float[Tensor, "row step"] | None = None
@@ -99,10 +109,16 @@ class Trajectories:
     budget: int | None = None
     trace: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
+    sources: tuple[str, ...] = SOURCES
+    expert_mask: InitVar[Shaped[Tensor, " row"] | None] = None
+
+    def __post_init__(self, expert_mask: Tensor | None) -> None:
+        if expert_mask is not None:
+            self.source = (expert_mask != 0).long() * self.sources.index("expert")
 
     def get(self, name: str) -> Any:
         """Return the field or extra input called `name`, or None."""
-        field_value = getattr(self, name) if name in FIELDS else None
+        field_value = getattr(self, name) if name in FIELDS or name == "expert_mask" else None
         return self.extra.get(name) if field_value is None else field_value
 
     def need(self, name: str) -> Tensor:
@@ -114,13 +130,15 @@ class Trajectories:
 
     def but(self, **changes: Any) -> Trajectories:
         """Return a copy with some fields replaced."""
-        return replace(self, **changes)
+        if "expert_mask" in changes:
+            changes["source"] = None
+        return replace(self, **{"expert_mask": None, **changes})
 
     def put(self, found: dict[str, Tensor]) -> Trajectories:
         """Return a copy with some fields or extra inputs replaced, by name."""
         named = {name: tensor for name, tensor in found.items() if name in FIELDS}
         more = {name: tensor for name, tensor in found.items() if name not in FIELDS}
-        return replace(self, **named, extra=self.extra | more) if more else replace(self, **named)
+        return self.but(**named, extra=self.extra | more) if more else self.but(**named)
 
     def put_clean(self, found: dict[str, Tensor]) -> Trajectories:
         """`put` on a clean batch, which stays clean."""
@@ -157,7 +175,7 @@ class Trajectories:
         changes: dict[str, Any] = {n: fn(t) for n in FIELDS if isinstance(t := getattr(self, n), Tensor)}
         for name in ("trace", "extra"):
             changes[name] = {k: fn(t) for k, t in getattr(self, name).items()}
-        return replace(self, **changes)
+        return self.but(**changes)
 
     def rows(self, index: Shaped[Tensor, " index"]) -> Trajectories:
         """Return the rows at `index` (integers or booleans), in that order."""
@@ -165,9 +183,18 @@ class Trajectories:
             index = index.nonzero()[:, 0]
         return self.map(partial(index_rows, index=index))
 
+    def from_sources(self, *names: str) -> Trajectories:
+        """Return the rows that come from one of these sources."""
+        if self.source is None and "policy" in names:
+            return self
+        known = [self.sources.index(name) for name in names if name in self.sources]
+        source = torch.full_like(self.lengths, self.sources.index("policy")) if self.source is None else self.source
+        keep = torch.isin(source, torch.tensor(known, device=source.device))
+        return self if bool(keep.all()) else self.rows(keep)
+
     def slices(self, count: int) -> list[Trajectories]:
         """Return the rows in `count` consecutive pieces, equal within one: views of these."""
-        pieces: list[dict[str, Any]] = [{"budget": self.budget} for _ in range(count)]
+        pieces: list[dict[str, Any]] = [{"budget": self.budget, "sources": self.sources} for _ in range(count)]
         for name in FIELDS:
             if isinstance(tensor := getattr(self, name), Tensor):
                 for piece, part in zip(pieces, tensor.tensor_split(count), strict=True):
@@ -204,7 +231,7 @@ class Trajectories:
         }
         if self._full_mask() is None:
             changes["mask"] = None
-        return replace(self, **changes)
+        return self.but(**changes)
 
     def regroup(self, index: Int[Tensor, "new slot"], row: Int[Tensor, " new"]) -> Trajectories:
         """Return new rows, whose decisions are those at `index` in the flattened batch, with the row fields of the rows `row`."""
@@ -218,7 +245,7 @@ class Trajectories:
         changes["extra"] = {
             k: t.flatten(0, 1)[index] if t.shape[:2] == shape else t.index_select(0, row) for k, t in self.extra.items()
         }
-        return replace(self, **changes)
+        return self.but(**changes)
 
     def _full_mask(self) -> Tensor | None:
         """Return what a mask without a gap is replaced with: None, or itself where no other field has the batch's shape."""
@@ -239,7 +266,7 @@ class Trajectories:
         if self.scores is not None and self.scores.dtype in (torch.float16, torch.bfloat16):
             changes["scores"] = self.scores.float()
         changes["extra"] = {k: zero_masked(t, keep) for k, t in self.extra.items()}
-        return replace(self, **changes)
+        return self.but(**changes)
 
     def check(self) -> Trajectories:
         """Refuse fields whose shapes disagree, in one sentence; returns self."""
@@ -255,6 +282,8 @@ class Trajectories:
     def to_dict(self) -> dict[str, Any]:
         """Plain tensors by dotted name, for checkpoints; `from_dict` is its inverse."""
         columns: dict[str, Any] = {n: t for n in FIELDS if (t := getattr(self, n)) is not None}
+        if self.sources != SOURCES:
+            columns["sources"] = self.sources
         for name in ("trace", "extra"):
             columns |= {f"{name}.{key}": tensor for key, tensor in getattr(self, name).items()}
         return columns
@@ -271,91 +300,7 @@ class Trajectories:
     @staticmethod
     def cat(parts: Sequence[Trajectories]) -> Trajectories:
         """Rows of several batches below each other; shorter ones are padded on the right with masked slots."""
-        if len(parts) == 1:
-            return parts[0]
-        parts = [p if p.mask is not None else p.but(mask=p.valid) for p in parts]
-
-        def stack(tensors: list[Tensor]) -> Tensor:
-            if tensors[0].ndim == 1:
-                return torch.cat(tensors)
-            width = max(t.shape[1] for t in tensors)
-            return torch.cat([_widen(t, width) for t in tensors])
-
-        changes: dict[str, Any] = {}
-        for name in FIELDS:
-            tensors = [getattr(p, name) for p in parts]
-            if all(isinstance(t, Tensor) for t in tensors):
-                changes[name] = stack(tensors)
-        inputs = {key for p in parts for key in p.trace if "@" in key}
-        parts = [p.but(trace=p.trace | _own_inputs(p.trace, inputs)) for p in parts] if inputs else parts
-        for name in ("trace", "extra"):
-            keys = set.intersection(*(set(getattr(p, name)) for p in parts))
-            changes[name] = {k: stack([getattr(p, name)[k] for p in parts]) for k in sorted(keys)}
-        return replace(Trajectories(budget=parts[0].budget), **changes)
-
-
-@dataclass(slots=True)
-class Comparisons:
-    """B pairs of answers to the same prompt, as preference data come: the file and API form of two rows with a rank.
-
-    logp_*, ref_logp_*, old_logp_*: log-probability (nats) of the whole answer, summed over its tokens, under the policy, the
-    reference and the sampling policy. length_*: tokens of the answer. score_*: their rewards, or what a reward model that is
-    learned gives them. win_rate: probability that the
-    chosen one is better. weight: of the pair. kl_logp, ref_kl_logp: the same log-probabilities of any number of mismatched
-    prompts and answers, from which KTO estimates its reference point.
-    """
-
-    logp_chosen: Float[Tensor, " pair"] | None = None
-    logp_rejected: Float[Tensor, " pair"] | None = None
-    ref_logp_chosen: Float[Tensor, " pair"] | None = None
-    ref_logp_rejected: Float[Tensor, " pair"] | None = None
-    old_logp_chosen: Float[Tensor, " pair"] | None = None
-    old_logp_rejected: Float[Tensor, " pair"] | None = None
-    length_chosen: Shaped[Tensor, " pair"] | None = None
-    length_rejected: Shaped[Tensor, " pair"] | None = None
-    score_chosen: Float[Tensor, " pair"] | None = None
-    score_rejected: Float[Tensor, " pair"] | None = None
-    win_rate: Float[Tensor, " pair"] | None = None
-    weight: Float[Tensor, " pair"] | None = None
-    kl_logp: Float[Tensor, " any"] | None = None
-    ref_kl_logp: Float[Tensor, " any"] | None = None
-
-    def rows(self) -> Trajectories:
-        """Two rows of one decision per pair, chosen and rejected in turn, a group each; `preferred` marks the chosen ones."""
-        like = self.score_chosen if self.logp_chosen is None else self.logp_chosen
-        if like is None:
-            raise UsageError(
-                "the comparisons have neither `logp_chosen` nor `score_chosen`, so there is nothing to compare"
-            )
-
-        def both(name: str) -> Tensor | None:
-            one, other = getattr(self, f"{name}_chosen"), getattr(self, f"{name}_rejected")
-            return None if one is None or other is None else torch.stack([one, other], 1).flatten()
-
-        def column(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.unsqueeze(1)
-
-        preferred = (torch.arange(2 * len(like), device=like.device) % 2 == 0).to(like.dtype)
-        extra = {"preferred": preferred}
-        if (length := both("length")) is not None:
-            extra["length"] = length.to(like.dtype)
-        if self.win_rate is not None:
-            extra["win_rate"] = self.win_rate.repeat_interleave(2)
-        if self.kl_logp is not None and self.ref_kl_logp is not None:
-            shift = (self.kl_logp - self.ref_kl_logp).detach().mean().clamp(min=0.0)
-            extra["kl_shift"] = shift.expand(len(preferred))
-        weight = None if self.weight is None else torch.stack([self.weight, torch.ones_like(self.weight)], 1).flatten()
-        return Trajectories(
-            logp=column(both("logp")),
-            logp_ref=column(both("ref_logp")),
-            logp_old=column(both("old_logp")),
-            mask=torch.ones(len(preferred), 1, dtype=torch.bool, device=like.device),
-            value=column(both("score")),
-            score=both("score"),
-            group=torch.arange(len(like), device=like.device).repeat_interleave(2),
-            weight=column(weight),
-            extra=extra,
-        )
+        return _join(parts)
 
 
 def index_rows(t: Shaped[Tensor, "row ..."], index: Int[Tensor, " index"]) -> Shaped[Tensor, "index ..."]:
@@ -372,10 +317,48 @@ def zero_masked(t: Shaped[Tensor, "row ..."], keep: Bool[Tensor, "row step"] | N
     return torch.where(keep, t, torch.zeros((), dtype=t.dtype, device=t.device))
 
 
+def _join(parts: Sequence[Trajectories]) -> Trajectories:
+    """See `Trajectories.cat`."""
+    if len(parts) == 1:
+        return parts[0]
+    parts = [p if p.mask is not None else p.but(mask=p.valid) for p in parts]
+    if any(p.source is not None for p in parts):
+        parts = _with_common_sources(parts)
+
+    def stack(tensors: list[Tensor]) -> Tensor:
+        if tensors[0].ndim == 1:
+            return torch.cat(tensors)
+        width = max(t.shape[1] for t in tensors)
+        return torch.cat([_widen(t, width) for t in tensors])
+
+    changes: dict[str, Any] = {}
+    for name in FIELDS:
+        tensors = [getattr(p, name) for p in parts]
+        if all(isinstance(t, Tensor) for t in tensors):
+            changes[name] = stack(tensors)
+    inputs = {key for p in parts for key in p.trace if "@" in key}
+    parts = [p.but(trace=p.trace | _own_inputs(p.trace, inputs)) for p in parts] if inputs else parts
+    for name in ("trace", "extra"):
+        keys = set.intersection(*(set(getattr(p, name)) for p in parts))
+        changes[name] = {k: stack([getattr(p, name)[k] for p in parts]) for k in sorted(keys)}
+    return Trajectories(budget=parts[0].budget, sources=parts[0].sources, **changes)
+
+
 def _own_inputs(trace: dict[str, Tensor], inputs: Collection[str]) -> dict[str, Tensor]:
     """Return the named inputs `KEY@NAME` that a trace lacks: its own KEY."""
     keys = {key: key.partition("@")[0] for key in inputs if key not in trace}
     return {key: trace[plain] for key, plain in keys.items() if plain in trace}
+
+
+def _with_common_sources(parts: Sequence[Trajectories]) -> list[Trajectories]:
+    """Return the batches with a source for every row, counted in the same names; rows without one were sampled by the policy."""
+    names = tuple(dict.fromkeys(name for p in parts for name in p.sources))
+    named = []
+    for p in parts:
+        places = torch.tensor([names.index(name) for name in p.sources], device=p.valid.device)
+        source = torch.full_like(p.lengths, p.sources.index("policy")) if p.source is None else p.source
+        named.append(p.but(source=places[source], sources=names))
+    return named
 
 
 def _widen(t: Tensor, width: int) -> Tensor:
@@ -385,7 +368,15 @@ def _widen(t: Tensor, width: int) -> Tensor:
     return torch.cat([t, pad], 1)
 
 
-FIELDS = tuple(f.name for f in fields(Trajectories) if f.name not in ("trace", "extra"))
+def _expert_mask(b: Trajectories) -> Bool[Tensor, " row"] | None:
+    """Return True for demonstrations; None where all rows are the policy's."""
+    return None if b.source is None else b.source == b.sources.index("expert")
+
+
+Trajectories.expert_mask = property(_expert_mask)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+FIELDS = tuple(f.name for f in fields(Trajectories) if f.name not in ("trace", "extra", "sources"))
 STEP_FIELDS = tuple(
     f.name for f in fields(Trajectories) if f.name not in ("trace", "extra") and "row step" in str(f.type)
 )

@@ -147,7 +147,7 @@ def case(seed: int, recipe: str) -> Trajectories:
 
 
 def as_arrays(b: Trajectories) -> dict[str, Any]:
-    found = {f.name: getattr(b, f.name) for f in fields(b)} | b.extra | {"mask": b.valid}
+    found = {f.name: getattr(b, f.name) for f in fields(b)} | b.extra | {"mask": b.valid, "expert_mask": b.expert_mask}
     return {k: t.detach().numpy() if isinstance(t, Tensor) else t for k, t in found.items()}
 
 

@@ -38,7 +38,7 @@ def case(seed: int, name: str) -> Trajectories:
 
 
 def arrays(b: Trajectories) -> dict:
-    found = {f.name: getattr(b, f.name) for f in fields(b)} | b.extra | {"mask": b.valid}
+    found = {f.name: getattr(b, f.name) for f in fields(b)} | b.extra | {"mask": b.valid, "expert_mask": b.expert_mask}
     return {k: t.detach().numpy() if isinstance(t, torch.Tensor) else t for k, t in found.items()}
 
 

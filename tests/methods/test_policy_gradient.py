@@ -20,10 +20,11 @@ from torch import Tensor
 import anypo
 from anypo import Method, Trajectories
 from anypo.loops.gradients import gradient
+from anypo.method.term import Term
 from anypo.parts.credit import BalancedDrop, Baseline, Combine, ExtendedGae, Gae, GateBySuccess, Whiten
 from anypo.parts.knobs.controllers import KlController
 from anypo.parts.reduce import Mean, ScaledMean
-from anypo.parts.terms import Divergence, Entropy, EntropyGatedKl, Imitate
+from anypo.parts.terms import Divergence, Entropy, EntropyGatedKl
 from anypo.parts.trust import (
     BoundedTarget,
     Clip,
@@ -32,6 +33,7 @@ from anypo.parts.trust import (
     MaskedLikelihood,
     MedianTarget,
     RecentredClip,
+    SelfWeightedLikelihood,
     SetContrast,
     TwoBranchClip,
     Unclipped,
@@ -48,6 +50,10 @@ every_recipe = pytest.mark.parametrize(
 
 def f64(*values: Any) -> Tensor:
     return torch.tensor(values, dtype=F64)
+
+
+def imitate(coef: float, **weight: Any) -> Term:
+    return Term(trust=SelfWeightedLikelihood(**weight), rows="expert", coef=coef)
 
 
 def close(x: Any, y: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
@@ -86,10 +92,10 @@ def built(recipe: str) -> Method:
         "safe-detached": {"terms": [EntropyGatedKl(detached=True), Entropy(0.01)]},
         "hpt-quarter": {
             "credit": [Combine(), Baseline(scale=None), GateBySuccess(above=0.25)],
-            "terms": [Imitate(0.3), Entropy(0.001)],
+            "terms": [imitate(0.3), Entropy(0.001)],
         },
-        "chord-plain": {"reduce": ScaledMean("token", coef=0.1), "terms": [Imitate(0.9)]},
-        "chord-is": {"terms": [Imitate(0.1, phi="likely", cutoff=0.5)]},
+        "chord-plain": {"reduce": ScaledMean("token", coef=0.1), "terms": [imitate(0.9)]},
+        "chord-is": {"terms": [imitate(0.1, phi="likely", cutoff=0.5)]},
     }
     found = anypo.method(name, **variants.get(recipe, {}))
     if recipe in ("safe-moved", "safe-detached"):
@@ -135,7 +141,7 @@ def case(seed: int, recipe: str) -> Trajectories:
 
 
 def as_arrays(b: Trajectories) -> dict[str, Any]:
-    found = {f.name: getattr(b, f.name) for f in fields(b)} | b.extra | {"mask": b.valid}
+    found = {f.name: getattr(b, f.name) for f in fields(b)} | b.extra | {"mask": b.valid, "expert_mask": b.expert_mask}
     return {k: t.detach().numpy() if isinstance(t, Tensor) else t for k, t in found.items()}
 
 
@@ -790,7 +796,7 @@ def test_the_estimator_with_ratio_one_and_advantage_one_is_the_likelihoods_gradi
     unified = anypo.method("hpt", terms=[], reduce=Mean("token"))
     b = one_row(torch.zeros(3, 4)).but(logp=logp, logp_old=logp)
     nll = taught(logp, [True] * 3, advantage=torch.zeros(3, 4, dtype=F64))
-    supervised = anypo.method("hpt", terms=[Imitate(1.0)])
+    supervised = anypo.method("hpt", terms=[imitate(1.0)])
     close(gradients(unified, b)[2]["logp"], gradients(supervised, nll)[2]["logp"])
 
 
@@ -811,7 +817,7 @@ def test_unsolved_prompts_learn_from_their_demonstration_alone_and_solved_ones_f
     group = torch.tensor([0, 0, 0, 1, 1, 1])
     expert = [False, False, True, False, False, True]
     score = f64(0.0, 0.0, float("nan"), 1.0, 0.0, float("nan"))
-    hpt = anypo.method("hpt", terms=[Imitate(1.0)])
+    hpt = anypo.method("hpt", terms=[imitate(1.0)])
     b = hpt.prepare(taught(logp, expert, mask=mask, group=group, score=score, budget=5))
     g = gradients(hpt, b)[2]["logp"]
     assert not g[:2].any()  # all samples failed
@@ -827,7 +833,7 @@ def test_without_an_unsolved_prompt_imitation_adds_nothing() -> None:
     b = taught(f64([-1.0], [-1.0], [-2.0]), [False, False, True], group=torch.zeros(3).long())
     b = hpt.prepare(b.but(score=f64(1.0, 0.0, float("nan")), entropy=torch.ones(3, 1, dtype=F64)))
     loss_, metrics, g = gradients(hpt, b)
-    assert float(metrics["imitation_loss"]) == 0
+    assert float(metrics["expert_loss"]) == 0
     assert loss_.isfinite()
     assert not g["logp"][2].any()
 
@@ -835,7 +841,7 @@ def test_without_an_unsolved_prompt_imitation_adds_nothing() -> None:
 def imitated(p: Tensor, phi: str) -> Tensor:
     """-d loss / d log p per decision."""
     b = taught(p.log().unsqueeze(1), [True] * len(p), advantage=torch.zeros(len(p), 1, dtype=F64))
-    return weights(anypo.method("chord", terms=[Imitate(1.0, phi=phi)]), b)[:, 0]
+    return weights(anypo.method("chord", terms=[imitate(1.0, phi=phi)]), b)[:, 0]
 
 
 @pytest.mark.entry("chord")
@@ -853,7 +859,7 @@ def test_chords_token_weight_peaks_at_one_half_and_vanishes_at_both_ends() -> No
 @pytest.mark.entry("chord")
 def test_chords_gradient_in_the_experts_logit_peaks_at_one_third() -> None:
     """|d(-phi log p) / dz| = p (1 - p)^2 for the logit of the expert's own token."""
-    method, found = anypo.method("chord", terms=[Imitate(1.0, phi="uncertain")]), []
+    method, found = anypo.method("chord", terms=[imitate(1.0, phi="uncertain")]), []
     grid = torch.linspace(-4, 4, 201, dtype=F64)
     for z in grid:
         leaf = z.clone().requires_grad_()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.known
 
 
 def as_arrays(b: Trajectories) -> dict:
-    found = {f.name: getattr(b, f.name) for f in fields(b)}
+    found = {f.name: getattr(b, f.name) for f in fields(b)} | {"mask": b.valid}
     return {k: t.detach().numpy() if isinstance(t, torch.Tensor) else t for k, t in found.items()}
 
 

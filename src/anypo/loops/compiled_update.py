@@ -21,7 +21,7 @@ from anypo.method.method import Method
 from anypo.numbers import Knob, Switch, TracedScalar
 from anypo.policies.weights import swap_params, trainable_state
 from anypo.runs.run import Run
-from anypo.stages import CHAINS
+from anypo.stages import CHAINS, inner_parts
 from anypo.types import Trajectories
 
 OFTEN, MOST = 64, 8
@@ -202,7 +202,9 @@ def trace_knobs(method: Method, values: dict[int, Tensor]) -> Method:
 
     def traced(part: Any) -> Any:
         knobs = {f.name: values[id(knob)] for f in fields(part) if id(knob := getattr(part, f.name)) in values}
-        return replace(part, **{name: TracedScalar(value) for name, value in knobs.items()}) if knobs else part
+        moving = {name: TracedScalar(value) for name, value in knobs.items()}
+        inner = {name: traced(p) for name, p in inner_parts(part).items()}
+        return replace(part, **moving, **inner) if knobs or inner else part
 
     changed: dict[str, Any] = {
         slot: tuple(map(traced, content)) if slot in CHAINS else None if content is None else traced(content)

@@ -3,5 +3,17 @@
 from anypo.method.card import Card, Claim, Reduction
 from anypo.method.method import Method
 from anypo.method.registry import METHODS, load_methods, method, methods, register_method
+from anypo.method.term import Term
 
-__all__ = ["METHODS", "Card", "Claim", "Method", "Reduction", "load_methods", "method", "methods", "register_method"]
+__all__ = [
+    "METHODS",
+    "Card",
+    "Claim",
+    "Method",
+    "Reduction",
+    "Term",
+    "load_methods",
+    "method",
+    "methods",
+    "register_method",
+]

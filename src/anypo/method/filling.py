@@ -11,7 +11,7 @@ from anypo.errors import UsageError, unknown
 from anypo.numbers import Switch
 from anypo.parts.ops.names import kebab
 from anypo.parts.registry import as_list, build_stage, describe
-from anypo.stages import CHAINS, SLOTS, declared
+from anypo.stages import CHAINS, SLOTS, declared, inner_parts
 
 LOSS = ("critic", "ratio", "trust", "reduce", "terms")
 """The slots that make up the loss."""
@@ -46,13 +46,13 @@ class Filling:
     def setting_paths(self, *names: str) -> list[str]:
         """Return the dotted paths of all settings of these names, those of the store left out."""
         slots = [slot for slot in SLOTS if slot != "store"]
-        places = [(slot, part) for slot in slots for part in self.parts(slot)]
-        return [
-            f"{slot}.{kebab(type(part).__name__)}.{f.name}" if slot in CHAINS else f"{slot}.{f.name}"
-            for slot, part in places
-            for f in fields(part)
-            if f.name in names
+        places = [
+            (f"{slot}.{kebab(type(part).__name__)}" if slot in CHAINS else slot, part)
+            for slot in slots
+            for part in self.parts(slot)
         ]
+        places += [(f"{path}.{name}", inner) for path, part in places for name, inner in inner_parts(part).items()]
+        return [f"{path}.{f.name}" for path, part in places for f in fields(part) if f.name in names]
 
     def reads(self, *slots: str) -> set[str]:
         """Batch fields that the parts in these slots need."""

@@ -10,7 +10,7 @@ from anypo.errors import UsageError
 from anypo.method.filling import Filling
 from anypo.numbers import Knob
 from anypo.parts.registry import as_list
-from anypo.stages import CHAINS, SLOTS
+from anypo.stages import CHAINS, SLOTS, inner_parts
 
 if TYPE_CHECKING:
     from anypo.method.method import Method
@@ -29,9 +29,15 @@ def find_knobs(method: Method) -> list[tuple[str, Knob]]:
 def _knobs_of(filling: Filling) -> Iterator[tuple[str, Knob]]:
     for slot in SLOTS:
         for i, part in enumerate(as_list(slot, filling.stages[slot])):
-            for f in fields(part):
-                if isinstance(value := getattr(part, f.name), Knob):
-                    yield f"{slot}.{i}.{f.name}" if slot in CHAINS else f"{slot}.{f.name}", value
+            yield from _knobs_in(f"{slot}.{i}" if slot in CHAINS else slot, part)
+
+
+def _knobs_in(path: str, part: Any) -> Iterator[tuple[str, Knob]]:
+    for f in fields(part):
+        if isinstance(value := getattr(part, f.name), Knob):
+            yield f"{path}.{f.name}", value
+    for name, inner in inner_parts(part).items():
+        yield from _knobs_in(f"{path}.{name}", inner)
 
 
 def load_knobs(name: str, knobs: dict[str, Knob], state: dict[str, Any]) -> None:

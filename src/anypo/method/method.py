@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from anypo.comparisons import Comparisons
 from anypo.errors import MissingField, UsageError
 from anypo.method.card import Card
 from anypo.method.explain import explanation, forward_passes, slot_texts
@@ -24,7 +25,7 @@ from anypo.parts.ops.log_ratio import importance_ratio, k3
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.registry import build_stage, describe
 from anypo.stages import SLOTS, declared
-from anypo.types import Comparisons, Trajectories
+from anypo.types import SAMPLED, Trajectories
 
 _T = TypeVar("_T")
 
@@ -100,17 +101,15 @@ class Method(Requirements):
     def loss_of_clean(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         """`loss` of rows that `prepare` returned, with their views added by `put_clean`."""
         b = self._run_minibatch_links(b)
-        expert = b.get("expert_mask")
-        sampled = b if expert is None else b.rows(expert == 0)
-        fresh = sampled
+        sampled = fresh = b.from_sources(*SAMPLED)
         if sampled.fresh is not None:
             fresh = sampled.but(mask=sampled.valid & (sampled.fresh != 0)).clean()
         total, metrics = self._surrogate_loss(fresh)
         reduce = self.stages["reduce"]
         for part in self.stages["terms"]:
-            if not self.is_off(part):
-                of_expert = expert is not None and declared(part, "rows") == "expert"
-                rows = b.rows(expert != 0) if of_expert else fresh
+            names = declared(part, "rows")
+            rows = fresh if names == "own" else b.from_sources(*([names] if isinstance(names, str) else names))
+            if not self.is_off(part) and rows.shape[0]:
                 value, more = self._run("terms", part, rows, lambda d, term=part: term(d, reduce))
                 total, metrics = total + value, {**metrics, **more}
         for part in self.stages["critic"]:

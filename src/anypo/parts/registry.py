@@ -13,7 +13,7 @@ from anypo.numbers import Knob
 from anypo.parts.knobs.base import KNOBS
 from anypo.parts.ops.names import kebab
 from anypo.ranges import check, field_hints
-from anypo.stages import CHAINS, SLOTS
+from anypo.stages import CHAINS, SLOTS, STAGES, inner_parts
 
 PARTS: dict[str, dict[str, type]] = {slot: {} for slot in SLOTS}
 
@@ -27,6 +27,7 @@ RENAMED = {
     ("reduce", "per-width"): "step-width-mean",
     ("trust", "clone"): "weighted-bc",
     ("trust", "follow"): "no-policy-loss",
+    ("terms", "imitate"): "term",
 }
 """Former names of parts, which still work and say what they are called now."""
 
@@ -84,23 +85,30 @@ def find(stage: str, name: str) -> type:
     if name not in PARTS[stage] and f"{stage}.{name}" in plugins.installed("parts"):
         cls = as_part(name, plugins.load_installed("parts", f"{stage}.{name}"))
         PARTS[stage].setdefault(name, cls)
-    if (stage, name) in RENAMED:
-        warnings.warn(f"the {stage} part {name!r} is called {RENAMED[stage, name]!r} now", stacklevel=2)
-        name = RENAMED[stage, name]
+    name = renamed(stage, name)
     if name not in PARTS[stage]:
         raise unknown(f"{stage} part", name, PARTS[stage])
     return PARTS[stage][name]
 
 
+def renamed(stage: str, name: str) -> str:
+    """Return the present name of a part, with a warning where it had another."""
+    if (stage, name) not in RENAMED:
+        return name
+    warnings.warn(f"the {stage} part {name!r} is called {RENAMED[stage, name]!r} now", stacklevel=3)
+    return RENAMED[stage, name]
+
+
 def describe(part: Any) -> str:
     """Return a part as short text, `clip(low=0.2, high=0.28)`: its settings, None and defaults of False left out."""
-    settings = []
+    settings, inner = [], inner_parts(part)
     for f in fields(part):
         value = getattr(part, f.name)
         default = None if f.default is MISSING else f.default
         if value is None or value is False or (isinstance(value, tuple) and value == default):
             continue
-        settings.append(f"{f.name}={value if not isinstance(value, float) else format(value, 'g')}")
+        text = format(value, "g") if isinstance(value, float) else describe(value) if f.name in inner else value
+        settings.append(f"{f.name}={text}")
     return f"{kebab(type(part).__name__)}({', '.join(settings)})" if settings else kebab(type(part).__name__)
 
 
@@ -139,14 +147,15 @@ def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
     chain = list(current or ())
     for key, settings in spec.items():
         names = [kebab(type(p).__name__) for p in chain]
-        if str(key).isdigit() and int(key) < len(chain):
+        key = renamed(stage, str(key))
+        if key.isdigit() and int(key) < len(chain):
             at = int(key)
         elif key in names:
             at = names.index(key)
         elif len(chain) == 1 and not isinstance(settings, dict):
             at, settings = 0, {key: settings}
         else:
-            raise unknown(f"link of the {stage} chain", str(key), names)
+            raise unknown(f"link of the {stage} chain", key, names)
         chain[at] = build_part(stage, settings, chain[at])
     return tuple(chain)
 
@@ -176,7 +185,11 @@ def build_part(stage: str, spec: Any, current: Any = None, known: Sequence[Any] 
         if name not in settable:
             raise unknown(f"setting of the {stage} part {kebab(cls.__name__)!r}:", str(name), settable)
         path = f"{stage}.{kebab(cls.__name__)}.{name}" if stage in CHAINS else f"{stage}.{name}"
-        settings[name] = check(path, field_hints(cls)[name], _value(path, value))
+        hint = field_hints(cls)[name]
+        if name in STAGES and hint is Any:  # a part of that stage
+            settings[name] = build_stage(name, value, getattr(current if type(current) is cls else cls, name, None))
+        else:
+            settings[name] = check(path, hint, _value(path, value))
     keep = {name: getattr(current, name) for name in settable} if type(current) is cls else {}
     return cls(**{**keep, **settings})
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from anypo.comparisons import Comparisons
 from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.evidence.toys import Sequences
 from anypo.loops.learn import learn
 from anypo.method.method import Method
-from anypo.types import Comparisons
 
 
 def train_on_proxies(

@@ -2,10 +2,11 @@
 
 from anypo.method.card import Card, Claim, Reduction
 from anypo.method.registry import register_method
+from anypo.method.term import Term
 from anypo.methods.policy_gradient.grpo import grpo
 from anypo.parts.collect import WithDemonstrations
 from anypo.parts.reduce import Mean, ScaledMean
-from anypo.parts.terms import Imitate
+from anypo.parts.trust import SelfWeightedLikelihood
 
 MU = 0.1
 """Weight of imitation; 1 - MU is that of the policy's own samples."""
@@ -14,7 +15,7 @@ chord = register_method(
     grpo.but(
         collect=WithDemonstrations(apart=16),
         reduce=ScaledMean("token", coef=1 - MU),
-        terms=[Imitate(MU, phi="uncertain")],
+        terms=[Term(trust=SelfWeightedLikelihood("uncertain"), rows="expert", coef=MU)],
         card=Card(
             id="chord",
             title="On-Policy RL Meets Off-Policy Experts: Harmonizing Supervised Fine-Tuning and Reinforcement Learning via"

@@ -2,11 +2,12 @@
 
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
+from anypo.method.term import Term
 from anypo.methods.policy_gradient.dr_grpo import dr_grpo
 from anypo.parts.collect import WithDemonstrations
 from anypo.parts.credit import Baseline, Combine, GateBySuccess
 from anypo.parts.step import Adam
-from anypo.parts.terms import Entropy, Imitate
+from anypo.parts.terms import Entropy
 from anypo.parts.trust import Unclipped
 
 hpt = register_method(
@@ -15,7 +16,7 @@ hpt = register_method(
         credit=[Combine(), Baseline("group", center="mean", scale=None), GateBySuccess(above=0.0)],
         trust=Unclipped(),
         step=Adam(grad_norm=80.0),
-        terms=[Imitate(1.0), Entropy(0.001)],
+        terms=[Term(rows="expert"), Entropy(0.001)],
         card=Card(
             id="hpt",
             title="Towards a Unified View of Large Language Model Post-Training",

@@ -6,8 +6,6 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from anypo.parts.registry import register_part
 from anypo.protocols import BatchSpec, Pool
 from anypo.ranges import Count
@@ -33,8 +31,7 @@ class WithDemonstrations:
         taught = yield [Request(request.start, expert=True) for request in shown]
         if self.apart is None:
             taught = taught.but(group=group.unique())
-        sampled = torch.zeros_like(group, dtype=torch.bool)
-        return Trajectories.cat([rows.but(expert_mask=sampled), taught])
+        return Trajectories.cat([rows, taught])
 
 
 @register_part("collect")
@@ -52,4 +49,4 @@ class OnlyDemonstrations:
     def __call__(self, pool: Pool, want: BatchSpec) -> Generator[list[Request], Trajectories, Trajectories]:
         drawn = pool.draw(want.requests, want.samples, want.horizon)
         rows = yield [Request(r.start, r.samples, expert=True) for r in drawn]
-        return rows.but(expert_mask=None, score=None, scores=None, logp_old=None)
+        return rows.but(source=None, score=None, scores=None, logp_old=None)

@@ -51,7 +51,8 @@ class OpenFresh:
 @register_part("store")
 @dataclass(frozen=True)
 class Replay:
-    """All fresh rows, and whole groups of the last `window` batches so that these are a share `share` of what is seen.
+    """All fresh rows, and whole groups of the last `window` batches so that these are a share `share` of what is seen; their source
+    is `replay`.
 
     Source: ReMix, arXiv 2507.06892 (Mix-PPG).
     """
@@ -88,7 +89,9 @@ class OpenReplay:
             size = round(self.recipe.share / (1 - self.recipe.share) * index_groups(group)[1])
             chosen = torch.randperm(groups, generator=generator)[:size].to(index.device)
             old = old.rows(torch.isin(index, chosen))
-            drawn += [old.but(group=index_groups(old.need("group"))[0] + group.max() + 1)] if old.shape[0] else []
+            if old.shape[0]:
+                source = torch.full_like(old.lengths, old.sources.index("replay"))
+                drawn.append(old.but(group=index_groups(old.need("group"))[0] + group.max() + 1, source=source))
         self.past = [*self.past, now][-self.recipe.window :]
         return Trajectories.cat(drawn)
 

@@ -4,7 +4,7 @@ from anypo.parts.terms.denoising import ChainEntropy, GuessDivergence, MeanDiver
 from anypo.parts.terms.divergence import Divergence, HingeDivergence
 from anypo.parts.terms.entropy import Entropy
 from anypo.parts.terms.gated_kl import EntropyGatedKl
-from anypo.parts.terms.imitation import CloneAction, CloneGoodAction, Imitate, LikeBest
+from anypo.parts.terms.imitation import CloneAction, CloneGoodAction, LikeBest
 from anypo.parts.terms.perception import Perception
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "EntropyGatedKl",
     "GuessDivergence",
     "HingeDivergence",
-    "Imitate",
     "LikeBest",
     "MeanDivergence",
     "Perception",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from anypo.parts.ops.log_ratio import row_mean
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.pairs import ranked_pairs, row_weight
 from anypo.parts.registry import register_part
-from anypo.ranges import NonNegative, Range, Share
+from anypo.ranges import NonNegative, Share
 from anypo.stages import Level, Reduce
 from anypo.types import Trajectories
 from anypo.views import Draw, View, policy_action
@@ -47,32 +46,6 @@ class LikeBest:
             each = logp.sum(1) if self.over == "sum" else row_mean(b, logp)
             nll = -torch.where(best, each * row_weight(b, each), 0.0).sum() / best.sum().clamp(min=1)
         return float(self.coef) * nll, {"nll_best": nll.detach()}
-
-
-@register_part("terms")
-@dataclass(frozen=True)
-class Imitate:
-    """coef * token-mean over the demonstrations of -phi log pi, with phi detached: 1, p (1 - p) or p, p = pi(decision).
-
-    cutoff: decisions likelier than this have no gradient. Source: CHORD, arXiv 2508.11408; phi = 1: HPT,
-    arXiv 2509.04419.
-    """
-
-    coef: NonNegative[Number] = 1.0
-    phi: Literal["one", "uncertain", "likely"] = "one"
-    cutoff: Annotated[float, Range(above=0, most=1)] = 1.0
-    level: ClassVar[Level] = "decision"
-    rows: ClassVar[str] = "expert"
-    reads = ("logp",)
-
-    def __call__(self, b: Trajectories, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
-        logp = b.need("logp")
-        of_expert = b if b.get("expert_mask") is not None else b.but(mask=torch.zeros_like(b.valid))
-        p = logp.detach().clamp(max=0.0).exp()
-        phi = {"one": torch.ones_like(p), "uncertain": p * (1 - p), "likely": p}[self.phi]
-        logp = logp.clamp(max=math.log(self.cutoff)) if self.cutoff < 1 else logp
-        loss = -token_mean(phi * logp, of_expert)
-        return float(self.coef) * loss, {"imitation_loss": loss.detach()}
 
 
 @register_part("terms")

@@ -4,7 +4,7 @@ from anypo.parts.trust.clip import Clip, RecentredClip, StepClip, TruncatedWeigh
 from anypo.parts.trust.cloning import Matching, NoPolicyLoss, WeightedBC
 from anypo.parts.trust.gates import FiberGate, HazardModulated, VariancePenalty
 from anypo.parts.trust.groupwise import SetContrast, ShortestContrast
-from anypo.parts.trust.likelihood import Likelihood, MaskedLikelihood, Unclipped
+from anypo.parts.trust.likelihood import Likelihood, MaskedLikelihood, SelfWeightedLikelihood, Unclipped
 from anypo.parts.trust.pairwise import BiasedContrast, OddsContrast, PairContrast, PairwiseClip, RewardContrast
 from anypo.parts.trust.pathwise import BestExpert, Pathwise
 from anypo.parts.trust.ratio_regression import BoundedTarget, MedianTarget
@@ -29,6 +29,7 @@ __all__ = [
     "ProspectValue",
     "RecentredClip",
     "RewardContrast",
+    "SelfWeightedLikelihood",
     "SetContrast",
     "ShortestContrast",
     "StepClip",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.log_ratio import importance_ratio
 from anypo.parts.ops.surrogate import advantage_at, share
 from anypo.parts.registry import register_part
-from anypo.ranges import Bound, Positive
+from anypo.ranges import Bound, Positive, Range
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -40,6 +41,28 @@ class Unclipped:
 
     def __call__(self, x: Tensor, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         return importance_ratio(x) * advantage_at(x, b), {}
+
+
+@register_part("trust")
+@dataclass(frozen=True)
+class SelfWeightedLikelihood:
+    """s = phi log pi, with phi detached: 1, p (1 - p) or p, p = pi(decision); decisions likelier than `cutoff` have no gradient.
+
+    Source: CHORD, arXiv 2508.11408; phi = 1, the plain likelihood: HPT, arXiv 2509.04419.
+    """
+
+    phi: Literal["one", "uncertain", "likely"] = "one"
+    cutoff: Annotated[float, Range(above=0, most=1)] = 1.0
+    level: ClassVar[Level] = "decision"
+    reads = ("logp",)
+    uses_ratio = False
+
+    def __call__(self, x: Tensor | None, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+        logp = b.need("logp")
+        p = logp.detach().clamp(max=0.0).exp()
+        phi = {"one": torch.ones_like(p), "uncertain": p * (1 - p), "likely": p}[self.phi]
+        logp = logp.clamp(max=math.log(self.cutoff)) if self.cutoff < 1 else logp
+        return phi * logp, {}
 
 
 @register_part("trust")
