@@ -25,6 +25,7 @@ from anypo.loops.collect import collect
 from anypo.loops.update import update
 from anypo.loops.views import with_views
 from anypo.runs.build import build
+from anypo.runs.phases import begin_phase
 from anypo.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,7 @@ def clocks() -> torch.Tensor:
 
 def iterate(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Seconds, by either clock, of collection and of the update."""
-    method, start = run.begin_phase(), clocks()
+    method, start = begin_phase(run), clocks()
     batch = collect(run).rows
     assert batch is not None
     collected = clocks()

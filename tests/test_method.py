@@ -128,7 +128,7 @@ def test_a_new_card_makes_a_method_of_its_own_with_this_one_as_base() -> None:
 
 def test_every_part_and_knob_is_used_by_a_method_or_named_in_a_card() -> None:
     methods = [anypo.method(name) for name in anypo.methods()]
-    phases = [m.at(batch) for m in methods for batch in (0, *(after for after, _ in m.later))]
+    phases = [phase for m in methods for phase in m.phases]
     parts = [part for m in phases for part in m.parts(*SLOTS)]
     parts += [inner for part in parts for inner in inner_parts(part).values()]
     used = {type(part) for part in parts} | {type(knob) for m in phases for _, knob in m.knobs()}

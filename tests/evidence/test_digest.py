@@ -57,8 +57,7 @@ def users(name: str) -> set[str]:
             yield from classes(field)
 
     def parts(method: Method) -> list[Any]:
-        phases = [method, *(method.at(after) for after, _ in method.later)]
-        return [part for phase in phases for slot in SLOTS for part in phase.parts(slot)]
+        return [part for phase in method.phases for slot in SLOTS for part in phase.parts(slot)]
 
     return {n for n in anypo.methods() if any(name in classes(part) for part in parts(anypo.method(n)))}
 
@@ -102,8 +101,9 @@ def test_settings_phases_and_cards_count() -> None:
     assert digest(anypo.method("ppo")) == digest(ppo)
     assert digest(anypo.method("ppo", trust=Clip(0.2, 0.21))) != digest(ppo)
     assert digest(Method(replace(ppo.card, claim="Another."), **ppo.stages)) != digest(ppo)
-    (after, stages), *_ = bupo.later
-    assert digest(Method(bupo.card, ((after + 1, stages),), **bupo.stages)) != digest(bupo)
+    phase = bupo.later[0]
+    assert digest(Method(bupo.card, (replace(phase, after=phase.after + 1),), **bupo.stages)) != digest(bupo)
+    assert digest(bupo.cycle(60)) != digest(bupo)
 
 
 def test_a_method_without_a_file_has_a_digest() -> None:

@@ -33,6 +33,7 @@ from anypo.policies.control.normalize import DatasetNorm
 from anypo.policies.generative.flow import FlowPolicy
 from anypo.policies.weights import trainable_state
 from anypo.runs.build import build
+from anypo.runs.phases import begin_phase
 from anypo.runs.run import Run
 from anypo.tasks.plane import Multimodal
 from anypo.types import Request
@@ -136,7 +137,7 @@ def test_awac_penalises_the_weights_of_its_policy_in_the_gradient_and_those_of_i
 def test_a2pr_trains_its_autoencoder_at_a_thousandth_and_all_else_at_the_rate_of_the_step(tmp_path: Path) -> None:
     """Adam's first step moves a weight by the learning rate, whatever its gradient."""
     run = offline("a2pr", tmp_path / "d.npz")
-    run.begin_phase()
+    begin_phase(run)
     before = {name: p.detach().clone() for name, p in run.policy.named_parameters()}
     run.store.recipe = type(run.store.recipe)(batch=16, start=1, idle=1)
     absorb(run, collect(run))
@@ -179,7 +180,7 @@ def test_dsac_t_moves_policy_temperature_and_targets_every_second_time() -> None
     run = online("dsac-t")
     alpha = run.method.stages["trust"].alpha
     moved = {"actor": 0, "alpha": 0, "target": 0, "critics": 0}
-    run.begin_phase()
+    begin_phase(run)
     absorb(run, collect(run))
     for _ in range(4):
         target = [t.clone() for t in run.anchor("target").values()]
@@ -281,7 +282,7 @@ def test_the_average_of_awm_is_of_the_policy_after_every_batch_and_keeps_at_most
     run = plane("awm", lr=1e-2)
     want = {name: t.clone() for name, t in run.anchor("ema").items() if t.is_floating_point()}
     for batch in range(1, 4):
-        run.begin_phase()
+        begin_phase(run)
         metrics = absorb(run, collect(run))
         assert (
             metrics["guess_ema"] < 1e-8

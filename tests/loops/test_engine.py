@@ -227,8 +227,8 @@ def test_a_moving_average_moves_by_its_decay():
 
 def test_phases_change_the_parts_in_force_and_begin_with_an_empty_store():
     run = codes_run("remix", batches=52)
-    assert type(run.method.at(49).stages["trust"]).__name__ == "RecentredClip"
-    assert type(run.method.at(50).stages["trust"]).__name__ == "Clip"
+    assert type(run.method.phases[0].stages["trust"]).__name__ == "RecentredClip"
+    assert type(run.method.phases[1].stages["trust"]).__name__ == "Clip"
     rows = []
     learn(run, lambda record: rows.append(record.get("rows")))
     assert rows[1] == 16  # nothing to replay yet

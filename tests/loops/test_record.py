@@ -19,6 +19,7 @@ from anypo.loops.minibatches import flatten_decisions, minibatches
 from anypo.loops.update import update
 from anypo.loops.views import attach_noise, compute_views, with_views
 from anypo.runs.build import build
+from anypo.runs.phases import begin_phase
 
 REPLAYING = [n for n in anypo.methods() if anypo.method(n).traits["replays"]]
 DECIDING = ["a2c", "bpo", "cispo", "d3s", "dapo", "ddpo", "dppo", "ghpo", "ppo", "rec", "riskpo", "rlhf-ppo", "t-ppo"]
@@ -98,7 +99,7 @@ def test_learning_replays_and_records_once(tmp_path):
 
 def minibatch(run, size):
     """A minibatch of single decisions of a rollout."""
-    method = run.begin_phase()
+    method = begin_phase(run)
     rows = collect(run).rows
     batch = method.prepare(with_views(run, method, rows))
     return next(minibatches(flatten_decisions(batch, method, True, size), method, size, run.generator))

@@ -16,6 +16,7 @@ from anypo.parts.reduce import Mean
 from anypo.parts.registry import build_stage
 from anypo.parts.terms import Entropy
 from anypo.parts.trust import Clip, SelfWeightedLikelihood, Unclipped
+from anypo.runs.phases import begin_phase
 
 F64 = torch.float64
 SOURCE = {"policy": 0, "expert": 1, "pairs": 2, "replay": 3}
@@ -103,7 +104,7 @@ def test_replayed_rows_are_marked_and_belong_to_the_main_objective(learner):
         minibatch=0,
     )
     for _ in range(2):
-        run.begin_phase()
+        begin_phase(run)
         absorb(run, collect(run))
     run.store.add(collect(run).rows)
     drawn = run.store.draw(run.generator)

@@ -30,13 +30,12 @@ LENGTH = 16
 
 def digest(method: Method) -> str:
     """Hash a method's file, the source of its parts and of the functions they call, its settings and its card."""
-    phases = [method, *(method.at(after) for after, _ in method.later)]
-    stages = [{slot: phase.parts(slot) for slot in SLOTS} for phase in phases]
+    stages = [{slot: phase.parts(slot) for slot in SLOTS} for phase in method.phases]
     file, functions = method_files().get(method.card.id, ("", ()))
     content = {
         "file": file,
         "definitions": definitions([*instance_types(stages), *functions]),
-        "stages": [[after for after, _ in method.later], settings(stages)],
+        "stages": [[phase.text() for phase in method.later], method.length, settings(stages)],
         "card": settings(method.card),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LENGTH]

@@ -13,6 +13,7 @@ from anypo.loops.evaluate import held_out
 from anypo.loops.finite import count_missing, require_finite, require_measure
 from anypo.runs.checkpoint import METRICS, TIMING, write_checkpoint
 from anypo.runs.files import append
+from anypo.runs.phases import begin_phase, watch_phases
 from anypo.runs.run import Run
 
 BatchRecord = dict[str, Any]
@@ -29,7 +30,7 @@ def learn(run: Run, watch: Watch = lambda record: None) -> BatchRecord:
     record = {} if run.begun else begin(run, watch)
     while not run.finished:
         clock = [time.perf_counter()]
-        run.begin_phase()
+        begin_phase(run)
         with run.stepper.lookahead():
             rollout = collect(run)
             clock.append(time.perf_counter())
@@ -71,6 +72,7 @@ def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch
         require_measure(run, record)
     if run.config.target is not None and record.get(f"eval/{run.task.metric}", -math.inf) >= run.config.target:
         run.finished = True
+    watch_phases(run, record)
     report(run, record, watch)
     start, sampled, updated = clock
     seconds = {"rollout": sampled - start, "update": updated - sampled, "rest": time.perf_counter() - updated}

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 def slot_texts(method: Method) -> dict[str, list[str]]:
     """Describe every slot, the changes of later phases included."""
     texts = {slot: [describe(part) for part in method.parts(slot)] for slot in SLOTS}
-    for after, stages in method.later:
-        phase = method.at(after)
-        for slot in stages:
-            texts[slot] += [f"after {after} batches: {' -> '.join(map(describe, phase.parts(slot))) or 'none'}"]
+    for phase, filled in zip(method.later, method.phases[1:], strict=True):
+        for slot in phase.stages:
+            texts[slot] += [f"{phase.text()}: {' -> '.join(map(describe, filled.parts(slot))) or 'none'}"]
     return texts
 
 

@@ -20,9 +20,8 @@ def find_knobs(method: Method) -> list[tuple[str, Knob]]:
     """List every knob with its dotted path, `trust.low`; those of later phases as `phase1.trust.low`."""
     knobs = list(_knobs_of(method))
     first = {id(knob) for _, knob in knobs}
-    for number, (after, _) in enumerate(method.later, 1):
-        phase = _knobs_of(method.at(after))
-        knobs += [(f"phase{number}.{path}", knob) for path, knob in phase if id(knob) not in first]
+    for number, phase in enumerate(method.phases[1:], 1):
+        knobs += [(f"phase{number}.{path}", knob) for path, knob in _knobs_of(phase) if id(knob) not in first]
     return knobs
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from anypo.comparisons import Comparisons
 from anypo.errors import MissingField, UsageError
 from anypo.method.card import Card
 from anypo.method.explain import explanation, forward_passes, slot_texts
-from anypo.method.filling import check_slots
+from anypo.method.filling import check_slots, fill_slot
 from anypo.method.knob_state import find_knobs, load_knobs
+from anypo.method.phase import Phase, with_changes
 from anypo.method.registry import is_registered
 from anypo.method.registry import method as registered
 from anypo.method.requirements import Requirements
@@ -34,12 +35,20 @@ class Method(Requirements):
     """Nine stages and further terms. `prepare` runs score and credit; `loss` is a pure function of the batch.
 
     Parts may carry knobs; nothing in `prepare` or `loss` moves them, `update` does, after each batch or parameter update.
-    later: phases that follow, as (batches after which it begins, the stages that change then).
+    later: phases that follow the first. length: batches after which they begin again; None: never. moves: how the names of the
+    parameters begin that are trained; None: all.
     """
 
-    def __init__(self, card: Card, later: tuple[tuple[int, dict[str, Any]], ...] = (), **stages: Any) -> None:
+    def __init__(
+        self,
+        card: Card,
+        later: tuple[Phase, ...] = (),
+        length: int | None = None,
+        moves: tuple[str, ...] | None = None,
+        **stages: Any,
+    ) -> None:
         super().__init__(card.id, stages)
-        self.card, self.later = card, later
+        self.card, self.later, self.length, self.moves = card, later, length, moves
 
     def __repr__(self) -> str:
         return f"Method({self.card.id!r}, {', '.join(f'{k}={v}' for k, v in self.texts().items())})"
@@ -50,21 +59,37 @@ class Method(Requirements):
         """Return this method with some stages replaced; a new card makes it a method of its own, with this one as its base."""
         check_slots(stages)
         named = self.card if card is None else replace(card, base=card.base or self.card.id)
-        return Method(named, self.later, **{**self.stages, **stages})
+        return Method(named, self.later, self.length, self.moves, **{**self.stages, **stages})
 
-    def then(self, after: int, **stages: Any) -> Method:
-        """Return this method for `after` batches, and from then on with some stages replaced."""
-        for slot in stages:
-            if slot in ("collect", "critic", "step"):
-                raise UsageError(
-                    f"{self.card.id}: a phase cannot change the stage {slot!r}, whose state lasts the whole run"
-                )
-        return Method(self.card, (*self.later, (after, stages)), **self.stages)
+    def then(
+        self,
+        after: int | None = None,
+        *,
+        metric: str | None = None,
+        least: float = 0.0,
+        moves: tuple[str, ...] | None = None,
+        carry: tuple[Literal["store", "step"], ...] = (),
+        renew: tuple[str, ...] = (),
+        **stages: Any,
+    ) -> Method:
+        """Return this method with a further phase, in which some stages are replaced; see `Phase`."""
+        filled = {slot: fill_slot(slot, part) for slot, part in stages.items()}
+        phase = Phase(filled, after, metric, least, moves, carry, renew)
+        return Method(self.card, (*self.later, phase), self.length, self.moves, **self.stages)
 
-    def at(self, batch: int) -> Method:
-        """Return the phase that batch number `batch` (from 0) is in."""
-        changes = {slot: part for after, stages in self.later if batch >= after for slot, part in stages.items()}
-        return Method(self.card, **{**self.stages, **changes}) if changes else self
+    def cycle(self, length: int) -> Method:
+        """Return this method with its phases begun again every `length` batches."""
+        return Method(self.card, self.later, length, self.moves, **self.stages)
+
+    @cached_property
+    def phases(self) -> tuple[Method, ...]:
+        """The phases as methods without later ones, in order; this method itself where it is the only one."""
+        if not self.later:
+            return (self,)
+        found = [Method(self.card, moves=self.moves, **self.stages)]
+        for phase in self.later:
+            found.append(Method(self.card, moves=phase.moves, **with_changes(found[-1].stages, phase.stages)))
+        return tuple(found)
 
     def configure(self, settings: dict[str, Any]) -> Method:
         """Return this method with stages changed by the settings of a run's config.yaml."""

@@ -15,13 +15,13 @@ from anypo.kernels.compiler import require_compiler
 from anypo.kernels.malloc import keep_memory
 from anypo.method.method import Method
 from anypo.policies.weights import snapshot
-from anypo.protocols import Compiles, HasTransitions, Prepares
+from anypo.protocols import Compiles, Prepares
+from anypo.runs.binding import open_store, param_groups
 from anypo.runs.inputs import check_models
 from anypo.runs.objects import Objects, refuse_missing
 from anypo.runs.origin import START, load_origin, resolve_origin
 from anypo.runs.run import Run
 from anypo.runs.settings import Settings, resolve
-from anypo.stages import OpenStore
 from anypo.tasks.pool import StartPool
 
 NO_OBJECTS = Objects()
@@ -48,7 +48,8 @@ def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJE
     settings = resolve(config, task, method)
     method, config = settings.method, settings.config
     check_groups(settings, task)
-    needs = {"value": method.heads, "networks": method.networks, "seed": config.seed}
+    networks = merge_phases(method, "networks")
+    needs = {"value": tuple(merge_phases(method, "heads")), "networks": networks, "seed": config.seed}
     spec = {key: value for key, value in config.policy.items() if key != START}
     if objects.policy is None:
         refuse_missing(spec["name"], None, "policy")
@@ -63,6 +64,16 @@ def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJE
     if isinstance(task, Prepares):
         task.prepare(policy)
     return assemble(settings, task, policy, folder)
+
+
+def merge_phases(method: Method, name: str) -> dict[str, Any]:
+    """Return the heads or networks of all phases, by name."""
+    found = [getattr(phase, name) for phase in method.phases]
+    return {
+        key: value
+        for names in found
+        for key, value in (names if isinstance(names, dict) else dict.fromkeys(names)).items()
+    }
 
 
 def be_deterministic() -> None:
@@ -87,8 +98,7 @@ def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = N
     """
     method, seed = settings.method, settings.config.seed
     tasks.configure(task, settings.recipe)
-    groups = param_groups(policy)
-    if not groups:
+    if not param_groups(policy):
         raise UsageError(f"the policy {settings.config.policy['name']!r} has no trainable parameter")
     run = Run(
         config=settings.config,
@@ -97,7 +107,7 @@ def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = N
         policy=policy,
         pool=StartPool(task.starts, seed, settings.continuing),
         store=open_store(method, task, policy),
-        stepper=method.stages["step"].bind(groups),
+        stepper=method.stages["step"].bind(param_groups(policy, method.moves)),
         want=settings.spec,
         generator=torch.Generator().manual_seed(seed),
         folder=folder,
@@ -130,43 +140,6 @@ def compile_where_possible(policy: Any, task: Any) -> None:
     for part in (policy, task):
         if isinstance(part, Compiles):
             part.compile_rollouts()
-
-
-def open_store(method: Method, task: Any, policy: Any) -> OpenStore:
-    """Open the method's store, filled with the task's data where the method learns from transitions.
-
-    Args:
-        method: whose store.
-        task: may have recorded transitions.
-        policy: standardizes its observations by them.
-
-    Raises:
-        UsageError: the method learns from data and the task has none.
-    """
-    store = method.stages["store"].open()
-    if method.traits["offline"] and not isinstance(task, HasTransitions):
-        raise UsageError(
-            f"the method {method.card.id} learns from data, and the task {task.name} has none: --task minari:ID or data:FILE"
-        )
-    if method.traits["replays"] and isinstance(task, HasTransitions):
-        data = task.transitions()
-        store.fill(data, policy.encode.expand)  # pyright: ignore[reportAttributeAccessIssue]
-        policy.standardize(data["obs"])
-    return store
-
-
-def param_groups(policy: Any) -> list[dict[str, Any]]:
-    """Return the trainable parameters in groups: value networks (`critics`) apart from the policy itself, and those with a learning
-    rate of their own apart from the others."""
-    rates = {name: net.lr for name, net in getattr(policy, "networks", {}).items() if net.lr is not None}
-    groups: dict[str, dict[str, Any]] = {name: {"params": [], "name": name} for name in ("policy", "critics")}
-    groups |= {f"critics.{name}": {"params": [], "name": name, "own_lr": lr} for name, lr in rates.items()}
-    for path, p in policy.named_parameters():
-        if p.requires_grad:
-            room, _, rest = path.partition(".")
-            network = f"critics.{rest.partition('.')[0]}"
-            groups["policy" if room != "critics" else network if network in groups else "critics"]["params"].append(p)
-    return [group for group in groups.values() if group["params"]]
 
 
 def resolve_device(name: str) -> torch.device:

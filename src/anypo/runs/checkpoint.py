@@ -28,6 +28,7 @@ from anypo.runs.files import (
     write_text,
     writing,
 )
+from anypo.runs.phases import bind_phase
 from anypo.runs.run import Run
 from anypo.views import Refresh
 
@@ -169,7 +170,9 @@ def read_checkpoint(run: Run, path: Path) -> dict[str, Any]:
         if name.startswith("anchor-"):
             weights = read_tensors(path / name, expected, remedy, str(run.device))
             run.anchors[name.removeprefix("anchor-").removesuffix(".safetensors")] = weights
-    run.restore(torch.load(path / "state.pt", weights_only=True))
+    state = torch.load(path / "state.pt", weights_only=True)
+    bind_phase(run, state["phase"]["number"])
+    run.restore(state)
     return manifest
 
 

@@ -26,7 +26,7 @@ FILES = ("jsonl", "pairs", "data")
 """Kinds of tasks whose argument is a file."""
 LIBRARIES = ("torch", "numpy", "transformers", "gymnasium")
 INPUTS = "inputs.json"
-FORMAT = 2
+FORMAT = 3
 """Of the run's folder; folders of another one are refused in one sentence."""
 
 

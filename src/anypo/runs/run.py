@@ -50,12 +50,16 @@ class Run:
     """Keeps other processes from the folder while the run is trained."""
     remarks: list[str] = field(default_factory=list)
     """What the plan says about how the run was resumed."""
+    number: int = 0
+    turn: int = 0
+    seen: dict[str, float] = field(default_factory=dict)
+    """Number of the present phase, the batch its cycle began with, and the latest metrics that the next phase waits for."""
     skipped: int = 0
     missing: int = 0
     """Updates skipped in a row, and batches in a row without a reward."""
 
     def __post_init__(self) -> None:
-        self.phase = self.method.at(self.batch)
+        self.phase = self.method.phases[0]
 
     @cached_property
     def device(self) -> torch.device:
@@ -70,22 +74,13 @@ class Run:
     @cached_property
     def rules(self) -> dict[str, Refresh]:
         """The anchors of every phase, with their refresh rules."""
-        phases = (self.method, *(self.method.at(after) for after, _ in self.method.later))
-        return {name: rule for phase in phases for name, rule in phase.anchors.items()}
+        return {name: rule for phase in self.method.phases for name, rule in phase.anchors.items()}
 
     def anchor(self, name: str) -> dict[str, torch.Tensor]:
         """Return the weights of an anchor; an anchor that is read for the first time begins as the policy is now."""
         if name not in self.anchors:
             self.anchors[name] = snapshot(self.policy)
         return self.anchors[name]
-
-    def begin_phase(self) -> Method:
-        """Set and return the phase of the coming batch; a phase with a store of its own begins with an empty one."""
-        self.pool.batches = self.batch + 1
-        self.phase = self.method.at(self.batch)
-        if self.phase.stages["store"] is not self.method.at(self.batch - 1).stages["store"]:
-            self.store = self.phase.stages["store"].open()
-        return self.phase
 
     def advance(self, metrics: dict[str, float]) -> None:
         """Count a batch and what it was in the task's unit; the step's schedule follows."""
@@ -110,17 +105,18 @@ class Run:
             "pool": self.pool.state_dict(),
             "store": self.store.state_dict(),
             "task": self.task.state_dict(),
+            "phase": {"number": self.number, "turn": self.turn, "seen": self.seen},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Load what `state` returned into a run in the same phase."""
+        self.turn, self.seen = state["phase"]["turn"], state["phase"]["seen"]
         self.batch, self.done, self.finished = state["batch"], state["done"], state["finished"]
         self.skipped, self.missing = state["skipped"], state["missing"]
         self.generator.set_state(state["generator"])
         self.stepper.load_state_dict(state["stepper"])
         self.method.load_state_dict(state["knobs"])
         self.pool.load_state_dict(state["pool"])
-        if self.method.later:
-            self.store = self.method.at(self.batch - 1).stages["store"].open()
         self.store.load_state_dict(state["store"])
         self.task.load_state_dict(state["task"])
         self.begun = True

@@ -12,7 +12,7 @@ from anypo.numbers import Knob
 from anypo.parts.ops.names import kebab
 from anypo.parts.registry import part_name
 from anypo.protocols import BatchSpec, HasActionSpace, Task
-from anypo.stages import CHAINS, SLOTS
+from anypo.stages import CHAINS, SLOTS, inner_parts
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,12 @@ def spec_of(slot: str, method: Method) -> Any:
             return {"knob": kebab(type(value).__name__), **initial}
         return list(value) if isinstance(value, tuple) else value
 
-    specs = [
-        {"part": part_name(p), **{f.name: plain(getattr(p, f.name)) for f in fields(p)}} for p in method.parts(slot)
-    ]
+    def spec(part: Any) -> dict[str, Any]:
+        inner = inner_parts(part)
+        values = {
+            f.name: spec(inner[f.name]) if f.name in inner else plain(getattr(part, f.name)) for f in fields(part)
+        }
+        return {"part": part_name(part), **values}
+
+    specs = [spec(part) for part in method.parts(slot)]
     return specs if slot in CHAINS else (specs[0] if specs else None)
