@@ -1,4 +1,4 @@
-"""Methods, parts, tasks and policies from a user's file or an installed package, without a change to the library."""
+"""Methods, procedures, parts, tasks and policies from a user's file or an installed package, without a change to the library."""
 
 from __future__ import annotations
 
@@ -60,6 +60,14 @@ def table(observations, actions, *, value=True, seed=0, scale=1.0):
 
 gentler = anypo.method("grpo").but(trust=SquaredTrust(0.25), terms=[])
 number = 3
+
+
+def add(values: list[float]) -> float:
+    """Add numbers."""
+    return sum(values)
+
+
+total = anypo.Procedure(anypo.Card("total", "A sum", 2026, None, "sum x", "here", "Addition works."), add, (), "analysis")
 '''
 
 
@@ -110,7 +118,7 @@ def test_what_a_run_writes_down_builds_it_again_in_another_process(mine, tmp_pat
     ("flags", "sentence"),
     [
         (["absent.py:x", "--task", "bandit"], "there is no file absent.py to take the method 'x' from"),
-        (["MINE:nothing", "--task", "bandit"], "has no method 'nothing'; it has SquaredTrust, Coins, table"),
+        (["MINE:nothing", "--task", "bandit"], "has no method 'nothing'; it has SquaredTrust, Coins, table, add"),
         (["MINE:number", "--task", "bandit"], "is a int; a method is made by anypo.method"),
         (["grpo", "--task", "MINE:number"], "is a int; a task is a class or a function"),
         (["grpo", "--task", "MINE:SquaredTrust"], "is no task: it lacks channels, continuing"),
@@ -151,6 +159,8 @@ def test_a_name_that_is_taken_is_refused():
 ENTRY_POINTS = """
 [anypo.methods]
 gentler = shop.things:gentler
+[anypo.procedures]
+total = shop.things:total
 [anypo.parts]
 trust.squared-trust = shop.things:SquaredTrust
 [anypo.tasks]
@@ -195,9 +205,15 @@ def test_an_installed_package_gives_method_part_task_and_policy(package):
 
 
 def test_lists_show_what_a_package_adds(package):
+    assert "shop" in next(line for line in anypo_with(package, "methods").stdout.splitlines() if "A sum" in line)
     assert "shop" in next(line for line in anypo_with(package, "methods").stdout.splitlines() if "gentler" in line)
     assert "Two arms." in anypo_with(package, "tasks").stdout
     assert "squared-trust" in anypo_with(package, "parts", "--stage", "trust").stdout
+
+
+def test_an_installed_package_gives_a_procedure(package):
+    done = anypo_with(package, "run", "total", "1,2")
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
 def test_a_package_that_fails_takes_no_other_method_away(package):

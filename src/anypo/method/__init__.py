@@ -1,7 +1,20 @@
-"""Methods: named fillings of the nine stages, written as differences from one another."""
+"""Methods: named fillings of the nine stages, written as differences from one another. Procedures: functions with a card."""
 
 from anypo.method.card import Card, Claim, Reduction
 from anypo.method.method import Method
-from anypo.method.registry import METHODS, load_methods, method, methods, register_method
+from anypo.method.procedure import Procedure
+from anypo.method.registry import ENTRIES, load_entries, method, methods, register_method, register_procedure
 
-__all__ = ["METHODS", "Card", "Claim", "Method", "Reduction", "load_methods", "method", "methods", "register_method"]
+__all__ = [
+    "ENTRIES",
+    "Card",
+    "Claim",
+    "Method",
+    "Procedure",
+    "Reduction",
+    "load_entries",
+    "method",
+    "methods",
+    "register_method",
+    "register_procedure",
+]
