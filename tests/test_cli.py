@@ -302,8 +302,8 @@ def test_verify_prints_effect_interval_and_verdict_and_records_only_when_asked(c
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("verify",), "name methods, or give --family F, or --all"),
-        (("verify", "grpo", "--all"), "name methods, or give --family F, or --all"),
+        (("verify",), "name methods or procedures, or give --family F, or --all"),
+        (("verify", "grpo", "--all"), "name methods or procedures, or give --family F, or --all"),
         (("verify", "grop"), "did you mean 'grpo'"),
         (("verify", "--family", "advantages"), "did you mean 'advantage'"),
         (("verify", "grpo", "--seeds", "ten"), "--seeds takes a number or a range"),
@@ -330,7 +330,7 @@ def test_the_microscope_prints_gain_and_names_the_dead_term(call, tmp_path):
 
 def test_methods_carry_their_recorded_evidence(call):
     code, out, _ = call("methods", "--json")
-    found = json.loads("\n".join(out))
+    found = [card for card in json.loads("\n".join(out)) if card["kind"] == "method"]
     assert code == 0
     assert all(card["evidence"]["properties"]["passed"] == card["evidence"]["properties"]["of"] for card in found)
     assert {card["evidence"]["verdict"] for card in found} == {"supported", "mixed", "not supported at this scale"}

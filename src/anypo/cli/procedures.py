@@ -60,8 +60,8 @@ def as_plain(value: Any) -> Any:
         return {str(key): as_plain(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
         return [as_plain(x) for x in value]
-    if hasattr(value, "tolist"):  # tensors, arrays and their numbers
-        return value.tolist()
+    if callable(tolist := getattr(value, "tolist", None)):  # of tensors, arrays and their numbers
+        return tolist()
     return value if isinstance(value, int | float | str | None) else str(value)
 
 

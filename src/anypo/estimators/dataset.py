@@ -154,7 +154,7 @@ def entropy_is_at_most_that_of_equal_shares() -> None:
         data = draw_episodes(seed)
         h, u = occupancy_entropy(data), unique_pairs(data)
         assert math.exp(h) <= u + 1e-9, f"exp(H) is {math.exp(h):.6g} with {u} distinct pairs (seed {seed})"
-    equal = {**data, "obs": torch.arange(40)[:, None].float(), "action": torch.zeros(40, dtype=torch.long)}
+    equal = {**draw_episodes(0), "obs": torch.arange(40)[:, None].float(), "action": torch.zeros(40, dtype=torch.long)}
     off = abs(occupancy_entropy(equal) - math.log(unique_pairs(equal)))
     assert off < 1e-9, f"the entropy of equally frequent pairs is off by {off:.3g}"
 

@@ -15,7 +15,7 @@ from anypo.evidence.properties import check_known, check_properties
 from anypo.evidence.tryouts import Findings, small_run, try_environment, try_policy, try_task
 from anypo.method.method import Method
 from anypo.method.procedure import Procedure
-from anypo.method.registry import as_entry, method
+from anypo.method.registry import method
 from anypo.protocols import Task
 from anypo.stages import CHAINS, LEVELS, declared
 from anypo.tasks import make_task
@@ -44,7 +44,7 @@ def check_object(name: str) -> Findings:
     if isinstance(thing, Procedure):
         return check_procedure(thing)
     if isinstance(thing, Method):
-        return check_method(as_entry(name, thing, "method"))
+        return check_method(method(name))
     if is_environment(thing):
         return try_environment(thing)
     if not callable(thing):
