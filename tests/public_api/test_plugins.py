@@ -14,6 +14,7 @@ from killed import train_and_kill
 import anypo
 from anypo.config import from_dict
 from anypo.errors import UsageError
+from anypo.evidence import verify
 from anypo.flags import parse_flags
 from anypo.loops.learn import learn
 from anypo.runs.build import build
@@ -93,6 +94,17 @@ def test_a_file_gives_method_part_task_and_policy(mine):
     assert run.policy.logits.shape == (3, 4)
     assert "squared-trust(coef=0.25)" in run.method.explain()
     learn(run)
+
+
+def test_a_method_of_a_file_with_a_card_of_its_own_is_verified_without_being_registered(tmp_path):
+    (tmp_path / "carded.py").write_text(
+        "import anypo\n"
+        "claim = anypo.Claim('It is itself.', 'gradient', 'bias', against='grpo', settings={'repeats': 5})\n"
+        "card = anypo.Card('carded', 'GRPO', 2026, None, '', '', '', claims=(claim,))\n"
+        "mine = anypo.method('grpo').but(card=card)\n"
+    )
+    record = verify.examine(f"{tmp_path}/carded.py:mine", [0, 1], cases=1)
+    assert (record["claims"][0]["effect"], record["properties"]["failed"]) == (0.0, [])
 
 
 def test_a_part_of_a_file_fills_a_stage_of_any_method(mine):
