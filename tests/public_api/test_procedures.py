@@ -29,9 +29,12 @@ from anypo.method.registry import ENTRIES, entries, entry, system
 FILE = '''
 """A procedure of one's own."""
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Optional
+
+from torch import Tensor
 
 import anypo
+from anypo.parts.store.episodes import Table
 
 
 def total(values: list[float], *, scale: float = 1.0, how: Literal["sum", "mean"] = "sum") -> float:
@@ -62,6 +65,15 @@ mine = anypo.Procedure(CARD, total, (three_numbers_add_up,), "analysis")
 wrong = anypo.Procedure(CARD, total, (three_numbers_add_up, wrong_answer), "analysis")
 lacking = anypo.Procedure(CARD, bare, (), "analysis")
 number = 3
+
+
+def weigh(scale: float, data: Table, weight: Optional[Tensor] = None, *, other: Optional[Table] = None) -> Tensor:
+    """Weigh rewards."""
+    rewards = data["reward"] if other is None else data["reward"] + other["reward"]
+    return scale * (rewards if weight is None else rewards * weight).sum()
+
+
+weighed = anypo.Procedure(CARD, weigh, (three_numbers_add_up,), "analysis")
 '''
 
 
@@ -169,7 +181,10 @@ def test_a_result_is_printed_as_a_table(folder: Path) -> None:
         (["microscope", "best-of-n"], "best-of-n is a procedure: anypo run best-of-n"),
         (["run", "best-of-m"], "unknown procedure 'best-of-m'; did you mean 'best-of-n'?"),
         (["train", "dual-rl"], "dual-rl is a system of several entries: f-dvl, recoil"),
-        (["run", "best-of-n"], "[--group COLUMN] takes 1 inputs, not 0"),
+        (
+            ["run", "best-of-n"],
+            "best-of-n takes 1 input, not 0: anypo run best-of-n FILE [--ns N,...] [--group COLUMN]",
+        ),
         (
             ["run", "best-of-n", "scores.jsonl", "--grup", "3"],
             "unknown flag of best-of-n: '--grup'; did you mean '--group'?",
@@ -378,6 +393,16 @@ def test_a_procedure_of_a_file_is_run_explained_and_verified(mine: str) -> None:
     result = call("verify", f"{mine}:wrong")
     assert result.exit_code == 1
     assert "FAILED wrong answer: 1 is not 2" in result.stdout
+
+
+def test_inputs_keep_their_order_and_a_tensor_may_have_a_file_of_its_own(mine: str, folder: Path) -> None:
+    write_transitions(folder / "data.npz", episodes=1)
+    np.savez("weights.npz", weight=np.array([0.0, 0.0, 1.0, 0.0]))
+    usage = "anypo run total SCALE DATASET [--weight FILE] [--other DATASET]"
+    assert usage in call("explain", f"{mine}:weighed").stdout
+    assert call_json("run", f"{mine}:weighed", "-2", "data.npz") == -2 * (0 + 1 + 2 + 3)
+    assert call_json("run", f"{mine}:weighed", "-2", "data.npz", "--weight", "weights.npz") == -2 * 2
+    assert call_json("run", f"{mine}:weighed", "1", "data.npz", "--other", "data.npz") == 12
 
 
 def test_what_is_wrong_with_a_procedure_of_a_file_is_one_sentence(mine: str) -> None:

@@ -13,7 +13,7 @@ from anypo.errors import UsageError, unknown
 from anypo.flags import read_plain
 from anypo.method.procedure import Procedure, is_array, is_table
 from anypo.parts.store.episodes import Table
-from anypo.ranges import alternatives, check, parameter_hints
+from anypo.ranges import alternatives, check
 from anypo.tasks.control.columns import make_table, read_numbers
 from anypo.tasks.control.data_files import read_columns
 from anypo.tasks.control.offline import Dataset, read_table
@@ -23,8 +23,9 @@ from anypo.tasks.text.records import rows_of_file
 def read_call(procedure: Procedure, words: list[str], flags: dict[str, str]) -> dict[str, Any]:
     """Return the arguments that a procedure's function is called with, by name.
 
-    Tensors are columns of one file, named like their parameters unless a flag names another column. Transitions are a data set; what
-    it states of itself (`low` and `high`) is taken for parameters of that name that no flag sets.
+    Tensors among the inputs are columns of one file, named like their parameters unless a flag names another column; other tensors
+    are further columns of it, or of a file of their own where there is none. Transitions are a data set; what it states of itself
+    (`low` and `high`) is taken for parameters of that name that no flag sets.
 
     Args:
         procedure: the procedure.
@@ -34,26 +35,25 @@ def read_call(procedure: Procedure, words: list[str], flags: dict[str, str]) -> 
     Raises:
         UsageError: an input is missing, is one too many or cannot be read, or a flag does not exist.
     """
-    hints = {name: parameter_hints(procedure.call).get(name, Any) for name in procedure.parameters()}
-    inputs = procedure.inputs()
-    arrays = {
-        name: flags.get(name, name) for name in hints if is_array(hints[name]) and (name in inputs or name in flags)
-    }
+    hints, inputs, places = procedure.hints(), procedure.inputs(), procedure.places()
+    columns = {name: flags.get(name, name) for name in inputs if is_array(hints[name])}
+    if columns:
+        columns |= {name: text for name, text in flags.items() if is_array(hints.get(name))}
     for name in flags:
-        if name not in hints or (name in inputs and name not in arrays):
-            raise unknown(f"flag of {procedure.card.id}:", name, [*procedure.flags(), *arrays], prefix="--")
-    places = list(dict.fromkeys("FILE" if name in arrays else name for name in inputs))
+        if name not in {*procedure.flags(), *columns}:
+            raise unknown(f"flag of {procedure.card.id}:", name, [*procedure.flags(), *columns], prefix="--")
     if len(words) != len(places):
-        raise UsageError(f"{procedure.usage()} takes {len(places)} inputs, not {len(words)}")
+        count = f"{len(places)} input{'s' * (len(places) != 1)}"
+        raise UsageError(f"{procedure.card.id} takes {count}, not {len(words)}: {procedure.usage()}")
+    typed = dict(zip(places, words, strict=True))
+    typed |= {name: text for name, text in flags.items() if name not in columns}
     values: dict[str, Any] = {}
     stated: dict[str, float] = {}
-    typed = {
-        **dict(zip(places, words, strict=True)),
-        **{name: text for name, text in flags.items() if name not in arrays},
-    }
     for name, text in typed.items():
         if name == "FILE":
-            values |= read_arrays(text, arrays, hints)
+            values |= read_arrays(text, columns, hints)
+        elif is_array(hints[name]):
+            values |= read_arrays(text, {name: name}, hints)
         elif is_table(hints[name]):
             values[name], of_itself = read_transitions(text)
             stated |= of_itself if name in inputs else {}

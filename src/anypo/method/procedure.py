@@ -60,31 +60,33 @@ class Procedure:
                 raise unknown(f"parameter of {self.card.id}:", name, known)
         return replace(self, call=partial(self.call, **settings))
 
+    def hints(self) -> dict[str, Any]:
+        """Return the annotations of the parameters, ranges included."""
+        return {name: parameter_hints(self.call).get(name, Any) for name in self.parameters()}
+
+    def places(self) -> list[str]:
+        """Return what is typed, in order: the names of the inputs, and FILE for all tensors among them."""
+        hints = self.hints()
+        return list(dict.fromkeys("FILE" if is_array(hints[name]) else name for name in self.inputs()))
+
     def usage(self) -> str:
         """Return how the procedure is typed: its inputs, and its flags in brackets."""
-        hints, words = parameter_hints(self.call), []
-        for name in self.inputs():
-            hint = hints.get(name, Any)
-            words.append("FILE" if is_array(hint) else "DATASET" if is_table(hint) else name.upper())
-        flags = [f"[--{name.replace('_', '-')} {describe_value(hints.get(name, Any))}]" for name in self.flags()]
-        return " ".join(["anypo run", self.card.id, *dict.fromkeys(words), *flags])
+        hints, places = self.hints(), self.places()
+        words = ["DATASET" if is_table(hints.get(place)) else place.upper() for place in places]
+        flags = [
+            f"[--{name.replace('_', '-')} {describe_value(hints[name], 'FILE' in places)}]" for name in self.flags()
+        ]
+        return " ".join(["anypo run", self.card.id, *words, *flags])
 
     def explain(self) -> str:
         """Return the procedure in words: title, kind, usage, parameters, equation, source, known answers, claim."""
         card = self.card
         title = f"{card.title} ({card.year}{f', arXiv {card.arxiv}' if card.arxiv else ''})"
-        lines = [
-            title,
-            f"{card.id}: {'an' if self.kind[0] in 'ae' else 'a'} {self.kind}",
-            "",
-            f"Call       {self.usage()}",
-        ]
-        hints, about = (
-            parameter_hints(self.call),
-            explain_parameters(inspect.getdoc(self.call) or "", self.parameters()),
-        )
-        arrays = [name for name in self.inputs() if is_array(hints.get(name, Any))]
-        lines += [f"  FILE: the columns {', '.join(arrays)}"] * bool(arrays)
+        article = "an" if self.kind[0] in "ae" else "a"
+        about = explain_parameters(inspect.getdoc(self.call) or "", self.parameters())
+        columns = [name for name in self.inputs() if is_array(self.hints()[name])]
+        lines = [title, f"{card.id}: {article} {self.kind}", "", f"Call       {self.usage()}"]
+        lines += [f"  FILE: the columns {', '.join(columns)}"] * bool(columns)
         lines += [f"  {name}: {sentence}" for name, sentence in about.items()]
         lines += [f"Equation   {card.equation}", f"Source     {card.source} [{card.confidence}]"]
         lines += [f"Known      {describe_check(check)}" for check in self.known]
@@ -110,10 +112,11 @@ WORDS = {int: "N", float: "X", bool: "true|false", str: "TEXT", Path: "FILE"}
 """How values are written in usages, by type."""
 
 
-def describe_value(hint: Any) -> str:
-    """Return what is typed for a parameter: a column for a tensor, a data set for transitions, else a word for its type."""
+def describe_value(hint: Any, with_file: bool) -> str:
+    """Return what is typed for a flag: a column of the FILE for a tensor, where there is one, a data set for transitions, else a word
+    for its type."""
     if is_array(hint):
-        return "COLUMN"
+        return "COLUMN" if with_file else "FILE"
     if is_table(hint):
         return "DATASET"
     words = []
@@ -121,7 +124,7 @@ def describe_value(hint: Any) -> str:
         if get_origin(option) is Literal:
             words += map(str, get_args(option))
         elif get_origin(option) in (tuple, list, Sequence):
-            words.append(f"{describe_value(get_args(option)[0])},...")
+            words.append(f"{describe_value(get_args(option)[0], with_file)},...")
         elif option is not NoneType:
             words.append(WORDS.get(option, "VALUE"))
     return "|".join(dict.fromkeys(words))
