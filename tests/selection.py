@@ -64,13 +64,13 @@ def sampled(names: list[str], day: date, changed: set[str]) -> list[str]:
 
 
 def main() -> None:
-    import anypo
+    from anypo.method.registry import entries
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", action="store_true", help="the entries of the date's sample and the changed ones")
     parser.add_argument("--shard", type=parse_shard, default=(1, 1), metavar="I/N", help="this part of them")
     options = parser.parse_args()
-    names = sampled(anypo.methods(), sample_day(), changed()) if options.sample else anypo.methods()
+    names = sampled(entries(), sample_day(), changed()) if options.sample else entries()
     sys.stdout.writelines(f"{name}\n" for name in names if in_shard(name, options.shard))
 
 

@@ -134,7 +134,7 @@ def test_methods_as_json_say_what_each_changes(call):
     code, out, _ = call("methods", "--json")
     cards = {card["id"]: card for card in json.loads("\n".join(out))}
     assert code == 0
-    assert sorted(cards) == anypo.methods()
+    assert sorted(name for name, card in cards.items() if card["kind"] == "method") == anypo.methods()
     assert cards["minpro"]["base"] == "cispo"
     assert cards["minpro"]["changed"] == ["ratio"]
     assert cards["minpro"]["stages"]["ratio"] == ["min-prefix"]
@@ -288,7 +288,7 @@ def test_verify_prints_effect_interval_and_verdict_and_records_only_when_asked(c
     assert code == 0
     assert out[0].startswith("rloo: 12 of 12 properties")
     assert "2 seeds" in out[1]
-    assert out[-1].startswith("1 methods: 0 properties failed")
+    assert out[-1].startswith("1 entries: 0 properties failed")
     assert not (tmp_path / "evidence").exists()
     code, _, _ = call("verify", "rloo", "--seeds", "2", "--record", "--ledger", "evidence/ledger.json")
     ledger = json.loads((tmp_path / "evidence" / "ledger.json").read_text())
@@ -302,8 +302,8 @@ def test_verify_prints_effect_interval_and_verdict_and_records_only_when_asked(c
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("verify",), "name methods, or give --family F, or --all"),
-        (("verify", "grpo", "--all"), "name methods, or give --family F, or --all"),
+        (("verify",), "name methods or procedures, or give --family F, or --all"),
+        (("verify", "grpo", "--all"), "name methods or procedures, or give --family F, or --all"),
         (("verify", "grop"), "did you mean 'grpo'"),
         (("verify", "--family", "advantages"), "did you mean 'advantage'"),
         (("verify", "grpo", "--seeds", "ten"), "--seeds takes a number or a range"),
@@ -330,7 +330,7 @@ def test_the_microscope_prints_gain_and_names_the_dead_term(call, tmp_path):
 
 def test_methods_carry_their_recorded_evidence(call):
     code, out, _ = call("methods", "--json")
-    found = json.loads("\n".join(out))
+    found = [card for card in json.loads("\n".join(out)) if card["kind"] == "method"]
     assert code == 0
     assert all(card["evidence"]["properties"]["passed"] == card["evidence"]["properties"]["of"] for card in found)
     assert {card["evidence"]["verdict"] for card in found} == {"supported", "mixed", "not supported at this scale"}

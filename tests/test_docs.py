@@ -13,7 +13,7 @@ import pytest
 import anypo
 from anypo import config as configuration
 from anypo.loops.learn import learn
-from anypo.method.registry import METHODS
+from anypo.method.registry import ENTRIES
 from anypo.parts.registry import PARTS
 from anypo.runs.folder import create
 
@@ -25,14 +25,14 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p 
 def test_the_python_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     anypo.methods()
-    known, parts = dict(METHODS), {slot: dict(found) for slot, found in PARTS.items()}
+    known, parts = dict(ENTRIES), {slot: dict(found) for slot, found in PARTS.items()}
     space = {"__name__": "example"}
     try:
         for example in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
             exec(compile(example, page, "exec"), space)
     finally:
-        METHODS.clear()
-        METHODS.update(known)
+        ENTRIES.clear()
+        ENTRIES.update(known)
         for slot, found in parts.items():
             PARTS[slot].clear()
             PARTS[slot].update(found)

@@ -12,7 +12,7 @@ from entries import entries
 import anypo
 from anypo import Card, Method, Trajectories
 from anypo.errors import UsageError
-from anypo.method.registry import METHODS, register_method
+from anypo.method.registry import ENTRIES, register_method
 from anypo.parts.credit import Combine
 from anypo.parts.critic import Value
 from anypo.parts.knobs import Linear
@@ -302,7 +302,7 @@ def test_a_method_is_a_fresh_copy_each_time() -> None:
     one, other = anypo.method("grpo"), anypo.method("grpo")
     one.stages["terms"] = ()
     assert other.stages["terms"]
-    assert anypo.method("grpo").stages == other.stages == METHODS["grpo"].stages
+    assert anypo.method("grpo").stages == other.stages == ENTRIES["grpo"].stages
 
 
 def test_the_ten_methods_are_registered() -> None:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from anypo.comparisons import Comparisons
     from anypo.method.card import Card, Claim, Reduction
     from anypo.method.method import Method
-    from anypo.method.registry import method, methods, register_method
+    from anypo.method.procedure import Procedure
+    from anypo.method.registry import method, methods, procedure, procedures, register_method, register_procedure
     from anypo.method.term import Term
     from anypo.parts.registry import register_part
     from anypo.policies import register_policy
@@ -28,6 +29,7 @@ __all__ = [
     "Claim",
     "Comparisons",
     "Method",
+    "Procedure",
     "Reduction",
     "Request",
     "Term",
@@ -38,9 +40,12 @@ __all__ = [
     "method",
     "methods",
     "parts",
+    "procedure",
+    "procedures",
     "register_method",
     "register_part",
     "register_policy",
+    "register_procedure",
     "register_task",
     "resume",
     "train",
@@ -53,13 +58,17 @@ HOMES = {
     "Claim": "anypo.method.card",
     "Comparisons": "anypo.comparisons",
     "Method": "anypo.method.method",
+    "Procedure": "anypo.method.procedure",
     "Reduction": "anypo.method.card",
     "Term": "anypo.method.term",
     "Request": "anypo.types",
     "Trajectories": "anypo.types",
+    "procedure": "anypo.method.registry",
+    "procedures": "anypo.method.registry",
     "register_method": "anypo.method.registry",
     "register_part": "anypo.parts.registry",
     "register_policy": "anypo.policies",
+    "register_procedure": "anypo.method.registry",
     "register_task": "anypo.tasks",
 }
 

@@ -17,7 +17,7 @@ from anypo.flags import assign
 from anypo.loops.evaluate import held_out
 from anypo.loops.learn import learn
 from anypo.method.method import Method
-from anypo.method.registry import METHODS
+from anypo.method.registry import ENTRIES
 from anypo.policies.control.spaces import is_batch, space_from_dict
 from anypo.protocols import HasActionSpace, Task
 from anypo.report.console import finish, records, result_of
@@ -315,8 +315,8 @@ def name_method(method: str | Method) -> tuple[str, Method | None]:
     """Return a method's name in config.yaml, and the object where the name does not give it."""
     if isinstance(method, str):
         return method, None
-    known = METHODS.get(method.card.id)
-    if known is not None and known.stages == method.stages and known.later == method.later:
+    known = ENTRIES.get(method.card.id)
+    if isinstance(known, Method) and known.stages == method.stages and known.later == method.later:
         return method.card.id, None
     return f"{OBJECT}{method.card.id}", method
 

@@ -100,21 +100,30 @@ def split_rewards(text: str) -> list[str]:
 
 
 def read_value(path: str, text: str) -> Any:
-    """Read a flag's value: text where text is expected, else a number, true, false, none, or a list or dictionary in brackets.
+    """Read a flag's value: text where text is expected, else as `read_plain` does.
 
     Args:
         path: of the setting.
         text: as typed.
     """
-    if path in TEXTS:
-        return text
     ends = text.strip()[:1] + text.strip()[-1:]
-    if ends == "[]" or (ends == "{}" and path not in TEXT_LISTS):
-        return read_yaml(text, f"the value of --{path}")
-    if path in TEXT_LISTS or path in SLOTS:
+    in_brackets = ends == "[]" or (ends == "{}" and path not in TEXT_LISTS)
+    if path in TEXTS or ((path in TEXT_LISTS or path in SLOTS) and not in_brackets):
         return text
-    constants = {"true": True, "false": False, "none": None, "null": None}
+    return read_plain(path, text)
+
+
+def read_plain(path: str, text: str) -> Any:
+    """Read a value: a number, true, false, none, a list or dictionary in brackets, else text.
+
+    Args:
+        path: of the setting, for errors.
+        text: as typed.
+    """
     plain = text.strip().lower()
+    if plain[:1] + plain[-1:] in ("[]", "{}"):
+        return read_yaml(text, f"the value of --{path}")
+    constants = {"true": True, "false": False, "none": None, "null": None}
     return constants[plain] if plain in constants else read_number(text)
 
 

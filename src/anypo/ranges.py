@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -271,3 +272,23 @@ def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
         if "__init__" in vars(base) and base is not object:
             hints |= get_type_hints(vars(base)["__init__"], include_extras=True)
     return hints
+
+
+def explain_parameters(doc: str, names: Collection[str]) -> dict[str, str]:
+    """Return the first sentence that a docstring has on each parameter, where it has one.
+
+    Args:
+        doc: with entries `name: text` or `name, name: text`, each up to the next one or a blank line; below `Args:` where it has that.
+        names: of the parameters.
+    """
+    section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", doc, re.DOTALL | re.MULTILINE)
+    doc = section[1] if section else doc
+    known = "|".join(map(re.escape, names)) or "$^"
+    marks = list(re.finditer(rf"(?:(?<=\s)|^)((?:(?:{known}), )*(?:{known})): ", doc))
+    sentences = {}
+    for i, mark in enumerate(marks):
+        end = marks[i + 1].start() if i + 1 < len(marks) else len(doc)
+        text = " ".join(re.split(r"\n\s*\n", doc[mark.end() : end])[0].split())
+        sentence = re.split(r"(?<=\.)\s", text)[0].removesuffix(".").removesuffix(";")
+        sentences |= dict.fromkeys(mark[1].split(", "), sentence)
+    return sentences

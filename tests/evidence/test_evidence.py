@@ -21,6 +21,8 @@ from anypo.evidence.experiments.registry import CHEAP, EXPERIMENTS, run_experime
 from anypo.evidence.microscope import find_dead_terms, gain, measure_gradient, plot_weights, weight_curve
 from anypo.evidence.properties import PROPERTIES, check_properties
 from anypo.evidence.toys import Codes, Sequences
+from anypo.method.registry import entries as ids
+from anypo.method.registry import entry
 from anypo.parts.terms import Divergence, EntropyGatedKl
 from anypo.types import Request
 
@@ -125,8 +127,9 @@ def test_a_stale_sampler_is_renewed_only_when_it_is_due():
 def test_experiments_give_the_same_numbers_again_and_others_for_another_seed(name):
     small = {"repeats": 5} if name in CHEAP and name != "direction" else {"batches": 6}
     small = {"updates": 20} if name == "recovery" else small
-    method = {"direction": "reinforce", "recovery": "bt-rm"}.get(name, "grpo")
-    one, two, other = (run_experiment(name, anypo.method(method), seed, small) for seed in (0, 0, 1))
+    small = {"samples": 64} if name == "selection" else small
+    under_test = {"direction": "reinforce", "recovery": "bt-rm", "selection": "best-of-n"}.get(name, "grpo")
+    one, two, other = (run_experiment(name, entry(under_test), seed, small) for seed in (0, 0, 1))
     assert one == two
     assert one != other
 
@@ -156,8 +159,7 @@ def test_every_method_states_a_claim_that_the_laboratory_can_run(name):
     assert claims
     for claim in claims:
         assert claim.experiment in EXPERIMENTS
-        assert claim.against in NAMES
-        assert claim.against != name
+        assert claim.against in {*NAMES, "self"} - {name}
 
 
 def test_the_interval_is_that_of_the_t_distribution():
@@ -206,33 +208,35 @@ def test_broken_parts_fail_their_properties_with_a_sentence():
 
 def test_the_ledger_is_merged_sorted_and_rounded(tmp_path):
     path = tmp_path / "evidence" / "ledger.json"
-    entry = {"properties": {"passed": 1, "of": 1, "cases": 2, "failed": []}, "claims": [], "effect": 1 / 3}
-    verify.record_verdicts(path, {"b": entry})
-    verify.record_verdicts(path, {"a": entry})
+    record = {"properties": {"passed": 1, "of": 1, "cases": 2, "failed": []}, "claims": [], "effect": 1 / 3}
+    verify.record_verdicts(path, {"b": record})
+    verify.record_verdicts(path, {"a": record})
     found = json.loads(path.read_text())["methods"]
     assert list(found) == ["a", "b"]
     assert found["a"]["effect"] == 0.333333
     assert set(found["a"]["versions"]) == {"anypo", "torch"}
 
 
-def test_the_committed_ledger_holds_every_method_and_follows_the_rule():
+def test_the_committed_ledger_holds_every_entry_and_follows_the_rule():
     found = verify.ledger()
-    assert sorted(found) == NAMES
-    for name, entry in found.items():
-        assert entry["properties"]["failed"] == [], name
-        for claim in entry["claims"]:
+    assert sorted(found) == ids()
+    for name, record in found.items():
+        assert record["properties"]["failed"] == [], name
+        for claim in record["claims"]:
             sign = 1 if claim["better"] == "higher" else -1
             mean, bounds = verify.interval([sign * (a - b) - claim["margin"] for a, b in claim["values"]])
             assert claim["effect"] == pytest.approx(mean, rel=1e-3, abs=1e-4), name
             assert claim["verdict"] == verify.verdict(mean, bounds), name
-        assert entry["verdict"] == verify.overall_verdict([c["verdict"] for c in entry["claims"]])
+        if record["claims"]:
+            assert record["verdict"] == verify.overall_verdict([c["verdict"] for c in record["claims"]])
 
 
-def test_the_ledger_matches_the_claims_in_the_method_files():
-    for name, entry in verify.ledger().items():
-        stated = [(c.text, c.experiment, c.measure, c.against, c.settings) for c in anypo.method(name).card.claims]
+def test_the_ledger_matches_the_claims_in_the_files():
+    for name, record in verify.ledger().items():
+        stated = [(c.text, c.experiment, c.measure, c.against, c.settings, c.ablate) for c in entry(name).card.claims]
         assert [
-            (c["text"], c["experiment"], c["measure"], c["against"], c["settings"]) for c in entry["claims"]
+            (c["text"], c["experiment"], c["measure"], c["against"], c["settings"], c.get("ablate", {}))
+            for c in record["claims"]
         ] == stated
 
 

@@ -1,5 +1,7 @@
 """Recorded transitions in any common layout, and what cannot be read refused in one sentence when the file is read."""
 
+import json
+
 import gymnasium
 import numpy as np
 import pyarrow
@@ -7,8 +9,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from gymnasium import spaces
+from typer.testing import CliRunner
 
-from anypo.cli.app import main
+from anypo.cli.app import app, main
 from anypo.config import from_dict
 from anypo.errors import UsageError
 from anypo.loops.learn import learn
@@ -310,3 +313,18 @@ def test_described_data_have_their_own_environment(library, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         main()
     assert '"episodes": 3' in capsys.readouterr().out
+
+
+def test_returns_that_data_state_of_themselves_are_taken_unless_a_flag_sets_them(library):
+    record("toy/stated-v0", "FrozenLake-v1")
+    minari.load_dataset("toy/stated-v0").storage.update_metadata({"ref_min_score": -1.0, "ref_max_score": 3.0})
+
+    def quality(*words):
+        result = CliRunner().invoke(app, [*words, "minari:toy/stated-v0", "--json"])
+        figures = json.loads(result.stdout)
+        return figures["trajectory_quality"], figures["return_mean"]
+
+    for words in (("describe",), ("run", "dataset-perspective")):
+        stated, mean = quality(*words)
+        assert stated == pytest.approx((mean + 1) / 4)
+        assert quality(*words, "--high", "1")[0] == pytest.approx((mean + 1) / 2)

@@ -221,7 +221,9 @@ def test_what_is_missing_is_a_sentence(mine, name, sentence):
 
 
 def test_what_anypo_takes_nowhere_is_refused(mine):
-    with pytest.raises(UsageError, match="is a int; check takes a method, part, reward, environment, task or policy"):
+    with pytest.raises(
+        UsageError, match="is a int; check takes a method, procedure, part, reward, environment, task or policy"
+    ):
         check_object(f"{mine}:number")
     with pytest.raises(UsageError, match=r"'grpo' is no FILE\.py:NAME"):
         check_object("grpo")

@@ -1,4 +1,4 @@
-"""Methods, parts, tasks and policies from a user's file or an installed package, without a change to the library."""
+"""Methods, procedures, parts, tasks and policies from a user's file or an installed package, without a change to the library."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from killed import train_and_kill
 import anypo
 from anypo.config import from_dict
 from anypo.errors import UsageError
+from anypo.evidence import verify
 from anypo.flags import parse_flags
 from anypo.loops.learn import learn
 from anypo.runs.build import build
@@ -60,6 +61,14 @@ def table(observations, actions, *, value=True, seed=0, scale=1.0):
 
 gentler = anypo.method("grpo").but(trust=SquaredTrust(0.25), terms=[])
 number = 3
+
+
+def add(values: list[float]) -> float:
+    """Add numbers."""
+    return sum(values)
+
+
+total = anypo.Procedure(anypo.Card("total", "A sum", 2026, None, "sum x", "here", "Addition works."), add, (), "analysis")
 '''
 
 
@@ -87,6 +96,17 @@ def test_a_file_gives_method_part_task_and_policy(mine):
     learn(run)
 
 
+def test_a_method_of_a_file_with_a_card_of_its_own_is_verified_without_being_registered(tmp_path):
+    (tmp_path / "carded.py").write_text(
+        "import anypo\n"
+        "claim = anypo.Claim('It is itself.', 'gradient', 'bias', against='grpo', settings={'repeats': 5})\n"
+        "card = anypo.Card('carded', 'GRPO', 2026, None, '', '', '', claims=(claim,))\n"
+        "mine = anypo.method('grpo').but(card=card)\n"
+    )
+    record = verify.examine(f"{tmp_path}/carded.py:mine", [0, 1], cases=1)
+    assert (record["claims"][0]["effect"], record["properties"]["failed"]) == (0.0, [])
+
+
 def test_a_part_of_a_file_fills_a_stage_of_any_method(mine):
     run = build_run("dapo", "--task", "bandit", "--trust", f"{mine}:SquaredTrust", "--trust.coef", "0.1")
     assert run.method.texts()["trust"] == ["squared-trust(coef=0.1)"]
@@ -110,7 +130,7 @@ def test_what_a_run_writes_down_builds_it_again_in_another_process(mine, tmp_pat
     ("flags", "sentence"),
     [
         (["absent.py:x", "--task", "bandit"], "there is no file absent.py to take the method 'x' from"),
-        (["MINE:nothing", "--task", "bandit"], "has no method 'nothing'; it has SquaredTrust, Coins, table"),
+        (["MINE:nothing", "--task", "bandit"], "has no method 'nothing'; it has SquaredTrust, Coins, table, add"),
         (["MINE:number", "--task", "bandit"], "is a int; a method is made by anypo.method"),
         (["grpo", "--task", "MINE:number"], "is a int; a task is a class or a function"),
         (["grpo", "--task", "MINE:SquaredTrust"], "is no task: it lacks channels, continuing"),
@@ -151,6 +171,8 @@ def test_a_name_that_is_taken_is_refused():
 ENTRY_POINTS = """
 [anypo.methods]
 gentler = shop.things:gentler
+[anypo.procedures]
+total = shop.things:total
 [anypo.parts]
 trust.squared-trust = shop.things:SquaredTrust
 [anypo.tasks]
@@ -195,9 +217,15 @@ def test_an_installed_package_gives_method_part_task_and_policy(package):
 
 
 def test_lists_show_what_a_package_adds(package):
+    assert "shop" in next(line for line in anypo_with(package, "methods").stdout.splitlines() if "A sum" in line)
     assert "shop" in next(line for line in anypo_with(package, "methods").stdout.splitlines() if "gentler" in line)
     assert "Two arms." in anypo_with(package, "tasks").stdout
     assert "squared-trust" in anypo_with(package, "parts", "--stage", "trust").stdout
+
+
+def test_an_installed_package_gives_a_procedure(package):
+    done = anypo_with(package, "run", "total", "1,2")
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
 def test_a_package_that_fails_takes_no_other_method_away(package):
@@ -236,5 +264,5 @@ def test_a_folder_of_an_older_format_is_one_sentence(tmp_path):
     learn(create(from_dict({"method": "grpo", "task": "bandit", "steps": 1, "out": str(tmp_path / "r")})))
     path = tmp_path / "r" / "inputs.json"
     path.rename(tmp_path / "r" / "versions.json")
-    with pytest.raises(UsageError, match="has the format 1 of an older anypo, this one reads 2; start a new run"):
+    with pytest.raises(UsageError, match="has the format 1 of an older anypo, this one reads 3; start a new run"):
         continue_run(tmp_path / "r")

@@ -17,8 +17,8 @@ from anypo.cli.app import FREE, AsJson, app, out, read_config
 def list_methods(
     family: Annotated[str | None, typer.Option(help="only this family")] = None, as_json: AsJson = False
 ) -> None:
-    """List the methods, and what each changes in its base."""
-    cards = [card_of(name) for name in method_ids()]
+    """List the methods and what each changes in its base, and the procedures: a method is trained, a procedure is run."""
+    cards = [card_of(name) for name in entry_ids()]
     families = sorted({card["family"] for card in cards})
     if family is not None and family not in families:
         from anypo.errors import unknown
@@ -28,39 +28,47 @@ def list_methods(
     if as_json:
         typer.echo(json.dumps(cards, indent=2))
         return
-    table = Table("method", "year", "base", "changed", "verdict", "title")
-    for card in sorted(cards, key=lambda c: (c["year"], c["id"])):
+    table = Table("id", "kind", "year", "base", "changed", "verdict", "title")
+    for card in sorted(cards, key=lambda c: (c["kind"] != "method", c["year"], c["id"])):
         verdict = (card["evidence"] or {}).get("verdict") or ""
         title = card["title"] if card["package"] is None else f"{card['title']} ({card['package']})"
-        table.add_row(card["id"], str(card["year"]), card["base"] or "", ", ".join(card["changed"]), verdict, title)
+        changed = ", ".join(card["changed"])
+        table.add_row(card["id"], card["kind"], str(card["year"]), card["base"] or "", changed, verdict, title)
     out.print(table)
 
 
-def method_ids() -> list[str]:
-    """Return the ids of all methods; anypo is imported only here, so that `--help` is fast."""
-    import anypo
+def entry_ids() -> list[str]:
+    """Return the ids of all methods and procedures; anypo is imported only here, so that `--help` is fast."""
+    from anypo.method.registry import entries
 
-    return anypo.methods()
+    return entries()
 
 
 def card_of(name: str) -> dict[str, Any]:
-    """Return a registered method as plain values."""
-    import anypo
+    """Return a registered method or procedure as plain values; `call` is the command that trains or runs it."""
     from anypo.evidence.verify import ledger, summarize
-    from anypo.method.registry import PACKAGES
+    from anypo.method.procedure import Procedure
+    from anypo.method.registry import PACKAGES, entry
 
-    method = anypo.method(name)
-    card = method.card
+    registered = entry(name)
+    card = registered.card
+    if isinstance(registered, Procedure):
+        kind, call, stages, changed = registered.kind, registered.usage(), {}, []
+    else:
+        kind, call, stages, changed = "method", f"anypo train {name}", registered.texts(), registered.changed
     return {
         "id": card.id,
+        "kind": kind,
         "title": card.title,
         "year": card.year,
         "arxiv": card.arxiv,
         "family": card.family,
+        "system": card.system,
         "base": card.base,
-        "stages": method.texts(),
-        "changed": method.changed,
-        "evidence": summarize(ledger().get(name, {})),
+        "call": call,
+        "stages": stages,
+        "changed": changed,
+        "evidence": summarize(ledger().get(card.id, {})),
         "package": PACKAGES.get(name),
     }
 
@@ -128,41 +136,64 @@ def list_tasks(
 
 @app.command(context_settings=FREE)
 def explain(
-    words: Annotated[list[str], typer.Argument(metavar="METHOD [--STAGE part]", show_default=False)],
+    words: Annotated[
+        list[str], typer.Argument(metavar="METHOD [--STAGE part] | PROCEDURE | SYSTEM", show_default=False)
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Print a method's stages, the changed ones marked, its equation, source and cost; `--STAGE part` shows what would change."""
-    import anypo
+    """Print a method's stages, the changed ones marked, its equation, source and cost; `--STAGE part` shows what would change.
+
+    Of a procedure, its inputs, flags and known answers; of a SYSTEM, a paper with several entries, all of them.
+    """
+    from anypo.errors import UsageError
+    from anypo.method.procedure import Procedure
+    from anypo.method.registry import entry, system
 
     config = read_config(words)
-    method = anypo.method(config.method).configure(config.stages)
-    if not as_json:
-        typer.echo("\n".join((method.explain(), *evidence_lines(config.method))))
+    members = system(config.method)
+    explained = [entry(name) for name in members or [config.method]]
+    if config.stages:
+        if members or isinstance(explained[0], Procedure):
+            raise UsageError(f"{config.method} is no method, so it has no stages to replace")
+        explained = [explained[0].configure(config.stages)]
+    if as_json:
+        values = [facts_of(name, one) for name, one in zip(members or [config.method], explained, strict=True)]
+        typer.echo(json.dumps(values if members else values[0], indent=2))
         return
-    card = method.card
+    texts = ["\n".join((one.explain(), *evidence_lines(one))) for one in explained]
+    head = [f"{config.method}: {', '.join(members)}"] if members else []
+    typer.echo("\n\n".join([*head, *texts]))
+
+
+def facts_of(name: str, explained: Any) -> dict[str, Any]:
+    """Return an entry as plain values, with its equation, source and claim, and its stages as they are configured."""
+    from anypo.method.procedure import Procedure, describe_check
+
+    card = explained.card
     facts = {"equation": card.equation, "source": card.source, "claim": card.claim, "confidence": card.confidence}
-    values = {**card_of(config.method), **facts, "stages": method.texts(), "changed": method.changed}
-    typer.echo(json.dumps(values, indent=2))
+    if isinstance(explained, Procedure):
+        return {**card_of(name), **facts, "known": [describe_check(check) for check in explained.known]}
+    return {**card_of(name), **facts, "stages": explained.texts(), "changed": explained.changed}
 
 
-def evidence_lines(name: str) -> list[str]:
-    """Return the ledger's record of a method as lines of text."""
-    from anypo.evidence.verify import ledger
+def evidence_lines(explained: Any) -> list[str]:
+    """Return the ledger's record of an entry as lines of text."""
+    from anypo.evidence.verify import ledger, opponent
+    from anypo.method.procedure import Procedure
 
+    name = explained.card.id
     record = ledger().get(name)
     if record is None:
         return ["Evidence   none recorded: anypo verify " + name]
     p = record["properties"]
-    lines = [
-        f"Properties {p['passed']} of {p['of']} hold on {p['cases']} random batches",
-        f"Verdict    {record.get('verdict', 'no claim tested')}",
-    ]
+    hold = "known answers hold" if isinstance(explained, Procedure) else f"hold on {p['cases']} random batches"
+    lines = [f"Properties {p['passed']} of {p['of']} {hold}", f"Verdict    {record.get('verdict', 'no claim tested')}"]
     lines += [f"  failed   {sentence}" for sentence in p["failed"]]
     for claim in record["claims"]:
         low, high = claim["interval"]
         lines.append(f"  {claim['verdict']}: {claim['text']}")
         lines.append(
-            f"    {claim['experiment']}, {claim['measure']} ({claim['better']} is better) against {claim['against']}: effect"
+            f"    {claim['experiment']}, {claim['measure']} ({claim['better']} is better) against {opponent(claim)}: effect"
             f" {claim['effect']:.3g} [{low:.3g}, {high:.3g}], {len(claim['seeds'])} seeds, {claim['seconds']:.0f} s"
         )
     return lines

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from anypo.cli.app import FREE, AsJson, Words, app, out, read_config
-from anypo.errors import UsageError
 
 
 @app.command("collect", context_settings=FREE, no_args_is_help=True)
@@ -54,23 +51,11 @@ def describe_data(
     as_json: AsJson = False,
 ) -> None:
     """Measure a data set: returns, quality (TQ), coverage (SACo), entropy, and the gain possible by reweighting trajectories."""
+    from anypo.cli.inputs import read_transitions
+    from anypo.cli.procedures import print_result
     from anypo.estimators.dataset import measures
-    from anypo.tasks.control.offline import Dataset, read_table
 
-    def load_table(text: str) -> Dataset:
-        data = read_table(text)
-        name = env or data.get("env")
-        if name is None:
-            raise UsageError(f"{text} does not name its environment; give --env ENV_ID")
-        return Dataset(text, data, name, envs=1)
-
-    data = load_table(source)
-    other = None if reference is None else load_table(reference).numbers()
-    figures = measures(data.numbers(), data.low if low is None else low, data.high if high is None else high, other)
-    if as_json:
-        typer.echo(json.dumps(figures, indent=2))
-        return
-    table = Table("measure", "value")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
-    out.print(table)
+    data, stated = read_transitions(source, env)
+    other = None if reference is None else read_transitions(reference, env)[0]
+    flags = {name: value for name, value in (("low", low), ("high", high)) if value is not None}
+    print_result(measures(data, reference=other, **{**stated, **flags}), as_json)

@@ -10,48 +10,48 @@ import typer
 from rich.table import Table
 
 from anypo.cli.app import FREE, AsJson, app, out, read_config
-from anypo.cli.catalogue import method_ids
+from anypo.cli.catalogue import entry_ids
 from anypo.errors import UsageError
 
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(metavar="METHOD...", show_default=False)] = None,
-    family: Annotated[str | None, typer.Option(help="every method of a family")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="every method")] = False,
+    names: Annotated[list[str] | None, typer.Argument(metavar="METHOD|PROCEDURE...", show_default=False)] = None,
+    family: Annotated[str | None, typer.Option(help="every entry of a family")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="every method and procedure")] = False,
     quick: Annotated[bool, typer.Option(help="properties, and experiments under about five seconds only")] = False,
     seeds: Annotated[str, typer.Option(help="a number of seeds, or a range such as 10-19")] = "10",
-    jobs: Annotated[int, typer.Option(min=1, help="methods at once")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="entries at once")] = 1,
     keep: Annotated[bool, typer.Option("--record", help="write the records into the ledger")] = False,
     path: Annotated[
         Path | None, typer.Option("--ledger", help="where the ledger is written (default: the package's)")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="run nothing; write the ledger as a Markdown table there")] = None,
 ) -> None:
-    """Check a method's properties and test its claims: effect, 95% interval over paired seeds, verdict.
+    """Check a method's properties, or a procedure's known answers, and test the claims: effect, 95% interval over paired seeds, verdict.
 
     A claim is supported if the interval lies above 0, not supported at this scale if the mean is not above 0, else mixed.
     Ends with exit code 1 if a property fails; a verdict is never an error.
     """
-    from anypo.evidence.verify import LEDGER, examine_all, markdown, record_verdicts
+    from anypo.evidence.verify import LEDGER, examine_all, markdown, opponent, record_verdicts
 
     if report is not None:
         report.write_text(markdown())
         return
-    chosen = methods_to_verify(names or [], family, everything)
+    chosen = names_to_verify(names or [], family, everything)
     if keep and quick:
         raise UsageError("--record writes whole records; leave --quick out")
     failed, verdicts, records = 0, {}, {}
     for name, record in examine_all(chosen, seed_range(seeds), quick, jobs):
         p = record["properties"]
         failed += len(p["failed"])
-        typer.echo(f"{name}: {p['passed']} of {p['of']} properties on {p['cases']} batches, {record['seconds']:.0f} s")
+        typer.echo(f"{name}: {p['passed']} of {p['of']} properties in {p['cases']} cases, {record['seconds']:.0f} s")
         for sentence in p["failed"]:
             typer.echo(f"  FAILED {sentence}")
         for claim in record["claims"]:
             low, high = claim["interval"]
             typer.echo(
-                f"  {claim['verdict']}: {claim['text']} ({claim['experiment']}/{claim['measure']} against {claim['against']}:"
+                f"  {claim['verdict']}: {claim['text']} ({claim['experiment']}/{claim['measure']} against {opponent(claim)}:"
                 f" {claim['effect']:.3g} [{low:.3g}, {high:.3g}], {len(claim['seeds'])} seeds, {claim['seconds']:.0f} s)"
             )
         if "verdict" in record:
@@ -60,30 +60,30 @@ def verify(
         if keep:
             record_verdicts(path or LEDGER, {name: record})
     counts = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())) or "no claim tested"
-    typer.echo(f"{len(records)} methods: {failed} properties failed; {counts}")
+    typer.echo(f"{len(records)} entries: {failed} properties failed; {counts}")
     if failed:
         raise typer.Exit(1)
 
 
-def methods_to_verify(names: list[str], family: str | None, everything: bool) -> list[str]:
-    """Return the ids of the methods to verify.
+def names_to_verify(names: list[str], family: str | None, everything: bool) -> list[str]:
+    """Return the names of the entries to verify.
 
     Args:
-        names: ids of methods.
-        family: every method of that family.
-        everything: every method.
+        names: ids of methods and procedures, or FILE.py:NAME.
+        family: every entry of that family.
+        everything: every entry.
 
     Raises:
         UsageError: unless exactly one of the three selects, by a known name.
     """
-    import anypo
     from anypo.errors import unknown
+    from anypo.method.registry import entry
 
     if sum((bool(names), family is not None, everything)) != 1:
-        raise UsageError("name methods, or give --family F, or --all")
+        raise UsageError("name methods or procedures, or give --family F, or --all")
     if names:
-        return [anypo.method(name).card.id for name in names]
-    cards = {name: anypo.method(name).card for name in method_ids()}
+        return names
+    cards = {name: entry(name).card for name in entry_ids()}
     families = sorted({card.family for card in cards.values()})
     if family is not None and family not in families:
         raise unknown("family", family, families)
@@ -105,7 +105,7 @@ def seed_range(text: str) -> list[int]:
 def check_name(
     name: Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="what is checked", show_default=False)],
 ) -> None:
-    """Try a method, part, reward, environment, task or policy of a file, and say what is missing; then the exit code is 1.
+    """Try a method, procedure, part, reward, environment, task or policy of a file, and say what is missing; then the exit code is 1.
 
     Example: `anypo check mine.py:Coins`
     """

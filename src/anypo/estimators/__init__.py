@@ -1,1 +1,1 @@
-"""Plain functions that measure data, choices and policies; none of them trains anything."""
+"""Procedures that measure data, choices and policies; none of them trains anything."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.errors import UsageError
+from anypo.method.card import Card
+from anypo.method.procedure import Procedure
+from anypo.method.registry import register_procedure
 from anypo.parts.store.episodes import Table, episode_returns, trajectory_values
 
 
@@ -91,7 +95,8 @@ def measures(
 
     Args:
         data: the transitions.
-        low, high: returns of a random and of an expert policy, which TQ needs.
+        low: return of a random policy, which TQ needs.
+        high: return of an expert policy, which TQ needs.
         reference: replayed experience, which SACo needs.
 
     Returns:
@@ -116,3 +121,79 @@ def measures(
     if reference is not None:
         results["state_action_coverage"] = state_action_coverage(data, reference)
     return results
+
+
+def draw_episodes(seed: int, pairs: int = 12, episodes: int = 8, length: int = 5) -> Table:
+    """Draw recorded episodes with choices for actions, for checks.
+
+    Args:
+        seed: of all numbers.
+        pairs: distinct (s, a) there may be.
+        episodes, length: number and length of the episodes.
+    """
+    g = torch.Generator().manual_seed(seed)
+    n = episodes * length
+    pair = torch.randint(pairs, (n,), generator=g)
+    return {
+        "obs": (pair // 2)[:, None].float(),
+        "action": pair % 2,
+        "reward": torch.randn(n, generator=g),
+        "episode": torch.arange(n) // length,
+    }
+
+
+def repeat_episodes(data: Table) -> Table:
+    """Return the same episodes twice."""
+    shifted = {**data, "episode": data["episode"] + data["episode"].max() + 1}
+    return {name: torch.cat([data[name], shifted[name]]) for name in data}
+
+
+def entropy_is_at_most_that_of_equal_shares() -> None:
+    """exp(H) <= u(D) on random data, with equality where all pairs are equally frequent."""
+    for seed in range(20):
+        data = draw_episodes(seed)
+        h, u = occupancy_entropy(data), unique_pairs(data)
+        assert math.exp(h) <= u + 1e-9, f"exp(H) is {math.exp(h):.6g} with {u} distinct pairs (seed {seed})"
+    equal = {**draw_episodes(0), "obs": torch.arange(40)[:, None].float(), "action": torch.zeros(40, dtype=torch.long)}
+    off = abs(occupancy_entropy(equal) - math.log(unique_pairs(equal)))
+    assert off < 1e-9, f"the entropy of equally frequent pairs is off by {off:.3g}"
+
+
+def ends_of_the_scales_are_0_and_1() -> None:
+    """TQ = 0 at the random policy's return, 1 at the expert's; SACo(D_ref) = 1."""
+    data = draw_episodes(0)
+    mean = float(discounted_returns(data).mean())
+    ends = [trajectory_quality(data, mean, mean + 2), trajectory_quality(data, mean - 2, mean)]
+    assert max(abs(ends[0]), abs(ends[1] - 1)) < 1e-9, f"TQ goes from {ends[0]:.6g} to {ends[1]:.6g}"
+    coverage = state_action_coverage(data, data)
+    assert coverage == 1, f"the reference covers {coverage:.6g} of itself"
+
+
+def repeated_data_measure_the_same() -> None:
+    """TQ and SACo of data recorded twice are those of the data."""
+    data, reference = draw_episodes(1), draw_episodes(2, pairs=20)
+    twice = repeat_episodes(data)
+    for name, one, two in (
+        ("TQ", trajectory_quality(data, -5.0, 5.0), trajectory_quality(twice, -5.0, 5.0)),
+        ("SACo", state_action_coverage(data, reference), state_action_coverage(twice, reference)),
+    ):
+        assert abs(one - two) < 1e-9, f"{name} is {one:.6g}, and {two:.6g} of the data recorded twice"
+
+
+register_procedure(
+    Procedure(
+        Card(
+            id="dataset-perspective",
+            title="A Dataset Perspective on Offline Reinforcement Learning",
+            year=2021,
+            arxiv="2111.04714",
+            family="control",
+            equation="TQ = (mean g - g_random)/(g_expert - g_random),  SACo = u(D)/u(D_ref),  H = -sum rho log rho",
+            source="arXiv 2111.04714, eq. 3 and 5; kschweig/OfflineRL; the opportunity of arXiv 2306.13085, eq. 9",
+            claim="DQN's kind needs coverage (SACo); constrained policies need coverage or quality (TQ); BC matches the best at high TQ.",
+        ),
+        measures,
+        known=(entropy_is_at_most_that_of_equal_shares, ends_of_the_scales_are_0_and_1, repeated_data_measure_the_same),
+        kind="analysis",
+    )
+)

@@ -1,4 +1,4 @@
-"""Check an object of a user's file against what the library expects of a method, part, reward, environment, task or policy."""
+"""Check an object of a user's file against what the library expects of a method, procedure, part, reward, environment, task or policy."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing_extensions import get_protocol_members
 
 from anypo import plugins
 from anypo.errors import UsageError
-from anypo.evidence.properties import check_properties
+from anypo.evidence.properties import check_known, check_properties
 from anypo.evidence.tryouts import Findings, small_run, try_environment, try_policy, try_task
 from anypo.method.method import Method
-from anypo.method.registry import as_method, method
+from anypo.method.procedure import Procedure
+from anypo.method.registry import method
 from anypo.protocols import Task
 from anypo.stages import CHAINS, LEVELS, declared
 from anypo.tasks import make_task
@@ -40,13 +41,15 @@ def check_object(name: str) -> Findings:
     if not plugins.names_file(name):
         raise UsageError(f"{name!r} is no FILE.py:NAME")
     thing = plugins.load_from_file(name, "object")
+    if isinstance(thing, Procedure):
+        return check_procedure(thing)
     if isinstance(thing, Method):
-        return check_method(as_method(name, thing))
+        return check_method(method(name))
     if is_environment(thing):
         return try_environment(thing)
     if not callable(thing):
         raise UsageError(
-            f"{name} is a {type(thing).__name__}; check takes a method, part, reward, environment, task or policy"
+            f"{name} is a {type(thing).__name__}; check takes a method, procedure, part, reward, environment, task or policy"
         )
     if isinstance(thing, type):
         return check_class(name, thing)
@@ -98,6 +101,21 @@ def check_method(mine: Method) -> Findings:
     if record is not None:
         report.missing += record["failed"]
         report.holds.append(f"{record['passed']} of {record['of']} properties hold on {record['cases']} random batches")
+    return report
+
+
+def check_procedure(mine: Procedure) -> Findings:
+    """Check the known answers of a procedure, and whether a command line can read its parameters."""
+    report = Findings("procedure")
+    bare = [name for name, p in mine.parameters().items() if p.annotation is p.empty]
+    report.demand(
+        not bare, f"the parameters {', '.join(bare)} of `call` have no annotation, by which `anypo run` reads them"
+    )
+    report.demand(mine.known, "it has no check with a known answer")
+    record = report.attempt("a known answer", lambda: check_known(mine))
+    if record is not None:
+        report.missing += record["failed"]
+        report.holds.append(f"{record['passed']} of {record['of']} known answers hold")
     return report
 
 

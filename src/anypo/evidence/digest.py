@@ -1,4 +1,4 @@
-"""The digest of a method: a hash of its file, its parts with the functions they call, and its card.
+"""The digest of a method or procedure: a hash of its file, its parts or function with what these call, and its card.
 
 Layout, comments, docstrings, imports and the module of a definition do not change it. The shared vocabulary (types, views,
 stages), policies and tasks are no part of it. `python -m anypo.evidence.digest` prints the digests; `--stamp` writes them into the
@@ -19,31 +19,34 @@ from pathlib import Path
 from typing import Any
 
 from anypo.method.method import Method
-from anypo.method.registry import method as find
-from anypo.method.registry import methods
+from anypo.method.procedure import Procedure
+from anypo.method.registry import LIBRARY, entries
+from anypo.method.registry import entry as find
 from anypo.stages import SLOTS
 
-FOLLOWED = ("anypo.parts.", "anypo.methods.", "anypo.kernels.")
+FOLLOWED = ("anypo.parts.", "anypo.methods.", "anypo.kernels.", "anypo.estimators.")
 """Modules whose functions and classes are followed when a part names them."""
+ADDED = ("system", "ablate")
+"""Fields of cards and claims that are left out where they are empty: older digests were made without them."""
 LENGTH = 16
 
 
-def digest(method: Method) -> str:
-    """Hash a method's file, the source of its parts and of the functions they call, its settings and its card."""
-    stages = [{slot: phase.parts(slot) for slot in SLOTS} for phase in method.phases]
-    file, functions = method_files().get(method.card.id, ("", ()))
-    content = {
-        "file": file,
-        "definitions": definitions([*instance_types(stages), *functions]),
-        "stages": [[phase.text() for phase in method.later], method.length, settings(stages)],
-        "card": settings(method.card),
-    }
+def digest(entry: Method | Procedure) -> str:
+    """Hash an entry's file, the source of its parts or its function and of what these call, its settings and its card."""
+    file, functions = entry_files().get(entry.card.id, ("", ()))
+    content: dict[str, Any] = {"file": file, "card": settings(entry.card)}
+    if isinstance(entry, Procedure):
+        content["definitions"] = definitions([entry.call, *entry.known, *functions])
+    else:
+        stages = [{slot: phase.parts(slot) for slot in SLOTS} for phase in entry.phases]
+        content["definitions"] = definitions([*instance_types(stages), *functions])
+        content["stages"] = [[phase.text() for phase in entry.later], entry.length, settings(stages)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LENGTH]
 
 
 def digests() -> dict[str, str]:
-    """Return the digest of every registered method."""
-    return {name: digest(find(name)) for name in methods()}
+    """Return the digest of every registered method and procedure."""
+    return {name: digest(find(name)) for name in entries()}
 
 
 def stamp(path: Path, overwrite: bool = False) -> list[str]:
@@ -63,7 +66,8 @@ def stamp(path: Path, overwrite: bool = False) -> list[str]:
 def settings(value: Any) -> Any:
     """Write a value as JSON: dataclasses by class name and fields, functions by name."""
     if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__qualname__, {f.name: settings(getattr(value, f.name)) for f in fields(value)}]
+        present = [f.name for f in fields(value) if f.name not in ADDED or getattr(value, f.name)]
+        return [type(value).__qualname__, {name: settings(getattr(value, name)) for name in present}]
     if isinstance(value, dict):
         return {str(key): settings(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
@@ -114,11 +118,11 @@ def top_level(module: str) -> dict[str, ast.stmt]:
 
 
 @cache
-def method_files() -> dict[str, tuple[str, list[Callable[..., Any]]]]:
-    """Return method id -> text of its file and the functions from elsewhere that it names, by the cards in the files."""
-    methods()  # imports them
+def entry_files() -> dict[str, tuple[str, list[Callable[..., Any]]]]:
+    """Return id -> text of an entry's file and the functions from elsewhere that it names, by the cards in the files."""
+    entries()  # imports them
     files: dict[str, tuple[str, list[Callable[..., Any]]]] = {}
-    for name in sorted(n for n in sys.modules if n.startswith("anypo.methods.")):
+    for name in sorted(n for n in sys.modules if n.startswith(tuple(f"{package}." for package in LIBRARY))):
         tree = ast.parse(Path(str(sys.modules[name].__file__)).read_text())
         functions = [
             value for _, value in named_globals(name, tree) if is_followed(value) and not isinstance(value, type)

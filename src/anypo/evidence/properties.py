@@ -1,5 +1,5 @@
 """Properties of every method, as functions that raise AssertionError with a sentence. `verify` runs them on seeded random batches,
-the test suite with hypothesis, for every registered method."""
+the test suite with hypothesis, for every registered method. A procedure's known answers take their place."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anypo.errors import RunError, UsageError
 from anypo.evidence.batches import (
     FLOAT_STEP_FIELDS,
     draw_batch,
@@ -22,6 +23,7 @@ from anypo.evidence.batches import (
     same_bits,
 )
 from anypo.method.method import Method
+from anypo.method.procedure import Procedure, describe_check
 from anypo.method.registry import method as find
 from anypo.types import Trajectories
 
@@ -273,3 +275,15 @@ def check_properties(method: Method, cases: int) -> dict[str, Any]:
         passed += broken is None
         failed += [broken] if broken else []
     return {"passed": passed, "of": len(PROPERTIES), "cases": done, "failed": failed}
+
+
+def check_known(procedure: Procedure) -> dict[str, Any]:
+    """Run a procedure's checks with a known answer: {passed, of, cases, failed: [sentence, ...]}, as of a method's properties."""
+    failed: list[str] = []
+    for check in procedure.known:
+        try:
+            check()
+        except (AssertionError, UsageError, RunError) as error:
+            failed.append(f"{describe_check(check)}: {(str(error).splitlines() or ['does not hold'])[0]}")
+    count = len(procedure.known)
+    return {"passed": count - len(failed), "of": count, "cases": count, "failed": failed}

@@ -86,10 +86,10 @@ class Method(Requirements):
         """The phases as methods without later ones, in order; this method itself where it is the only one."""
         if not self.later:
             return (self,)
-        found = [Method(self.card, moves=self.moves, **self.stages)]
+        phases = [Method(self.card, moves=self.moves, **self.stages)]
         for phase in self.later:
-            found.append(Method(self.card, moves=phase.moves, **with_changes(found[-1].stages, phase.stages)))
-        return tuple(found)
+            phases.append(Method(self.card, moves=phase.moves, **with_changes(phases[-1].stages, phase.stages)))
+        return tuple(phases)
 
     def configure(self, settings: dict[str, Any]) -> Method:
         """Return this method with stages changed by the settings of a run's config.yaml."""

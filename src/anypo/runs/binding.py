@@ -52,7 +52,7 @@ def param_groups(policy: Any, moves: tuple[str, ...] | None = None) -> list[dict
             room, _, rest = path.partition(".")
             network = f"critics.{rest.partition('.')[0]}"
             groups["policy" if room != "critics" else network if network in groups else "critics"]["params"].append(p)
-    found = [group for group in groups.values() if group["params"]]
-    if moves is not None and not found:
+    moved = [group for group in groups.values() if group["params"]]
+    if moves is not None and not moved:
         raise UsageError(f"no trainable parameter of the policy has a name that begins with {' or '.join(moves)}")
-    return found
+    return moved

@@ -68,7 +68,7 @@ def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJE
 
 def merge_phases(method: Method, name: str) -> dict[str, Any]:
     """Return the heads or networks of all phases, by name."""
-    found = [getattr(phase, name) for phase in method.phases]
+    by_phase = [getattr(phase, name) for phase in method.phases]
     return {
         key: value
         for names in found

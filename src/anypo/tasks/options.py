@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
+
+from anypo.ranges import explain_parameters
 
 QUALIFIER = re.compile(r"\b(\w+\.)+(?=\w)")
 """The module of a type, which a list of options leaves out."""
@@ -41,23 +43,3 @@ def read_options(factories: list[Callable[..., Any]]) -> list[Option]:
                 kind = QUALIFIER.sub("", inspect.formatannotation(hints[p.name])) if p.name in hints else ""
                 options.setdefault(p.name, Option(p.name, kind, p.default, about.get(p.name, "")))
     return list(options.values())
-
-
-def explain_parameters(doc: str, names: Collection[str]) -> dict[str, str]:
-    """Return the first sentence that a docstring has on each parameter, where it has one.
-
-    Args:
-        doc: with entries `name: text` or `name, name: text`, each up to the next one or a blank line; below `Args:` where it has that.
-        names: of the parameters.
-    """
-    section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", doc, re.DOTALL | re.MULTILINE)
-    doc = section[1] if section else doc
-    known = "|".join(map(re.escape, names)) or "$^"
-    marks = list(re.finditer(rf"(?:(?<=\s)|^)((?:(?:{known}), )*(?:{known})): ", doc))
-    sentences = {}
-    for i, mark in enumerate(marks):
-        end = marks[i + 1].start() if i + 1 < len(marks) else len(doc)
-        text = " ".join(re.split(r"\n\s*\n", doc[mark.end() : end])[0].split())
-        sentence = re.split(r"(?<=\.)\s", text)[0].removesuffix(".").removesuffix(";")
-        sentences |= dict.fromkeys(mark[1].split(", "), sentence)
-    return sentences

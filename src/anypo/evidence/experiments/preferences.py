@@ -11,6 +11,7 @@ from anypo.evidence.experiments.assemble import Measures, assemble_in_memory
 from anypo.evidence.toys import Sequences
 from anypo.loops.learn import learn
 from anypo.method.method import Method
+from anypo.method.procedure import Procedure
 
 
 def train_on_proxies(
@@ -46,6 +47,25 @@ def train_on_proxies(
     last = learn(run, records.append)["eval/success"]
     peak = max(r["eval/success"] for r in records if "eval/success" in r)
     return {"success": last, "peak": peak, "fall": peak - last}
+
+
+def choose_by_proxy(procedure: Procedure, seed: int, *, samples: int = 4096, error: float = 1.0) -> Measures:
+    """Choose among samples by a proxy whose errors have heavy tails (Student's t with 2 degrees of freedom).
+
+    Args:
+        procedure: called with proxy and true reward of the samples, it returns a curve over the number chosen from.
+        seed: of rewards and errors.
+        samples: number of samples, whose true rewards are standard normal.
+        error: scale of the proxy's errors.
+
+    Returns:
+        gold, proxy: rewards at the last point of the curve. kl: its divergence from the samples.
+    """
+    g = torch.Generator().manual_seed(seed)
+    gold, normal = torch.randn(2, samples, generator=g, dtype=torch.float64)
+    chi2 = -2 * torch.rand(samples, generator=g, dtype=torch.float64).clamp(min=1e-12).log()
+    last = procedure.call(gold + error * normal / (chi2 / 2).sqrt(), gold)[-1]
+    return {"gold": last.gold, "proxy": last.proxy, "kl": last.kl}
 
 
 def fit_scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from anypo.errors import UsageError, unknown
@@ -11,8 +12,9 @@ from anypo.evidence.experiments.control import replay_reach, train_control
 from anypo.evidence.experiments.generative import train_in_plane
 from anypo.evidence.experiments.gradients import follow_direction, gradient_quality
 from anypo.evidence.experiments.language import permute_letters
-from anypo.evidence.experiments.preferences import fit_scores, train_on_proxies
+from anypo.evidence.experiments.preferences import choose_by_proxy, fit_scores, train_on_proxies
 from anypo.method.method import Method
+from anypo.method.procedure import Procedure
 
 
 def on_codes(text: str, **defaults: Any) -> tuple[Experiment, dict[str, Any], str]:
@@ -49,6 +51,7 @@ EXPERIMENTS: dict[str, tuple[Experiment, dict[str, Any], str]] = {
     "reuse": on_codes("every batch is used eight times", epochs=8),
     "large-steps": on_codes("steps ten times too large", lr=1.0),
     "proxies": (train_on_proxies, {}, "five reward models with independent errors; the true reward is measured"),
+    "selection": (choose_by_proxy, {}, "samples are chosen by a proxy whose errors have heavy tails"),
     "recovery": (fit_scores, {}, "known scores of ten items, from comparisons that follow Bradley-Terry"),
     "layers": (permute_letters, {}, "a small language model learns a permutation of letters"),
     "denoising": (
@@ -78,27 +81,30 @@ EXPERIMENTS: dict[str, tuple[Experiment, dict[str, Any], str]] = {
 """Name -> (function, settings it is run with unless a claim says otherwise, what it is about)."""
 
 
-CHEAP = ("gradient", "stale-gradient", "bandit", "direction")
-"""Experiments that take under five seconds for ten seeds of two methods."""
+CHEAP = ("gradient", "stale-gradient", "bandit", "direction", "selection")
+"""Experiments that take under five seconds for ten seeds of two entries."""
 
 
-def run_experiment(name: str, method: Method, seed: int, settings: dict[str, Any]) -> Measures:
+def run_experiment(name: str, entry: Method | Procedure, seed: int, settings: dict[str, Any]) -> Measures:
     """Run one experiment.
 
     Args:
         name: a key of EXPERIMENTS.
-        method: the method under test.
+        entry: the method or procedure under test.
         seed: of the task, the weights and the sampling.
         settings: override the experiment's own.
 
     Raises:
-        UsageError: an unknown experiment or setting.
+        UsageError: an unknown experiment or setting, or an entry of the other kind.
     """
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
     function, defaults, _ = EXPERIMENTS[name]
+    kind = "procedure" if isinstance(entry, Procedure) else "method"
+    if kind not in inspect.signature(function).parameters:
+        raise UsageError(f"the experiment {name!r} is not for a {kind}, and {entry.card.id} is one")
     try:
-        return function(method, seed, **{**defaults, **settings})
+        return function(entry, seed, **{**defaults, **settings})
     except TypeError as error:
         if "unexpected keyword" in str(error):
             raise UsageError(f"the experiment {name!r} has no such setting: {error}") from None

@@ -14,6 +14,7 @@ f_dvl = register_method(
             year=2023,
             arxiv="2302.08560",
             family="control",
+            system="dual-rl",
             equation="L_V = lam fbar(u) - (1 - lam) u,  fbar = max(u, 0) (tv) or max(u + u^2/4, 0) (chi2), u = min_i Qbar_i - V",
             source="arXiv 2302.08560; hari-sikchi/DVL, with the chi2 line 0 for u <= 0",
             claim="Total-variation and chi2 surrogates do not diverge as XQL's does, at equal or better scores.",

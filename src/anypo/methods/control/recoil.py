@@ -14,6 +14,7 @@ recoil = register_method(
             year=2023,
             arxiv="2302.08560",
             family="control",
+            system="dual-rl",
             equation="L_Q = beta (mean_D Q(s, pi) - mean_E Q(s, a)) + (1/4) mean_mix (gamma V(s') - Q)^2, V an implicit maximum",
             source="arXiv 2302.08560, chi2 case, derivation checked on a small MDP; states D are all of the data",
             claim="Imitates from arbitrary data where density-ratio methods fail.",

@@ -30,6 +30,13 @@ ghpo = register_method(
                     "success",
                     against="grpo",
                 ),
+                Claim(
+                    "Hints that grow until a sample is right solve more codes than a fixed hint of one half.",
+                    "sparse",
+                    "success",
+                    against="self",
+                    ablate={"collect.rungs": [0.0, 0.5]},
+                ),
             ),
             weight=clipped_weight(0.2, 0.2),
             reduces=(

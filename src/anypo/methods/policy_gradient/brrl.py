@@ -14,6 +14,7 @@ PAPER = {
     "title": "Bounded Ratio Reinforcement Learning",
     "year": 2026,
     "arxiv": "2604.18578",
+    "system": "bounded-ratio-rl",
     "source": "arXiv 2604.18578; bounded-ratio-rl/bounded_ratio_rl, sb3/BPO.py and gbpo in verl's core_algos",
     "claim": "Matches or beats PPO and GRPO in stability and return, with a bound on monotone improvement stated in the loss.",
 }

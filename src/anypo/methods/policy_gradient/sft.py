@@ -20,6 +20,7 @@ sft = register_method(
             title="Training language models to follow instructions with human feedback",
             year=2022,
             arxiv="2203.02155",
+            system="instructgpt",
             equation="L = token-mean -log pi(answer | prompt), the token that ends the answer included",
             source="arXiv 2203.02155, section 3.5; the mean over answer tokens as in huggingface/trl, sft_trainer.py",
             claim="Fine-tuning on demonstrations is a start that reinforcement learning then improves on.",

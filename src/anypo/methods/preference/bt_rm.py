@@ -16,6 +16,7 @@ bt_rm = register_method(
             year=2017,
             arxiv="1706.03741",
             family="preference",
+            system="instructgpt",
             equation="L = -log sigma(r_w - r_l - m),  r a scalar head at the answer's end",
             source="arXiv 1706.03741, sec. 2.2.3; arXiv 2203.02155, eq. 1",
             claim="Maximum likelihood recovers the reward up to a constant when preferences follow Bradley-Terry.",

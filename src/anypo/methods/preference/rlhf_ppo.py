@@ -20,6 +20,7 @@ rlhf_ppo = register_method(
             year=2022,
             arxiv="2203.02155",
             family="preference",
+            system="instructgpt",
             equation="r_t = -c (log pi_old - log pi_ref) + 1[t last] R;  PPO on whitened r with gamma 1",
             source="arXiv 2203.02155, eq. 2; whitening and value details as in the summarize-from-feedback code, arXiv 2403.17031",
             claim="PPO on a learned reward with KL control raises human preference over supervised fine-tuning.",

@@ -34,7 +34,7 @@ def read_numbers(source: str, name: str, values: Any) -> np.ndarray:
     if array.dtype.kind not in "biuf" or array.ndim == 0:
         raise UsageError(
             f"{source}: the column {name!r} has the type {array.dtype} and the shape {array.shape}; it must hold numbers,"
-            " one row per transition"
+            " one a row"
         )
     return array
 

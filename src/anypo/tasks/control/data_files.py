@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -20,15 +21,8 @@ OPTIONAL = ("next_observations", "timeouts", "expert")
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read the columns of an .npz or Parquet file."""
-    if not path.exists():
-        raise UsageError(f"there is no data file {path}")
-    try:
-        columns = read_npz(path) if path.suffix == ".npz" else read_parquet(path)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{path} cannot be read: {error}") from None
+    """Read the transitions of an .npz or Parquet file."""
+    columns = read_columns(path, (*COLUMNS, *OPTIONAL))
     for name in COLUMNS:
         if name not in columns:
             raise UsageError(f"{path} has no column {name!r}; it needs {', '.join(COLUMNS)}")
@@ -43,14 +37,26 @@ def read_file(path: Path) -> dict[str, Any]:
     return data if "next_observations" in data else add_following(data)
 
 
-def read_npz(path: Path) -> dict[str, Any]:
-    """Read the columns of an .npz file."""
+def read_columns(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """Read the columns of these names that an .npz or Parquet file has."""
+    if not path.exists():
+        raise UsageError(f"there is no data file {path}")
+    try:
+        return read_npz(path, names) if path.suffix == ".npz" else read_parquet(path, names)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path} cannot be read: {error}") from None
+
+
+def read_npz(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """Read the columns of these names that an .npz file has."""
     loaded = np.load(path)
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise UsageError(f"{path} holds one array without a name; write the columns with np.savez")
     columns = {}
     with loaded as arrays:
-        for name in {*COLUMNS, *OPTIONAL} & set(arrays.files):
+        for name in {*names} & set(arrays.files):
             try:
                 columns[name] = arrays[name]
             except ValueError as error:  # pickled objects, which are not loaded
@@ -68,12 +74,12 @@ def header_shape(arrays: Any, name: str) -> tuple[int, ...]:
         return np.lib.format.read_array_header_1_0(handle)[0]
 
 
-def read_parquet(path: Path) -> dict[str, Any]:
-    """Read the columns of a Parquet file."""
+def read_parquet(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """Read the columns of these names that a Parquet file has."""
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
-    return {name: table[name].to_pylist() for name in (*COLUMNS, *OPTIONAL) if name in table.column_names}
+    return {name: table[name].to_pylist() for name in names if name in table.column_names}
 
 
 def add_following(data: dict[str, Any]) -> dict[str, Any]:
