@@ -69,11 +69,8 @@ def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJE
 def merge_phases(method: Method, name: str) -> dict[str, Any]:
     """Return the heads or networks of all phases, by name."""
     by_phase = [getattr(phase, name) for phase in method.phases]
-    return {
-        key: value
-        for names in found
-        for key, value in (names if isinstance(names, dict) else dict.fromkeys(names)).items()
-    }
+    named = [names if isinstance(names, dict) else dict.fromkeys(names) for names in by_phase]
+    return {key: value for names in named for key, value in names.items()}
 
 
 def be_deterministic() -> None:
