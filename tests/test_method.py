@@ -17,6 +17,7 @@ from anypo.parts.credit import Combine
 from anypo.parts.critic import Value
 from anypo.parts.knobs import Linear
 from anypo.parts.knobs.base import KNOBS
+from anypo.parts.ops.settings import with_pieces
 from anypo.parts.ratio import LogRatio, MinPrefix
 from anypo.parts.reduce import Mean
 from anypo.parts.registry import PARTS
@@ -129,7 +130,7 @@ def test_a_new_card_makes_a_method_of_its_own_with_this_one_as_base() -> None:
 def test_every_part_and_knob_is_used_by_a_method_or_named_in_a_card() -> None:
     methods = [anypo.method(name) for name in anypo.methods()]
     phases = [m.at(batch) for m in methods for batch in (0, *(after for after, _ in m.later))]
-    used = {type(part) for m in phases for part in m.parts(*SLOTS)} | {
+    used = {type(piece) for m in phases for part in m.parts(*SLOTS) for piece in with_pieces(part)} | {
         type(knob) for m in phases for _, knob in m.knobs()
     }
     cards = " ".join(f"{m.card.source} {[claim.settings for claim in m.card.claims]}" for m in methods)

@@ -31,8 +31,12 @@ STAGES = ("collect", "score", "store", "critic", "credit", "ratio", "trust", "re
 SLOTS = (*STAGES, "terms")
 
 
-CHAINS = frozenset({"score", "critic", "credit", "terms"})
-"""Slots that hold a chain of parts; the others hold exactly one."""
+CHAINS = frozenset({"score", "critic", "credit", "terms", "penalties"})
+"""Slots, and settings of parts, that hold a chain of parts; the others hold exactly one."""
+
+
+PIECES = {"next": "critic", "backup": "critic", "aggregate": "critic", "regress": "critic", "penalties": "critic"}
+"""Kinds of pieces, parts that are settings of a part, with the stage of that part."""
 
 
 Level = Literal["decision", "segment", "row", "group", "batch"]
@@ -50,6 +54,7 @@ DECLARATIONS: dict[str, Any] = {
     "live": {},
     "anchors": {},
     "heads": None,
+    "pieces": (),
     "networks": {},
     "policy": None,
     "policy_options": {},
@@ -63,7 +68,7 @@ DECLARATIONS: dict[str, Any] = {
     "offline": False,
 }
 """What a part may declare as an attribute of that name, and what holds where it does not. level: the safe one. heads: None is
-("value",) for a critic and none for a ratio."""
+("value",) for a critic and none for a ratio. pieces: its settings that hold a piece, each called as its kind."""
 
 
 def declared(part: Any, name: str) -> Any:

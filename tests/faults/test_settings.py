@@ -323,7 +323,7 @@ def test_a_suggestion_is_similar_to_what_was_typed(typed):
     ("flags", "code", "sentence"),
     [
         (("--out", "x" * 300), 2, "File name too long"),
-        (("--critic", "[{part: conservative}]"), 2, "does not fit the task"),
+        (("--terms", "[{part: clone-action}]"), 2, "does not fit the task"),
         (("--collect.samples", "100000000000"), 1, "out of memory"),
         (("--trust.low", "{knob: dual, start: 1, metric: kl_rf, bound: 0}"), 2, "unknown metric 'kl_rf'"),
         (("--set", "noequals"), 2, "--set takes PATH=VALUE"),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
 from anypo.errors import UsageError, unknown
 from anypo.numbers import Switch
-from anypo.parts.ops.names import kebab
-from anypo.parts.registry import as_list, build_stage, describe
+from anypo.parts.ops.settings import all_settings
+from anypo.parts.registry import as_list, build_stage, describe, link_name
 from anypo.stages import CHAINS, SLOTS, declared
 
 LOSS = ("critic", "ratio", "trust", "reduce", "terms")
@@ -48,10 +47,10 @@ class Filling:
         slots = [slot for slot in SLOTS if slot != "store"]
         places = [(slot, part) for slot in slots for part in self.parts(slot)]
         return [
-            f"{slot}.{kebab(type(part).__name__)}.{f.name}" if slot in CHAINS else f"{slot}.{f.name}"
+            f"{slot}.{link_name(part)}.{path}" if slot in CHAINS else f"{slot}.{path}"
             for slot, part in places
-            for f in fields(part)
-            if f.name in names
+            for path, _ in all_settings(part)
+            if path.rpartition(".")[2] in names
         ]
 
     def reads(self, *slots: str) -> set[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from anypo.errors import UsageError
 from anypo.method.filling import Filling
 from anypo.numbers import Knob
+from anypo.parts.ops.settings import all_settings
 from anypo.parts.registry import as_list
 from anypo.stages import CHAINS, SLOTS
 
@@ -29,9 +29,9 @@ def find_knobs(method: Method) -> list[tuple[str, Knob]]:
 def _knobs_of(filling: Filling) -> Iterator[tuple[str, Knob]]:
     for slot in SLOTS:
         for i, part in enumerate(as_list(slot, filling.stages[slot])):
-            for f in fields(part):
-                if isinstance(value := getattr(part, f.name), Knob):
-                    yield f"{slot}.{i}.{f.name}" if slot in CHAINS else f"{slot}.{f.name}", value
+            for path, value in all_settings(part):
+                if isinstance(value, Knob):
+                    yield f"{slot}.{i}.{path}" if slot in CHAINS else f"{slot}.{path}", value
 
 
 def load_knobs(name: str, knobs: dict[str, Knob], state: dict[str, Any]) -> None:

@@ -112,7 +112,8 @@ class Requirements(Filling):
             return (*proposed, 2)
         if functional == "routing":
             return (3,)
-        spec = self.networks.get(functional.split("_")[0])
+        names = [name for name in self.networks if functional == name or functional.startswith(f"{name}_")]
+        spec = self.networks.get(max(names, key=len, default=""))
         if spec is None or spec.of != "action" or functional.endswith("_kl"):
             return proposed
         return (*proposed, *((3,) if functional.endswith("_all") else ()), spec.ensemble)
