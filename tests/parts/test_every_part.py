@@ -21,6 +21,7 @@ from anypo.runs.settings import part_spec
 from anypo.stages import CHAINS, LEVELS, declared
 
 FURTHER = (
+    "advantage.cost",
     "median", "logp_ablated", "logp_noise", "step_mean", "step_mean_old", "step_mean_ref", "guess", "guess_ref", "denoised",
 )  # fmt: skip
 ENSEMBLE = (
@@ -127,7 +128,7 @@ def test_a_setting_of_the_wrong_type_is_refused_by_name(stage: str, name: str) -
             sentence = f"unknown {field.name} part 'rubbish'"
         else:
             sentence = rf"{name if stage in CHAINS else stage}\.{field.name} is 'rubbish'"
-        if field.name == "head":  # any name
+        if field.name in ("head", "channel"):  # any name
             continue
         with pytest.raises(UsageError, match=sentence):
             build_stage(stage, [spec] if stage in CHAINS else spec)
