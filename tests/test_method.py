@@ -17,12 +17,13 @@ from anypo.parts.credit import Combine
 from anypo.parts.critic import Value
 from anypo.parts.knobs import Linear
 from anypo.parts.knobs.base import KNOBS
+from anypo.parts.ops.settings import with_pieces
 from anypo.parts.ratio import LogRatio, MinPrefix
 from anypo.parts.reduce import Mean
 from anypo.parts.registry import PARTS
 from anypo.parts.terms import Entropy
 from anypo.parts.trust import Clip
-from anypo.stages import SLOTS, inner_parts
+from anypo.stages import SLOTS
 
 every_method = pytest.mark.parametrize("name", entries(anypo.methods()))
 
@@ -129,9 +130,9 @@ def test_a_new_card_makes_a_method_of_its_own_with_this_one_as_base() -> None:
 def test_every_part_and_knob_is_used_by_a_method_or_named_in_a_card() -> None:
     methods = [anypo.method(name) for name in anypo.methods()]
     phases = [phase for m in methods for phase in m.phases]
-    parts = [part for m in phases for part in m.parts(*SLOTS)]
-    parts += [inner for part in parts for inner in inner_parts(part).values()]
-    used = {type(part) for part in parts} | {type(knob) for m in phases for _, knob in m.knobs()}
+    used = {type(piece) for m in phases for part in m.parts(*SLOTS) for piece in with_pieces(part)} | {
+        type(knob) for m in phases for _, knob in m.knobs()
+    }
     cards = " ".join(f"{m.card.source} {[claim.settings for claim in m.card.claims]}" for m in methods)
     known = {**KNOBS, **{name: part for stage in PARTS.values() for name, part in stage.items()}}
     assert {name for name, part in known.items() if part not in used and not re.search(rf"\b{name}\b", cards)} == set()

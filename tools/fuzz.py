@@ -37,10 +37,9 @@ from anypo.cli import app as command_line
 from anypo.config import Config, from_dict
 from anypo.flags import parse_flags
 from anypo.parts.knobs.base import KNOBS
-from anypo.parts.ops.names import kebab
-from anypo.parts.registry import PARTS
+from anypo.parts.registry import PARTS, link_name
 from anypo.ranges import Range, alternatives, field_hints, parameter_hints
-from anypo.stages import CHAINS, SLOTS
+from anypo.stages import CHAINS, PIECES, SLOTS, declared
 
 SECONDS, BYTES = 10.0, 4 * 2**30
 ENOUGH = 2.0
@@ -145,10 +144,20 @@ def settings_of(base: str) -> dict[str, Any]:
     for slot in SLOTS:
         hints[slot] = str
         for part in method.parts(slot):
-            path = f"{slot}.{kebab(type(part).__name__)}" if slot in CHAINS else slot
-            hints |= {f"{path}.{f.name}": field_hints(type(part))[f.name] for f in fields(part)}
+            hints |= hints_of(part, f"{slot}.{link_name(part)}" if slot in CHAINS else slot)
     aliases = ("lr", "learning-rate", "batch-size", "beta", "total-timesteps", "group-size", "num-generations")
     return hints | dict.fromkeys(aliases, float)
+
+
+def hints_of(part: Any, path: str) -> dict[str, Any]:
+    """Return the annotations of a part's settings by path, those of its pieces included."""
+    pieces = declared(part, "pieces")
+    hints = {f"{path}.{f.name}": str if f.name in pieces else field_hints(type(part))[f.name] for f in fields(part)}
+    for name in pieces:
+        held = getattr(part, name)
+        for i, piece in enumerate(held if isinstance(held, tuple) else [held] if held is not None else []):
+            hints |= hints_of(piece, f"{path}.{name}.{i}" if isinstance(held, tuple) else f"{path}.{name}")
+    return hints
 
 
 def policy_factory(config: Config, method: Any) -> Any:
@@ -170,8 +179,10 @@ def policy_factory(config: Config, method: Any) -> Any:
 
 def draw_value(rng: random.Random, path: str, hint: Any) -> str:
     """Draw a value of a flag: within its range, at its edge, or any text."""
-    if path in SLOTS and rng.random() < 0.8:
-        return rng.choice([*PARTS[path], "none", ",".join(rng.sample(sorted(PARTS[path]), 2))])
+    kind = path.rpartition(".")[2]
+    if (path in SLOTS or kind in PIECES) and rng.random() < 0.8:
+        names = sorted(PARTS[kind])
+        return rng.choice([*PARTS[kind], "none", ",".join(rng.sample(names, min(2, len(names))))])
     option, limits = rng.choice(list(alternatives(hint)))
     if get_origin(option) is Literal and rng.random() < 0.8:
         return str(rng.choice(get_args(option)))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from anypo.errors import UsageError, unknown
 from anypo.kernels import KINDS
 from anypo.ranges import Count, Finite, Range, Seed, Size, check, field_hints
-from anypo.stages import CHAINS, SLOTS
+from anypo.stages import CHAINS, PIECES, SLOTS
 
 
 @dataclass
@@ -153,7 +153,7 @@ def _over(key: str, old: Any, new: Any) -> Any:
     """Lay `new` over `old` at a key of the file."""
     if key in CHAINS and isinstance(old, list) and isinstance(new, dict):
         return _relink(key, old, new)
-    if key in (*NAMED, *SLOTS):
+    if key in (*NAMED, *SLOTS, *PIECES):
         label = "name" if key in NAMED else "part"
         chain = key in CHAINS or new == "none"
         old = {label: old} if isinstance(old, str) and isinstance(new, dict) else old
@@ -165,11 +165,17 @@ def _over(key: str, old: Any, new: Any) -> Any:
 
 def _relink(slot: str, links: list[Any], changes: dict[str, Any]) -> list[Any]:
     """Return a chain written as a list, with settings of some links changed by name or position."""
+    from anypo.parts.registry import load_parts  # imports every part
+
     changed = [{"part": link} if isinstance(link, str) else dict(link) for link in links]
     names = [str(link.get("part")) for link in changed]
+    heads = [
+        link.get("head", getattr(load_parts()[slot].get(name), "head", None))
+        for link, name in zip(changed, names, strict=True)
+    ]
     for key, settings in changes.items():
-        if str(key) in names:
-            at = names.index(str(key))
+        if str(key) in heads or str(key) in names:
+            at = heads.index(str(key)) if str(key) in heads else names.index(str(key))
         elif str(key).isdigit() and int(key) < len(changed):
             at = int(key)
         elif len(changed) == 1 and not isinstance(settings, dict):

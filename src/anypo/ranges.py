@@ -219,10 +219,10 @@ def within(x: int | float, limits: Any) -> None:
 
 
 def convert_list(option: Any, value: Any) -> Any:
-    """Return a list as its members' hints take them; one number, or numbers with commas between them, is a list too."""
+    """Return a list as its members' hints take them; one number or text, or several with commas between them, is a list too."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = (value,)
-    elif isinstance(value, str) and "," in value:
+    elif isinstance(value, str):
         value = tuple(read_number(piece) for piece in value.split(","))
     if not isinstance(value, (list, tuple)):
         raise _Mismatch

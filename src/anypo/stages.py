@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import is_dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -32,8 +31,12 @@ STAGES = ("collect", "score", "store", "critic", "credit", "ratio", "trust", "re
 SLOTS = (*STAGES, "terms")
 
 
-CHAINS = frozenset({"score", "critic", "credit", "terms"})
-"""Slots that hold a chain of parts; the others hold exactly one."""
+CHAINS = frozenset({"score", "critic", "credit", "terms", "penalties"})
+"""Slots, and settings of parts, that hold a chain of parts; the others hold exactly one."""
+
+
+PIECES = {"next": "critic", "backup": "critic", "aggregate": "critic", "regress": "critic", "penalties": "critic"}
+"""Kinds of pieces, parts that are settings of a part, with the stage of that part."""
 
 
 Level = Literal["decision", "segment", "row", "group", "batch"]
@@ -51,6 +54,7 @@ DECLARATIONS: dict[str, Any] = {
     "live": {},
     "anchors": {},
     "heads": None,
+    "pieces": (),
     "networks": {},
     "policy": None,
     "policy_options": {},
@@ -64,18 +68,12 @@ DECLARATIONS: dict[str, Any] = {
     "offline": False,
 }
 """What a part may declare as an attribute of that name, and what holds where it does not. level: the safe one. heads: None is
-("value",) for a critic and none for a ratio."""
+("value",) for a critic and none for a ratio. pieces: its settings that hold a piece, each called as its kind."""
 
 
 def declared(part: Any, name: str) -> Any:
     """Return what the part declares under `name`, else the default."""
     return getattr(part, name, DECLARATIONS[name])
-
-
-def inner_parts(part: Any) -> dict[str, Any]:
-    """Return the parts that a part is made of, by the stage each is of."""
-    parts = {stage: getattr(part, stage, None) for stage in STAGES}
-    return {stage: inner for stage, inner in parts.items() if is_dataclass(inner)}
 
 
 @runtime_checkable

@@ -323,7 +323,7 @@ def test_a_suggestion_is_similar_to_what_was_typed(typed):
     ("flags", "code", "sentence"),
     [
         (("--out", "x" * 300), 2, "File name too long"),
-        (("--critic", "[{part: conservative}]"), 2, "does not fit the task"),
+        (("--critic", "[{part: conservative}]"), 2, "is a penalty of a head"),
         (("--collect.samples", "100000000000"), 1, "out of memory"),
         (("--trust.low", "{knob: dual, start: 1, metric: kl_rf, bound: 0}"), 2, "unknown metric 'kl_rf'"),
         (("--set", "noequals"), 2, "--set takes PATH=VALUE"),
@@ -335,6 +335,28 @@ def test_common_mistakes_end_in_one_sentence(call, flags, code, sentence):
     assert ended == code
     assert error.count("\n") == 1
     assert sentence in error
+
+
+ODD = """from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pixels:
+    level = "decision"
+    reads = ("advantage",)
+
+    def __call__(self, x, b):
+        return b.trace["pixels"], {}
+"""
+
+
+def test_a_part_that_looks_for_what_the_task_does_not_have_is_refused_in_one_sentence(call, tmp_path):
+    (tmp_path / "odd.py").write_text(ODD)
+    flags = ("--task", "bandit", "--steps", 2, "--step.minibatch", 8, "--trust", f"{tmp_path}/odd.py:Pixels")
+    ended, _, error = call("train", "ppo", *flags)
+    assert ended == 2
+    assert error.count("\n") == 1
+    assert "ppo with another trust does not fit the task" in error
 
 
 def test_a_full_disk_ends_a_run_in_one_sentence(call):

@@ -125,7 +125,8 @@ def test_discrete_conservative_learning_is_dqn_with_one_more_head(tmp_path):
         rewards=np.ones(60),
         terminals=np.arange(60) % 10 == 9,
     )
-    critic = [{"part": "td", "next": "max", "ensemble": 1}, {"part": "conservative", "draws": None}]
+    penalties = [{"part": "conservative", "draws": None}]
+    critic = [{"part": "action-value", "next": "greedy-action", "ensemble": 1, "penalties": penalties}]
     run = start(
         tmp_path / "r",
         method="dqn",

@@ -13,7 +13,25 @@ from torch import Tensor
 import anypo
 from anypo import Trajectories
 from anypo.parts.credit import Advantage
-from anypo.parts.critic import TD, Conservative, DualValue, Expectile, GaussianTD, Gumbel, MixtureMatching
+from anypo.parts.critic import (
+    ActionValue,
+    Conservative,
+    DoubleGreedyAction,
+    DualValue,
+    Expectile,
+    GaussianReturn,
+    GreedyAction,
+    Gumbel,
+    Huber,
+    MixtureMatching,
+    NextState,
+    OneStep,
+    PolicySample,
+    RandomSubset,
+    SoftBackup,
+    StateValue,
+    TargetAction,
+)
 from anypo.parts.knobs import Alternate, Temperature, Tracked
 from anypo.parts.reduce import Mean
 from anypo.parts.terms import CloneAction, CloneGoodAction
@@ -40,6 +58,11 @@ def close(found: Any, wanted: Any, rtol: float = 1e-9, atol: float = 1e-12) -> N
     )
 
 
+def implicit(regress: Any) -> StateValue:
+    """A head of states that regresses on Q of the recorded actions."""
+    return StateValue(regress=regress)
+
+
 def minimiser(part: Any, q: Tensor, steps: int = 4000, lr: float = 0.02, start: float = 0.0) -> float:
     """The V that makes the loss of an implicit value least, by gradient descent."""
     v = torch.tensor([start], dtype=F64, requires_grad=True)
@@ -62,23 +85,32 @@ REWARD, TERMINAL = f64(1.0, -2.0), f64(0.0, 1.0)
     ("part", "fields", "after"),
     [
         (
-            TD(next="policy", alpha=0.5, gamma=0.9),
-            {"q_next": f64([3.0, 2.0], [1.0, 5.0]), "logp_next": f64(-1.0, 4.0)},
+            ActionValue(next=PolicySample(), backup=SoftBackup(0.9, alpha=0.5)),
+            {"q_next": f64([3.0, 2.0], [1.0, 5.0]), "q_next_logp": f64(-1.0, 4.0)},
             [2.0 + 0.5, 1.0 - 2.0],
         ),
-        (TD(next="policy", gamma=0.9), {"q_next": f64([3.0, 2.0], [1.0, 5.0])}, [2.0, 1.0]),
-        (TD(next="target", gamma=0.9), {"q_next": f64([3.0, 2.0], [1.0, 5.0])}, [2.0, 1.0]),
-        (TD(next="value", gamma=0.9), {"v_next": f64(7.0, 8.0)}, [7.0, 8.0]),
-        (TD(next="max", ensemble=1, gamma=0.9), {"q_next_all": f64([[1.0], [4.0]], [[0.0], [2.0]])}, [4.0, 2.0]),
+        (ActionValue(next=PolicySample(), backup=OneStep(0.9)), {"q_next": f64([3.0, 2.0], [1.0, 5.0])}, [2.0, 1.0]),
+        (ActionValue(next=TargetAction(), backup=OneStep(0.9)), {"q_next": f64([3.0, 2.0], [1.0, 5.0])}, [2.0, 1.0]),
         (
-            TD(next="double", ensemble=1, gamma=0.9),
+            ActionValue(next=TargetAction(by="both"), backup=OneStep(0.9)),
+            {"q_next": f64([3.0, 2.0], [1.0, 5.0]), "q_next_now": f64([1.5, 9.0], [4.0, 4.0])},
+            [1.5, 1.0],
+        ),
+        (ActionValue(next=NextState(), backup=OneStep(0.9)), {"v_next": f64(7.0, 8.0)}, [7.0, 8.0]),
+        (
+            ActionValue(next=GreedyAction(), backup=OneStep(0.9), ensemble=1),
+            {"q_next_all": f64([[1.0], [4.0]], [[0.0], [2.0]])},
+            [4.0, 2.0],
+        ),
+        (
+            ActionValue(next=DoubleGreedyAction(), backup=OneStep(0.9), ensemble=1),
             {"q_next_all": f64([[1.0], [4.0]], [[0.0], [2.0]]), "q_choices": f64([[9.0], [8.0]], [[0.0], [2.0]])},
             [1.0, 2.0],
         ),
     ],
-    ids=["soft", "policy", "target", "value", "max", "double"],
+    ids=["soft", "policy", "target", "both", "state", "greedy", "double"],
 )
-def test_targets_by_hand(part: TD, fields: dict[str, Tensor], after: list[float]) -> None:
+def test_targets_by_hand(part: ActionValue, fields: dict[str, Tensor], after: list[float]) -> None:
     """y = r + gamma (1 - d) V(s'); the loss is half the squared error, summed over the ensemble, mean over decisions."""
     y = [1.0 + 0.9 * after[0], -2.0]
     q = f64([0.5, 1.0], [0.0, -1.0])[:, : part.ensemble]
@@ -89,7 +121,7 @@ def test_targets_by_hand(part: TD, fields: dict[str, Tensor], after: list[float]
 
 
 def test_huber_regression_is_linear_far_out() -> None:
-    part = TD(next="value", ensemble=1, huber=2.0)
+    part = ActionValue(next=NextState(), regress=Huber(2.0), ensemble=1)
     q = f64([10.0], [1.0]).requires_grad_()
     loss, _ = part(batch(q=q, reward=f64(0.0, 0.0), terminal=f64(1.0, 1.0), v_next=f64(0.0, 0.0)))
     close(loss, (2.0 * (10 - 1.0) + 0.5) / 2)
@@ -99,7 +131,7 @@ def test_huber_regression_is_linear_far_out() -> None:
 def test_the_minimum_of_two_noisy_critics_is_biased_by_sigma_over_root_pi() -> None:
     noise = torch.randn(100_000, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     b = batch(q_next=3 * noise, reward=noise[:, 0] * 0, terminal=noise[:, 0] * 0, q=noise)
-    assert float(TD(next="target").after(b).mean()) == pytest.approx(-3 / math.sqrt(math.pi), rel=0.02)
+    assert float(ActionValue(next=TargetAction()).after(b).mean()) == pytest.approx(-3 / math.sqrt(math.pi), rel=0.02)
 
 
 def test_max_over_noise_overestimates_and_double_does_not() -> None:
@@ -107,7 +139,7 @@ def test_max_over_noise_overestimates_and_double_does_not() -> None:
     one, other = (torch.randn(50_000, 10, 1, dtype=F64, generator=g) for _ in range(2))
     zero = torch.zeros(50_000, dtype=F64)
     b = batch(q_next_all=one, q_choices=other, q=one[:, 0], reward=zero, terminal=zero)
-    greedy, double = TD(next="max").after(b), TD(next="double").after(b)
+    greedy, double = (ActionValue(next=rule()).after(b) for rule in (GreedyAction, DoubleGreedyAction))
     assert float(greedy.mean()) == pytest.approx(1.5388, abs=0.02)  # E max of ten standard normals
     assert abs(float(double.mean())) < 0.02
 
@@ -115,10 +147,11 @@ def test_max_over_noise_overestimates_and_double_does_not() -> None:
 def test_a_subset_of_the_ensemble_changes_with_the_clock() -> None:
     q = torch.arange(10.0, dtype=F64).expand(4, 10)
     b = batch(q_next=q, reward=q[:, 0], terminal=q[:, 0], q=q)
-    found = [float(TD(ensemble=10, subset=2, clock=float(t)).after(b)[0, 0]) for t in range(60)]
+    heads = [ActionValue(ensemble=10, aggregate=RandomSubset(2, float(t))) for t in range(60)]
+    found = [float(head.after(b)[0, 0]) for head in heads]
     assert len(set(found)) > 4
     assert max(found) > 5  # more optimistic than the minimum over all
-    assert float(TD(ensemble=10).after(b)[0, 0]) == 0.0
+    assert float(ActionValue(ensemble=10).after(b)[0, 0]) == 0.0
 
 
 # ------------------------------------------------------------------------------------------------ implicit maxima
@@ -128,11 +161,11 @@ def test_a_subset_of_the_ensemble_changes_with_the_clock() -> None:
 def test_expectiles_solve_their_equation_and_run_from_mean_to_maximum() -> None:
     q = torch.randn(200, dtype=F64, generator=torch.Generator().manual_seed(1))
     for t in (0.5, 0.7, 0.9):
-        v = minimiser(Expectile(t=t), q)
+        v = minimiser(implicit(Expectile(t=t)), q)
         u = q - v
         assert abs(float(((t - (u < 0).double()).abs() * u).sum())) < 1e-3
-    assert minimiser(Expectile(t=0.5), q) == pytest.approx(float(q.mean()), abs=1e-4)
-    assert minimiser(Expectile(t=0.9999), q) > float(q.sort().values[-3])
+    assert minimiser(implicit(Expectile(t=0.5)), q) == pytest.approx(float(q.mean()), abs=1e-4)
+    assert minimiser(implicit(Expectile(t=0.9999)), q) > float(q.sort().values[-3])
 
 
 @pytest.mark.entry("xql")
@@ -141,12 +174,12 @@ def test_gumbel_regression_gives_the_log_partition(scaled: bool) -> None:
     q = torch.randn(500, dtype=F64, generator=torch.Generator().manual_seed(2))
     for beta in (0.7, 2.0):
         wanted = beta * (float((q / beta).logsumexp(0)) - math.log(500))
-        assert minimiser(Gumbel(beta=beta, clip=None, scaled=scaled), q) == pytest.approx(wanted, abs=1e-3)
+        assert minimiser(implicit(Gumbel(beta=beta, clip=None, scaled=scaled)), q) == pytest.approx(wanted, abs=1e-3)
 
 
 @pytest.mark.entry("xql")
 def test_the_gumbel_loss_is_zero_at_equality_and_positive_elsewhere() -> None:
-    part = Gumbel(beta=1.0, clip=None, scaled=False)
+    part = implicit(Gumbel(beta=1.0, clip=None, scaled=False))
     q = torch.linspace(-3, 3, 13, dtype=F64)
     losses = [float(part(batch(v=f64(0.0), q_taken=x.reshape(1, 1)))[0]) for x in q]
     assert losses[6] == 0.0
@@ -157,7 +190,7 @@ def test_the_gumbel_loss_is_zero_at_equality_and_positive_elsewhere() -> None:
 def test_total_variation_gives_a_quantile() -> None:
     q = (torch.arange(2000, dtype=F64) + 0.5) / 2000
     for lam in (0.6, 0.8, 0.9):
-        found = minimiser(DualValue(lam=lam), q, start=0.5)
+        found = minimiser(implicit(DualValue(lam=lam)), q, start=0.5)
         assert found == pytest.approx((2 * lam - 1) / lam, abs=0.01)
         assert found < 1.0
 
@@ -166,7 +199,8 @@ def test_total_variation_gives_a_quantile() -> None:
 def test_an_outlier_pulls_total_variation_boundedly_and_gumbel_without_bound() -> None:
     q = torch.cat([torch.zeros(9, dtype=F64), f64(50.0)])
 
-    def pull(part: Any) -> float:
+    def pull(regress: Any) -> float:
+        part = implicit(regress)
         v = torch.zeros(10, dtype=F64, requires_grad=True)
         return float(torch.autograd.grad(part(batch(v=v, q_taken=q.unsqueeze(1)))[0], v)[0][-1].abs()) * 10
 
@@ -179,7 +213,7 @@ def test_an_outlier_pulls_total_variation_boundedly_and_gumbel_without_bound() -
 @pytest.mark.entry("f-dvl")
 def test_the_chi2_surrogate_is_not_positive_again_far_below() -> None:
     v = f64(10.0).requires_grad_()
-    part = DualValue(lam=0.7, f_divergence="chi2")
+    part = implicit(DualValue(lam=0.7, f_divergence="chi2"))
     close(torch.autograd.grad(part(batch(v=v, q_taken=f64([0.0])))[0], v)[0], f64(0.3))
 
 
@@ -191,7 +225,7 @@ def test_the_conservative_gradient_is_softmax_minus_the_recorded_action() -> Non
     every = torch.randn(4, 3, 2, dtype=F64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     action = torch.tensor([0, 2, 1, 1])
     taken = every[torch.arange(4), action]
-    loss, _ = Conservative(alpha=2.0, draws=None)(batch(q=taken, q_all=every))
+    loss, _ = Conservative(alpha=2.0, draws=None)(batch(q=taken, q_all=every), "q")
     onehot = torch.nn.functional.one_hot(action, 3).unsqueeze(-1)
     close(torch.autograd.grad(loss, every)[0], 2.0 / 4 * (every.detach().softmax(1) - onehot))
 
@@ -204,8 +238,8 @@ def test_the_sampled_conservative_term_weighs_actions_by_their_density() -> None
     proposals = {"uniform": torch.rand(1, n, generator=g, dtype=F64) * 2 - 1}
     zero = torch.zeros(1, n, 1, dtype=F64)
     fields = {f"q_at_{k}": zero for k in ("uniform", "here", "next")}
-    fields |= {f"logp_of_{k}": torch.full((1, n), -math.log(2), dtype=F64) for k in ("uniform", "here", "next")}
-    gap = part(batch(q=f64([0.0]), **fields))[0]
+    fields |= {f"q_logp_of_{k}": torch.full((1, n), -math.log(2), dtype=F64) for k in ("uniform", "here", "next")}
+    gap = part(batch(q=f64([0.0]), **fields), "q")[0]
     assert float(gap) == pytest.approx(math.log(2) + math.log(3 * n), abs=1e-9)
     assert proposals["uniform"].abs().max() <= 1
 
@@ -239,7 +273,9 @@ def test_td3_without_noise_delay_and_second_critic_is_ddpg() -> None:
     g = torch.Generator().manual_seed(5)
     fields = {name: torch.randn(6, 1, dtype=F64, generator=g) for name in ("q", "q_next", "q_pi")}
     b = batch(**fields, reward=fields["q"][:, 0] + 1, terminal=(fields["q_pi"][:, 0] > 0).double())
-    plain = anypo.method("td3", critic=[TD(next="target", ensemble=1)], trust=Pathwise(of="first", soft=False))
+    plain = anypo.method(
+        "td3", critic=[ActionValue("q", TargetAction(), ensemble=1)], trust=Pathwise(of="first", soft=False)
+    )
     close(plain.loss(b)[0], anypo.method("ddpg").loss(b)[0], rtol=0, atol=0)
 
 
@@ -261,17 +297,17 @@ def test_temperature_follows_the_entropy() -> None:
     assert float(again) == float_before
 
 
-def gaussian(scale: float = 1.0, eps: float = 0.0, mean: float = 2.0) -> tuple[GaussianTD, dict[str, Tensor]]:
+def gaussian(scale: float = 1.0, eps: float = 0.0, mean: float = 2.0) -> tuple[ActionValue, dict[str, Tensor]]:
     knobs = [Tracked("q_std1"), Tracked("q_std2")]
     for knob in knobs:
         knob.value = mean * scale
-    part = GaussianTD(alpha=0.0, mean1=knobs[0], mean2=knobs[1], eps=eps)
+    part = ActionValue(next=PolicySample(of="target"), backup=SoftBackup(), regress=GaussianReturn(*knobs, eps=eps))
     fields = {
         "q": f64([1.0, 1.0]) * scale,
         "q_std": f64([2.0, 2.0]) * scale,
         "q_next": f64([5.0, 4.0]) * scale,
         "q_next_std": f64([1.0, 1.0]) * scale,
-        "logp_next": f64(0.0),
+        "q_next_logp": f64(0.0),
         "luck": f64(0.0),
         "reward": f64(1.0) * scale,
         "terminal": f64(0.0),
@@ -307,7 +343,7 @@ def test_the_mean_target_spares_the_variance_of_the_next_return() -> None:
     part, fields = gaussian()
     fields = {name: x.expand(n, *x.shape[1:]) for name, x in fields.items()}
     fields["luck"] = torch.randn(n, generator=g, dtype=F64)
-    y_q, y_z = part.targets(batch(**fields))
+    y_q, y_z = part.regress.targets(part, batch(**fields))
     assert float(y_z.var() - y_q.var()) == pytest.approx(0.99**2, rel=0.03)
     assert float(y_z.mean()) == pytest.approx(float(y_q.mean()), abs=0.02)
 
@@ -475,7 +511,7 @@ def test_one_knob_may_serve_several_parts() -> None:
     """sac's temperature stands in its critic and its policy; it moves once an update, and survives a configuration."""
     method = anypo.method("sac")
     alpha = method.stages["trust"].alpha
-    assert method.stages["critic"][0].alpha is alpha
+    assert method.stages["critic"][0].backup.alpha is alpha
     b = batch(q=f64(0.0)).but(trace={"action": torch.zeros(1, 1, 1)})
     method.update("update", {"logp_policy": 3.0}, 0.0, b)
     alone = Temperature()

@@ -74,28 +74,22 @@ def card_of(name: str) -> dict[str, Any]:
 
 
 @app.command()
-def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = None, as_json: AsJson = False) -> None:
-    """List the parts of each stage, and their settings."""
-    from dataclasses import MISSING, fields
-
+def parts(
+    stage: Annotated[str | None, typer.Option(help="only this stage, or this kind of piece")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the parts of each stage and the pieces that parts are made of, and their settings."""
     from anypo.errors import unknown
     from anypo.parts.registry import load_parts
-    from anypo.ranges import describe_range, field_hints
-    from anypo.stages import SLOTS
 
-    if stage is not None and stage not in SLOTS:
-        raise unknown("stage", stage, SLOTS)
+    known = load_parts()
+    if stage is not None and stage not in known:
+        raise unknown("stage", stage, known)
     rows = [
-        {
-            "stage": slot,
-            "part": name,
-            "settings": {f.name: None if f.default is MISSING else f.default for f in fields(cls)},
-            "takes": {f.name: describe_range(field_hints(cls)[f.name]) for f in fields(cls)},
-            "does": (cls.__doc__ or "").strip().split("\n")[0],
-        }
-        for slot, known in load_parts().items()
-        if stage in (None, slot)
-        for name, cls in known.items()
+        {"stage": kind, "part": name, **describe_settings(cls), "does": (cls.__doc__ or "").strip().split("\n")[0]}
+        for kind, classes in known.items()
+        if stage in (None, kind)
+        for name, cls in classes.items()
     ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -105,6 +99,24 @@ def parts(stage: Annotated[str | None, typer.Option(help="only this stage")] = N
         settings = ", ".join(f"{name}={value} ({row['takes'][name]})" for name, value in row["settings"].items())
         table.add_row(row["stage"], row["part"], settings, row["does"])
     out.print(table)
+
+
+def describe_settings(cls: type) -> dict[str, dict[str, Any]]:
+    """Return the defaults of a part's settings and what they take, pieces as short texts."""
+    from dataclasses import MISSING, fields
+
+    from anypo.parts.registry import describe
+    from anypo.ranges import describe_range, field_hints
+    from anypo.stages import declared
+
+    defaults: dict[str, Any] = {}
+    takes: dict[str, str] = {}
+    for f in fields(cls):  # pyright: ignore[reportArgumentType]
+        default = None if f.default is MISSING else f.default
+        piece = f.name in declared(cls, "pieces")
+        defaults[f.name] = describe(default) if piece and default not in (None, ()) else default
+        takes[f.name] = f"parts of the kind {f.name}" if piece else describe_range(field_hints(cls)[f.name])
+    return {"settings": defaults, "takes": takes}
 
 
 @app.command("tasks")

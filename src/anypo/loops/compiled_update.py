@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -19,9 +19,9 @@ from anypo.loops.gradients import minibatch_loss, replay_loss
 from anypo.loops.minibatches import fits
 from anypo.method.method import Method
 from anypo.numbers import Knob, Switch, TracedScalar
+from anypo.parts.ops.settings import change_settings
 from anypo.policies.weights import swap_params, trainable_state
 from anypo.runs.run import Run
-from anypo.stages import CHAINS, inner_parts
 from anypo.types import Trajectories
 
 OFTEN, MOST = 64, 8
@@ -200,14 +200,8 @@ def inputs(run: Run, knobs: list[Knob], batch: Trajectories) -> list[Tensor]:
 def trace_knobs(method: Method, values: dict[int, Tensor]) -> Method:
     """Return the method with these tensors in the places of its knobs."""
 
-    def traced(part: Any) -> Any:
-        knobs = {f.name: values[id(knob)] for f in fields(part) if id(knob := getattr(part, f.name)) in values}
-        moving = {name: TracedScalar(value) for name, value in knobs.items()}
-        inner = {name: traced(p) for name, p in inner_parts(part).items()}
-        return replace(part, **moving, **inner) if knobs or inner else part
+    def traced(setting: Any) -> Any:
+        return TracedScalar(values[id(setting)]) if id(setting) in values else setting
 
-    changed: dict[str, Any] = {
-        slot: tuple(map(traced, content)) if slot in CHAINS else None if content is None else traced(content)
-        for slot, content in method.stages.items()
-    }
+    changed = {slot: change_settings(content, traced) for slot, content in method.stages.items()}
     return Method(method.card, **changed)

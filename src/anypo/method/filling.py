@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
 from anypo.errors import UsageError, unknown
 from anypo.numbers import Switch
-from anypo.parts.ops.names import kebab
-from anypo.parts.registry import as_list, build_stage, describe
-from anypo.stages import CHAINS, SLOTS, declared, inner_parts
+from anypo.parts.ops.settings import all_settings
+from anypo.parts.registry import as_list, build_stage, describe, link_name
+from anypo.stages import CHAINS, SLOTS, declared
 
 LOSS = ("critic", "ratio", "trust", "reduce", "terms")
 """The slots that make up the loss."""
@@ -46,13 +45,13 @@ class Filling:
     def setting_paths(self, *names: str) -> list[str]:
         """Return the dotted paths of all settings of these names, those of the store left out."""
         slots = [slot for slot in SLOTS if slot != "store"]
-        places = [
-            (f"{slot}.{kebab(type(part).__name__)}" if slot in CHAINS else slot, part)
-            for slot in slots
-            for part in self.parts(slot)
+        places = [(slot, part) for slot in slots for part in self.parts(slot)]
+        return [
+            f"{slot}.{link_name(part)}.{path}" if slot in CHAINS else f"{slot}.{path}"
+            for slot, part in places
+            for path, _ in all_settings(part)
+            if path.rpartition(".")[2] in names
         ]
-        places += [(f"{path}.{name}", inner) for path, part in places for name, inner in inner_parts(part).items()]
-        return [f"{path}.{f.name}" for path, part in places for f in fields(part) if f.name in names]
 
     def reads(self, *slots: str) -> set[str]:
         """Batch fields that the parts in these slots need."""

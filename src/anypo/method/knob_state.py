@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from anypo.errors import UsageError
 from anypo.method.filling import Filling
 from anypo.numbers import Knob
+from anypo.parts.ops.settings import all_settings
 from anypo.parts.registry import as_list
-from anypo.stages import CHAINS, SLOTS, inner_parts
+from anypo.stages import CHAINS, SLOTS
 
 if TYPE_CHECKING:
     from anypo.method.method import Method
@@ -28,15 +28,9 @@ def find_knobs(method: Method) -> list[tuple[str, Knob]]:
 def _knobs_of(filling: Filling) -> Iterator[tuple[str, Knob]]:
     for slot in SLOTS:
         for i, part in enumerate(as_list(slot, filling.stages[slot])):
-            yield from _knobs_in(f"{slot}.{i}" if slot in CHAINS else slot, part)
-
-
-def _knobs_in(path: str, part: Any) -> Iterator[tuple[str, Knob]]:
-    for f in fields(part):
-        if isinstance(value := getattr(part, f.name), Knob):
-            yield f"{path}.{f.name}", value
-    for name, inner in inner_parts(part).items():
-        yield from _knobs_in(f"{path}.{name}", inner)
+            for path, value in all_settings(part):
+                if isinstance(value, Knob):
+                    yield f"{slot}.{i}.{path}" if slot in CHAINS else f"{slot}.{path}", value
 
 
 def load_knobs(name: str, knobs: dict[str, Knob], state: dict[str, Any]) -> None:

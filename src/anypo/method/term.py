@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,11 +11,12 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.method.filling import merge_declared
 from anypo.numbers import Number
+from anypo.parts.ops.settings import with_pieces
 from anypo.parts.reduce import Mean
 from anypo.parts.registry import describe, register_part
 from anypo.parts.trust import SelfWeightedLikelihood
 from anypo.ranges import NonNegative
-from anypo.stages import LEVELS, Level, Reduce, declared, inner_parts
+from anypo.stages import LEVELS, Level, Reduce, declared
 from anypo.types import Trajectories
 from anypo.views import Network, Refresh, View
 
@@ -38,6 +39,7 @@ class Term:
     reduce: Any = TOKEN_MEAN
     rows: str = "expert"
     coef: NonNegative[Number] = 1.0
+    pieces: ClassVar[tuple[str, ...]] = ("ratio", "trust", "reduce")
 
     def __post_init__(self) -> None:
         if self.ratio is None and declared(self.trust, "uses_ratio"):
@@ -45,7 +47,7 @@ class Term:
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        return tuple(inner_parts(self).values())
+        return tuple(with_pieces(self))[1:]
 
     @property
     def level(self) -> Level:

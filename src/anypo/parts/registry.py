@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from anypo import plugins
 from anypo.errors import UsageError, unknown
@@ -13,9 +13,9 @@ from anypo.numbers import Knob
 from anypo.parts.knobs.base import KNOBS
 from anypo.parts.ops.names import kebab
 from anypo.ranges import check, field_hints
-from anypo.stages import CHAINS, SLOTS, STAGES, inner_parts
+from anypo.stages import CHAINS, PIECES, SLOTS, declared
 
-PARTS: dict[str, dict[str, type]] = {slot: {} for slot in SLOTS}
+PARTS: dict[str, dict[str, type]] = {kind: {} for kind in (*SLOTS, *PIECES)}
 
 
 _T = TypeVar("_T", bound=type)
@@ -32,15 +32,32 @@ RENAMED = {
 """Former names of parts, which still work and say what they are called now."""
 
 
+class Rewrite(Protocol):
+    """How configurations of former parts of a stage are written now."""
+
+    def links(self, specs: list[Any]) -> list[Any]:
+        """Return the chain of links, those of former parts rewritten."""
+        ...
+
+    def changes(self, settings: dict[str, Any], chain: Sequence[Any]) -> dict[str, Any]:
+        """Return changes to links of a chain by name, those of former links rewritten."""
+        ...
+
+
+REWRITES: dict[str, Rewrite] = {}
+"""By stage."""
+
+
 def register_part(stage: str) -> Callable[[_T], _T]:
-    """Register a part with its stage under its class name in kebab case (MinPrefix -> min-prefix); a class decorator.
+    """Register a part with its stage, or a piece with its kind, under its class name in kebab case (MinPrefix -> min-prefix); a
+    class decorator.
 
     Raises:
         UsageError: the stage has a part of that name.
     """
 
-    if stage not in SLOTS:
-        raise unknown("stage", stage, SLOTS)
+    if stage not in PARTS:
+        raise unknown("stage", stage, PARTS)
 
     def add(cls: _T) -> _T:
         name = kebab(cls.__name__)
@@ -78,6 +95,11 @@ def part_name(part: Any) -> str:
     return f"{source}:{cls.__name__}" if source is not None and source.endswith(".py") else kebab(cls.__name__)
 
 
+def link_name(part: Any) -> str:
+    """Return the name by which a link of a chain is changed: the one it declares as `label`, else the part's."""
+    return getattr(part, "label", None) or part_name(part)
+
+
 def find(stage: str, name: str) -> type:
     """Return the part class of that name, `FILE.py:CLASS` included; the error for an unknown one names the nearest."""
     if plugins.names_file(name):
@@ -101,14 +123,15 @@ def renamed(stage: str, name: str) -> str:
 
 def describe(part: Any) -> str:
     """Return a part as short text, `clip(low=0.2, high=0.28)`: its settings, None and defaults of False left out."""
-    settings, inner = [], inner_parts(part)
+    settings = []
     for f in fields(part):
         value = getattr(part, f.name)
         default = None if f.default is MISSING else f.default
         if value is None or value is False or (isinstance(value, tuple) and value == default):
             continue
-        text = format(value, "g") if isinstance(value, float) else describe(value) if f.name in inner else value
-        settings.append(f"{f.name}={text}")
+        if f.name in declared(part, "pieces"):
+            value = " + ".join(map(describe, value)) if isinstance(value, tuple) else describe(value)
+        settings.append(f"{f.name}={value if not isinstance(value, float) else format(value, 'g')}")
     return f"{kebab(type(part).__name__)}({', '.join(settings)})" if settings else kebab(type(part).__name__)
 
 
@@ -137,7 +160,9 @@ def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
         return build_part(stage, spec, current)
     if isinstance(spec, str):
         spec = [name.strip() for name in spec.split(",") if name.strip()]
+    rewrite = REWRITES.get(stage)
     if isinstance(spec, list):
+        spec = rewrite.links(spec) if rewrite else spec
         return tuple(build_part(stage, s, known=current or ()) for s in spec)
     if not isinstance(spec, dict):
         raise UsageError(f"{stage}: expected part names or settings, got {spec!r}")
@@ -145,14 +170,15 @@ def build_stage(stage: str, spec: Any, current: Any = None) -> Any:
         spec = dict(spec)
         current = build_stage(stage, spec.pop("part"))
     chain = list(current or ())
-    for key, settings in spec.items():
-        names = [kebab(type(p).__name__) for p in chain]
+    for key, settings in (rewrite.changes(spec, chain) if rewrite else spec).items():
+        names = [link_name(part) for part in chain]
+        kinds = [kebab(type(part).__name__) for part in chain]
         key = renamed(stage, str(key))
         if key.isdigit() and int(key) < len(chain):
             at = int(key)
-        elif key in names:
-            at = names.index(key)
-        elif len(chain) == 1 and not isinstance(settings, dict):
+        elif key in names or key in kinds:
+            at = names.index(key) if key in names else kinds.index(key)
+        elif len(chain) == 1 and (not isinstance(settings, dict) or key in declared(chain[0], "pieces")):
             at, settings = 0, {key: settings}
         else:
             raise unknown(f"link of the {stage} chain", key, names)
@@ -181,16 +207,15 @@ def build_part(stage: str, spec: Any, current: Any = None, known: Sequence[Any] 
         raise UsageError(f"{stage}: there is no part whose settings could change; name one with `part`")
     settable = {f.name: f for f in fields(cls)}
     settings = {k: v for k, v in spec.items() if k != "part"}
+    keep = {name: getattr(current, name) for name in settable} if type(current) is cls else {}
     for name, value in settings.items():
         if name not in settable:
             raise unknown(f"setting of the {stage} part {kebab(cls.__name__)!r}:", str(name), settable)
         path = f"{stage}.{kebab(cls.__name__)}.{name}" if stage in CHAINS else f"{stage}.{name}"
-        hint = field_hints(cls)[name]
-        if name in STAGES and hint is Any:  # a part of that stage
-            settings[name] = build_stage(name, value, getattr(current if type(current) is cls else cls, name, None))
+        if name in declared(cls, "pieces"):
+            settings[name] = build_stage(name, value, keep.get(name, settable[name].default))
         else:
-            settings[name] = check(path, hint, _value(path, value))
-    keep = {name: getattr(current, name) for name in settable} if type(current) is cls else {}
+            settings[name] = check(path, field_hints(cls)[name], _value(path, value))
     return cls(**{**keep, **settings})
 
 

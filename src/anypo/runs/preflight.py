@@ -121,6 +121,8 @@ def probe(method: Method, channels: int) -> dict[str, Tensor]:
         reward=reward,
         extra=others,
     )
+    heads = {getattr(part, "head", "value") for part in method.parts("credit")} - {"value"}
+    batch = batch.put({f"bootstrap.{name}": normal(rows) for name in sorted(heads)})
     prepared = method.prepare(batch)
     leaves |= {name: others[name] for name in method.live if name in others}
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}

@@ -12,7 +12,7 @@ from anypo.numbers import Knob
 from anypo.parts.ops.names import kebab
 from anypo.parts.registry import part_name
 from anypo.protocols import BatchSpec, HasActionSpace, Task
-from anypo.stages import CHAINS, SLOTS, inner_parts
+from anypo.stages import CHAINS, SLOTS, declared
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,20 @@ def batch_spec(method: Method, recipe: dict[str, Any]) -> BatchSpec:
 def spec_of(slot: str, method: Method) -> Any:
     """Return a slot as configuration values that build it again."""
 
-    def plain(value: Any) -> Any:
+    specs = [part_spec(part) for part in method.parts(slot)]
+    return specs if slot in CHAINS else (specs[0] if specs else None)
+
+
+def part_spec(part: Any) -> dict[str, Any]:
+    """Return a part as configuration values that build it again, its pieces included."""
+    pieces = declared(part, "pieces")
+
+    def plain(name: str, value: Any) -> Any:
         if isinstance(value, Knob):
             initial = {f.name: getattr(value, f.name) for f in fields(value) if f.init}  # pyright: ignore[reportArgumentType]
             return {"knob": kebab(type(value).__name__), **initial}
-        return list(value) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            return [plain(name, member) for member in value]
+        return part_spec(value) if name in pieces and value is not None else value
 
-    def spec(part: Any) -> dict[str, Any]:
-        inner = inner_parts(part)
-        values = {
-            f.name: spec(inner[f.name]) if f.name in inner else plain(getattr(part, f.name)) for f in fields(part)
-        }
-        return {"part": part_name(part), **values}
-
-    specs = [spec(part) for part in method.parts(slot)]
-    return specs if slot in CHAINS else (specs[0] if specs else None)
+    return {"part": part_name(part), **{f.name: plain(f.name, getattr(part, f.name)) for f in fields(part)}}

@@ -3,13 +3,17 @@
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.td3_bc import td3_bc
-from anypo.parts.critic import TD, AdvantageAutoencoder, PolicyValue
+from anypo.parts.critic import ActionValue, AdvantageAutoencoder, OneStep, Squared, StateValue, TargetAction
 from anypo.parts.knobs import Alternate
 from anypo.parts.terms import CloneGoodAction
 
 a2pr = register_method(
     td3_bc.but(
-        critic=[TD(next="target", noise=0.2, clip=0.5, every=2), PolicyValue(), AdvantageAutoencoder()],
+        critic=[
+            ActionValue("q", TargetAction(noise=0.2, clip=0.5), every=2),
+            StateValue("v", TargetAction(noise=0.2, clip=0.5, by="both", head="q"), OneStep(), regress=Squared(1.0)),
+            AdvantageAutoencoder(),
+        ],
         terms=[CloneGoodAction(coef=Alternate(period=2))],
         card=Card(
             id="a2pr",

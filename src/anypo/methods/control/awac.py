@@ -4,12 +4,12 @@ from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.iql import iql
 from anypo.parts.credit import Advantage
-from anypo.parts.critic import TD
+from anypo.parts.critic import ActionValue, PolicySample
 from anypo.parts.step import Adam
 
 awac = register_method(
     iql.but(
-        critic=[TD(next="policy")],
+        critic=[ActionValue("q", PolicySample())],
         credit=[Advantage(beta=1.0, drawn=True)],
         step=Adam(lr=3e-4, epochs=1, minibatch=0, grad_norm=None, schedule="constant", warmup=0, policy_penalty=1e-4),
         card=Card(

@@ -4,7 +4,7 @@ from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.collect import FromData
-from anypo.parts.critic import TD, Conservative
+from anypo.parts.critic import ActionValue, Conservative, PolicySample
 from anypo.parts.knobs import Temperature
 from anypo.parts.step import Adam
 from anypo.parts.trust import Pathwise
@@ -12,7 +12,7 @@ from anypo.parts.trust import Pathwise
 cql = register_method(
     sac.but(
         collect=FromData(),
-        critic=[TD(next="policy"), Conservative(alpha=5.0)],
+        critic=[ActionValue("q", PolicySample(), penalties=(Conservative(alpha=5.0),))],
         trust=Pathwise(of="min", alpha=Temperature()),
         step=Adam(lr=3e-4, epochs=1, minibatch=0, grad_norm=None, schedule="constant", warmup=0, policy_lr=1e-4),
         card=Card(

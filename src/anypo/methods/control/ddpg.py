@@ -4,13 +4,13 @@ from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
 from anypo.parts.collect import Explore
-from anypo.parts.critic import TD
+from anypo.parts.critic import ActionValue, TargetAction
 from anypo.parts.trust import Pathwise
 
 ddpg = register_method(
     sac.but(
         collect=Explore(first=1000, noise=0.1),
-        critic=[TD(next="target", ensemble=1)],
+        critic=[ActionValue("q", TargetAction(), ensemble=1)],
         trust=Pathwise(of="first", soft=False),
         card=Card(
             id="ddpg",

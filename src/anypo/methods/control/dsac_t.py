@@ -3,14 +3,22 @@
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
-from anypo.parts.critic import GaussianTD
+from anypo.parts.critic import ActionValue, GaussianReturn, PolicySample, SoftBackup
 from anypo.parts.knobs import Alternate, Temperature, Tracked
 from anypo.parts.trust import Pathwise
 
 alpha = Temperature()
 dsac_t = register_method(
     sac.but(
-        critic=[GaussianTD(alpha=alpha, mean1=Tracked("q_std1"), mean2=Tracked("q_std2"), every=2)],
+        critic=[
+            ActionValue(
+                "q",
+                PolicySample(of="target"),
+                SoftBackup(alpha=alpha),
+                regress=GaussianReturn(Tracked("q_std1"), Tracked("q_std2")),
+                every=2,
+            )
+        ],
         trust=Pathwise(of="min", alpha=alpha, coef=Alternate(period=2)),
         card=Card(
             id="dsac-t",

@@ -3,11 +3,14 @@
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.iql import iql
-from anypo.parts.critic import TD, DualValue
+from anypo.parts.critic import ActionValue, DualValue, Huber, NextState, StateValue, TakenAction
 
 f_dvl = register_method(
     iql.but(
-        critic=[DualValue(lam=0.7, norm=True), TD(next="value", huber=20.0)],
+        critic=[
+            StateValue("v", TakenAction("q"), regress=DualValue(lam=0.7), norm=True),
+            ActionValue("q", NextState("v"), regress=Huber(20.0)),
+        ],
         card=Card(
             id="f-dvl",
             title="Dual RL: Unification and New Methods for Reinforcement and Imitation Learning",

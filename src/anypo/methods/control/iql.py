@@ -4,14 +4,14 @@ from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.bc import bc
 from anypo.parts.credit import Advantage
-from anypo.parts.critic import TD, Expectile
+from anypo.parts.critic import ActionValue, Expectile, NextState, StateValue, TakenAction
 from anypo.parts.knobs import Cosine
 from anypo.parts.step import Adam
 from anypo.parts.trust import WeightedBC
 
 iql = register_method(
     bc.but(
-        critic=[Expectile(t=0.7), TD(next="value")],
+        critic=[StateValue("v", TakenAction("q"), regress=Expectile(t=0.7)), ActionValue("q", NextState("v"))],
         credit=[Advantage(beta=3.0)],
         trust=WeightedBC(weighted=True),
         step=Adam(

@@ -3,14 +3,14 @@
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
-from anypo.parts.critic import TD
+from anypo.parts.critic import ActionValue, PolicySample, SoftBackup
 from anypo.parts.knobs import Temperature
 from anypo.parts.trust import BestExpert
 
 alpha = Temperature()
 pmoe = register_method(
     sac.but(
-        critic=[TD(next="policy", alpha=alpha)],
+        critic=[ActionValue("q", PolicySample(), SoftBackup(alpha=alpha))],
         trust=BestExpert(alpha=alpha),
         card=Card(
             id="pmoe",

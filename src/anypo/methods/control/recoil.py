@@ -3,11 +3,11 @@
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.iql import iql
-from anypo.parts.critic import DualValue, MixtureMatching
+from anypo.parts.critic import DualValue, MixtureMatching, StateValue, TakenAction
 
 recoil = register_method(
     iql.but(
-        critic=[DualValue(lam=0.7, norm=True), MixtureMatching()],
+        critic=[StateValue("v", TakenAction("q"), regress=DualValue(lam=0.7), norm=True), MixtureMatching()],
         card=Card(
             id="recoil",
             title="Dual RL: Unification and New Methods for Reinforcement and Imitation Learning (ReCOIL)",

@@ -3,7 +3,7 @@
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.sac import sac
-from anypo.parts.critic import TD
+from anypo.parts.critic import ActionValue, PolicySample, RandomSubset, SoftBackup
 from anypo.parts.knobs import Alternate, Clock, Temperature
 from anypo.parts.store import Transitions
 from anypo.parts.trust import Pathwise
@@ -12,7 +12,11 @@ alpha = Temperature(each=-0.5)
 rlpd = register_method(
     sac.but(
         store=Transitions(batch=256, ratio=20.0, share=0.5),
-        critic=[TD(next="policy", alpha=alpha, ensemble=10, norm=True, subset=2, clock=Clock())],
+        critic=[
+            ActionValue(
+                "q", PolicySample(), SoftBackup(alpha=alpha), RandomSubset(2, clock=Clock()), ensemble=10, norm=True
+            )
+        ],
         trust=Pathwise(of="mean", alpha=alpha, coef=Alternate(period=20)),
         card=Card(
             id="rlpd",

@@ -4,7 +4,7 @@ from anypo.method.card import Card, Claim
 from anypo.method.method import Method
 from anypo.method.registry import register_method
 from anypo.parts.collect import Explore
-from anypo.parts.critic import TD
+from anypo.parts.critic import ActionValue, PolicySample, SoftBackup
 from anypo.parts.knobs import Temperature
 from anypo.parts.reduce import Mean
 from anypo.parts.step import Adam
@@ -17,7 +17,7 @@ sac = register_method(
         collect=Explore(first=1000),
         score=[],
         store=Transitions(batch=256),
-        critic=[TD(next="policy", alpha=alpha)],
+        critic=[ActionValue("q", PolicySample(), SoftBackup(alpha=alpha))],
         credit=[],
         ratio=None,
         trust=Pathwise(of="min", alpha=alpha),

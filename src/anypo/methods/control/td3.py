@@ -3,13 +3,13 @@
 from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.ddpg import ddpg
-from anypo.parts.critic import TD
+from anypo.parts.critic import ActionValue, TargetAction
 from anypo.parts.knobs import Alternate
 from anypo.parts.trust import Pathwise
 
 td3 = register_method(
     ddpg.but(
-        critic=[TD(next="target", noise=0.2, clip=0.5, every=2)],
+        critic=[ActionValue("q", TargetAction(noise=0.2, clip=0.5), every=2)],
         trust=Pathwise(of="first", soft=False, coef=Alternate(period=2)),
         card=Card(
             id="td3",

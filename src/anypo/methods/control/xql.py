@@ -4,11 +4,14 @@ from anypo.method.card import Card, Claim
 from anypo.method.registry import register_method
 from anypo.methods.control.iql import iql
 from anypo.parts.credit import Advantage
-from anypo.parts.critic import TD, Gumbel
+from anypo.parts.critic import ActionValue, Gumbel, NextState, StateValue, TakenAction
 
 xql = register_method(
     iql.but(
-        critic=[Gumbel(beta=2.0, norm=True), TD(next="value")],
+        critic=[
+            StateValue("v", TakenAction("q"), regress=Gumbel(beta=2.0), norm=True),
+            ActionValue("q", NextState("v")),
+        ],
         credit=[Advantage(beta=0.5)],
         card=Card(
             id="xql",

@@ -35,7 +35,8 @@ ppo = register_method(
             year=2017,
             arxiv="1707.06347",
             equation="L = -mean_t min(r_t A_t, clip(r_t, 1-eps, 1+eps) A_t) + c_v L_V,  r_t = pi / pi_old",
-            source="arXiv 1707.06347, eq. 7 and 9; value clipping and whitening as in the reference implementation",
+            source="arXiv 1707.06347, eq. 7 and 9; value clipping and whitening as in the reference implementation; "
+            "`add-advantage` mixes reward channels, each with a value head",
             claim="The clipped surrogate gives the stability of a trust region with first-order updates.",
             claims=(
                 Claim(

@@ -16,12 +16,13 @@ from anypo.parts.credit.normalize import BatchScale, LimitAdvantage, Standardize
 from anypo.parts.credit.pessimistic import PessimisticBaseline
 from anypo.parts.credit.q_advantage import Advantage
 from anypo.parts.credit.reference_point import ReferencePoint
-from anypo.parts.credit.returns import ExtendedGae, Gae, NStep, Returns
+from anypo.parts.credit.returns import AddAdvantage, ExtendedGae, Gae, NStep, Returns
 from anypo.parts.credit.risk import MixedValueAtRisk
 from anypo.parts.credit.segments import AddProgress, EntropyModulate
 from anypo.parts.credit.stability import KeepStable
 
 __all__ = [
+    "AddAdvantage",
     "AddProgress",
     "Advantage",
     "BalancedDrop",

@@ -1,27 +1,49 @@
-"""Critic: value functions learned beside the policy. Each part returns a scalar to minimise."""
+"""Critic: value functions learned beside the policy. Each part returns a scalar to minimise; heads are made of pieces."""
 
-from anypo.parts.critic.behaviour import AdvantageAutoencoder, PolicyValue
-from anypo.parts.critic.conservative import Conservative
-from anypo.parts.critic.distributional import GaussianTD
+from anypo.parts.critic import former_parts as former_parts
+from anypo.parts.critic.aggregates import EnsembleMin, RandomSubset
+from anypo.parts.critic.backups import OneStep, SoftBackup
+from anypo.parts.critic.behaviour import AdvantageAutoencoder
+from anypo.parts.critic.head import ActionValue, StateValue
 from anypo.parts.critic.imitation import MixtureMatching
-from anypo.parts.critic.implicit import DualValue, Expectile, Gumbel
 from anypo.parts.critic.median import Median
+from anypo.parts.critic.next_actions import (
+    DoubleGreedyAction,
+    GreedyAction,
+    NextState,
+    PolicySample,
+    TakenAction,
+    TargetAction,
+)
+from anypo.parts.critic.penalties import Conservative
 from anypo.parts.critic.pessimistic import PessimisticValue
-from anypo.parts.critic.td import TD
+from anypo.parts.critic.regressions import DualValue, Expectile, GaussianReturn, Gumbel, Huber, Squared
 from anypo.parts.critic.value import FinishedValue, Value
 
 __all__ = [
-    "TD",
+    "ActionValue",
     "AdvantageAutoencoder",
     "Conservative",
+    "DoubleGreedyAction",
     "DualValue",
+    "EnsembleMin",
     "Expectile",
     "FinishedValue",
-    "GaussianTD",
+    "GaussianReturn",
+    "GreedyAction",
     "Gumbel",
+    "Huber",
     "Median",
     "MixtureMatching",
+    "NextState",
+    "OneStep",
     "PessimisticValue",
-    "PolicyValue",
+    "PolicySample",
+    "RandomSubset",
+    "SoftBackup",
+    "Squared",
+    "StateValue",
+    "TakenAction",
+    "TargetAction",
     "Value",
 ]

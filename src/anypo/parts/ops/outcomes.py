@@ -43,13 +43,31 @@ def rewarded(b: Trajectories) -> Trajectories:
     return b.but(reward=torch.where(last_valid(b.valid), b.need("score").unsqueeze(1), 0.0))
 
 
-def bootstrap_of(b: Trajectories, like: Float[Tensor, "row step"]) -> Float[Tensor, " row"]:
-    """Value of the state after each row: 0 where it ended in a terminal state, which all do unless the batch says otherwise."""
-    if b.bootstrap is None:
+def head_field(field: str, head: str) -> str:
+    """Return the name of a head's field: `returns` of the head `value`, `returns.NAME` of the head NAME."""
+    return field if head == "value" else f"{field}.{head}"
+
+
+def bootstrap_of(b: Trajectories, like: Float[Tensor, "row step"], head: str = "value") -> Float[Tensor, " row"]:
+    """Return a head's value of the state after each row: 0 where it ended in a terminal state, which all do unless the batch says
+    otherwise.
+
+    Args:
+        b: the batch.
+        like: values, for their type.
+        head: name of the head.
+    """
+    bootstrap = b.get(head_field("bootstrap", head))
+    if bootstrap is None:
         if b.done is not None and not bool((b.done != 0).all()):
-            raise MissingField("bootstrap")
+            raise MissingField(head_field("bootstrap", head))
         return like.new_zeros(len(like))
-    return b.bootstrap if b.done is None else torch.where(b.done != 0, 0.0, b.bootstrap)
+    return bootstrap if b.done is None else torch.where(b.done != 0, 0.0, bootstrap)
+
+
+def channel_reward(b: Trajectories, channel: str | None) -> Float[Tensor, "row step"]:
+    """Return the rewards of the channel `reward.NAME`; None: the reward itself, else the outcome on each row's last valid decision."""
+    return rewarded(b).need("reward") if channel is None else b.need(f"reward.{channel}")
 
 
 def informative_rows(b: Trajectories) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from anypo.errors import RunError, UsageError
+from anypo.errors import RunError, UsageError, unknown
 from anypo.policies.control.spaces import choices
 from anypo.tasks.control.first_calls import check_first_calls, short
 from anypo.tasks.control.make_env import describe_error
@@ -23,8 +24,10 @@ class EnvCopy:
     UsageError.
     """
 
-    def __init__(self, env: Any, name: str):
-        self.env, self.name = env, name
+    def __init__(self, env: Any, name: str, channels: Sequence[str] = ()):
+        self.env, self.name, self.channels = env, name, channels
+        self.channel_rewards: list[float] = []
+        """Of the last step, the numbers of `info` under the keys `channels`."""
         check_first_calls(name, env)
         self.sizes = choices(env.action_space)
         asked = self.sizes and env.has_wrapper_attr("action_masks")
@@ -56,6 +59,7 @@ class EnvCopy:
             reward = float(reward)
         except (TypeError, ValueError, OverflowError):
             reward = self._number(reward)
+        self.channel_rewards = [self._channel(info, name) for name in self.channels]
         self.actions.append(action)
         self.total += reward
         self.done = bool(terminated)
@@ -77,6 +81,13 @@ class EnvCopy:
             raise UsageError(
                 f"{self.name}: step returned {short(reward)} as reward, which must be one number"
             ) from None
+
+    def _channel(self, info: dict[str, Any], name: str) -> float:
+        """Return the reward of a channel."""
+        if name not in info:
+            numbers = [key for key, x in info.items() if isinstance(x, int | float | np.number)]
+            raise unknown(f"reward channel in the `info` of {self.name}:", name, numbers)
+        return self._number(info[name])
 
     def _observe(self, observation: Any, info: dict[str, Any]) -> None:
         self.observation = observation

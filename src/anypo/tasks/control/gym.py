@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,13 +12,13 @@ from torch import Tensor
 from anypo.errors import RunError, UsageError
 from anypo.policies.control.normalize import RunningNorm
 from anypo.policies.weights import first_bad_weight
-from anypo.ranges import Range, Seed
+from anypo.ranges import Filled, Range, Seed
 from anypo.rng import SPAN, EpisodeRng, RowRng, held_out_seeds, request_keys, request_seeds, row_seeds
 from anypo.tasks.control.env_copy import EnvCopy, stack_masks
 from anypo.tasks.control.first_calls import describe_mismatch
 from anypo.tasks.control.make_env import make_env
 from anypo.tasks.control.rollout_log import RolloutLog
-from anypo.tasks.control.starts import configured_scale, reward_factor, scales_reward, start_seed
+from anypo.tasks.control.starts import configured_scale, further_bootstraps, reward_factor, scales_reward, start_seed
 from anypo.types import Request, Trajectories
 
 ENVS = 8
@@ -51,7 +51,8 @@ class Gym:
     the starts (the run's). env_kwargs: keywords of the environment, `--task.env_kwargs.NAME value`. eval_episodes: held-out episodes,
     unless `--episodes` says. scale_reward: divide the learner's rewards by rms(r) / (1 - gamma) (none: unless the method replays
     transitions). That estimate includes this rollout, so that discounted returns lie about within +-1 at once, which PPO's value clip
-    of 0.2 presumes; metrics and evaluation are in raw rewards.
+    of 0.2 presumes; metrics and evaluation are in raw rewards. info_rewards: keys of the environment's `info` whose numbers are reward
+    channels, `reward.KEY`, on the scale of the reward.
     """
 
     metric = "return"
@@ -70,10 +71,11 @@ class Gym:
         scale_reward: bool | None = None,
         env_kwargs: dict[str, Any] | None = None,
         eval_episodes: Annotated[int, Range(least=1, most=10_000)] = 20,
+        info_rewards: Sequence[Filled[str]] = (),
     ):
         self.spec, self.env_id, self.env_kwargs = env, env if isinstance(env, str) else env.id, env_kwargs or {}
         self.name = f"gym:{self.env_id}"
-        self.seed, self.eval_episodes = seed, eval_episodes
+        self.seed, self.eval_episodes, self.info_rewards = seed, eval_episodes, tuple(info_rewards)
         self.requested_envs, self.scale_reward = envs, scale_reward
         self.copies = [self._make() for _ in range(envs or ENVS)]
         self.eval_copies: list[EnvCopy] = []
@@ -99,7 +101,7 @@ class Gym:
         return make_env(self.name, self.spec, {**self.env_kwargs, **options})
 
     def _make(self) -> EnvCopy:
-        return EnvCopy(self.make_env(), self.name)
+        return EnvCopy(self.make_env(), self.name, self.info_rewards)
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.
@@ -131,7 +133,7 @@ class Gym:
             with policy.frozen_for_rollout():
                 log = self.play(policy, self.copies, starts, rng, explore=explore)
             group = torch.arange(len(requests)).repeat_interleave(torch.tensor([r.samples for r in requests]))
-        return self._batch(policy, log, group), log.metrics()
+        return make_rows(self, policy, log, group), log.metrics(self.info_rewards)
 
     def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Mean, standard deviation and mean length of greedy episodes from held-out seeds, the same ones every time."""
@@ -142,7 +144,13 @@ class Gym:
         rng = EpisodeRng(held_out_seeds(seed, episodes))
         log = self.play(policy, self.eval_copies, starts, rng, greedy=True)
         returns, lengths = np.array(log.finished).T
-        return {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
+        channels = {name: sum(x) / episodes for name, x in log.by_channel(self.info_rewards).items()}
+        measures = {
+            "return": float(returns.mean()),
+            "return_std": float(returns.std()),
+            "length": float(lengths.mean()),
+        }
+        return measures | channels
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
         """Loop settings (minibatch in decisions, steps in environment steps), and what `configure` takes."""
@@ -236,6 +244,8 @@ class Gym:
             log.row += [copy.row for copy in live]
             for copy, action in zip(live, policy.env_action(decided.action), strict=True):
                 log.reward.append(copy.step(action))
+                if self.info_rewards:
+                    log.channels.append(copy.channel_rewards)
                 if copy.over:
                     log.close(copy, self._encode(policy, [copy])[0])
         for copy in copies:
@@ -254,37 +264,52 @@ class Gym:
                     raise UsageError(f"{self.name} gave an observation at {at} that {problem}") from None
             raise
 
-    def _batch(self, policy: Any, log: RolloutLog, group: Tensor) -> Trajectories:
-        """Return the log as padded rows. Where an action is several decisions, they follow each other, with the reward on the last
-        and `segment` numbering the environment's steps."""
-        (obs, logp, trace), (row, step) = log.decisions(), log.steps()
-        draws = logp.shape[1]
-        at = row.repeat_interleave(draws), (draws * step[:, None] + torch.arange(draws)).flatten()
-        shape = len(log.done), draws * (int(step.max()) + 1)
 
-        def rows(x: Tensor) -> Tensor:
-            x = x.flatten(0, 1)
-            return x.new_zeros((*shape, *x.shape[1:])).index_put(at, x)
+def make_rows(task: Gym, policy: Any, log: RolloutLog, group: Tensor) -> Trajectories:
+    """Return the log as padded rows. Where an action is several decisions, they follow each other, with the reward on the last
+    and `segment` numbering the environment's steps.
 
-        reward = torch.tensor(log.reward)
-        if self.scale:
-            reward = reward * reward_factor(self.scale, reward)
-        last = torch.arange(draws) == draws - 1
-        done = torch.tensor(log.done)
-        final = torch.stack(log.last)
-        value, bootstrap = policy.value_of(obs), policy.value_of(final)
-        return Trajectories(
-            logp_old=rows(logp),
-            value=None if value is None else rows(value[:, None].expand(-1, draws)),
-            mask=rows(torch.ones(len(step), draws, dtype=torch.bool)),
-            reward=rows(torch.where(last, reward[:, None], 0.0)),
-            group=group,
-            segment=rows(step[:, None].expand(-1, draws)) if draws > 1 else None,
-            bootstrap=torch.zeros(len(done)) if bootstrap is None else bootstrap.masked_fill(done, 0.0),
-            done=done,
-            trace={name: rows(x) for name, x in trace.items()},
-            extra={"last": final, **log.last_masks()},
-        )
+    Args:
+        task: its running scale of rewards is updated.
+        policy: evaluates the observations.
+        log: of the rollout.
+        group: of the rows.
+    """
+    (obs, logp, trace), (row, step) = log.decisions(), log.steps()
+    draws = logp.shape[1]
+    at = row.repeat_interleave(draws), (draws * step[:, None] + torch.arange(draws)).flatten()
+    shape = len(log.done), draws * (int(step.max()) + 1)
+
+    def rows(x: Tensor) -> Tensor:
+        x = x.flatten(0, 1)
+        return x.new_zeros((*shape, *x.shape[1:])).index_put(at, x)
+
+    reward = torch.tensor(log.reward)
+    rewards = {f"reward.{name}": torch.tensor(x) for name, x in log.by_channel(task.info_rewards).items()}
+    if task.scale:
+        factor = reward_factor(task.scale, reward)
+        reward, rewards = reward * factor, {name: x * factor for name, x in rewards.items()}
+    last = torch.arange(draws) == draws - 1
+    done = torch.tensor(log.done)
+    final = torch.stack(log.last)
+    value, bootstrap = policy.value_of(obs), policy.value_of(final)
+    return Trajectories(
+        logp_old=rows(logp),
+        value=None if value is None else rows(value[:, None].expand(-1, draws)),
+        mask=rows(torch.ones(len(step), draws, dtype=torch.bool)),
+        reward=rows(torch.where(last, reward[:, None], 0.0)),
+        group=group,
+        segment=rows(step[:, None].expand(-1, draws)) if draws > 1 else None,
+        bootstrap=torch.zeros(len(done)) if bootstrap is None else bootstrap.masked_fill(done, 0.0),
+        done=done,
+        trace={name: rows(x) for name, x in trace.items()},
+        extra={
+            "last": final,
+            **log.last_masks(),
+            **{name: rows(torch.where(last, x[:, None], 0.0)) for name, x in rewards.items()},
+            **further_bootstraps(policy, final, done),
+        },
+    )
 
 
 def check_finite(name: str, log: RolloutLog, policy: Any) -> None:
@@ -304,6 +329,9 @@ def check_finite(name: str, log: RolloutLog, policy: Any) -> None:
     if not finite.all():
         bad = int(np.flatnonzero(~finite)[0])
         raise RunError(f"{name} gave the reward {log.reward[bad]} at step {log.steps()[1][bad]} of an episode")
+    if not np.isfinite(log.channels).all():
+        bad = int(np.flatnonzero(~np.isfinite(log.channels).all(1))[0])
+        raise RunError(f"{name} gave the channels {log.channels[bad]} at step {log.steps()[1][bad]} of an episode")
 
 
 def begin_decision(rng: RowRng, copies: list[EnvCopy], step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ class RolloutLog:
     masks: list[Tensor | None] = field(default_factory=list)
     decided: list[Decisions] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
+    channels: list[list[float]] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     done: list[bool] = field(default_factory=list)
     last: list[Any] = field(default_factory=list)
@@ -94,9 +96,14 @@ class RolloutLog:
         ends = (n for last, n in zip(self.last, lengths, strict=True) if not np.isfinite(last).all())
         return next((int(n) for n in ends), None)
 
-    def metrics(self) -> dict[str, float]:
-        """Environment steps, and mean return and length of the episodes that ended."""
+    def by_channel(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Return the rewards of every channel, one per action."""
+        return {name: [step[k] for step in self.channels] for k, name in enumerate(names)}
+
+    def metrics(self, names: Sequence[str] = ()) -> dict[str, float]:
+        """Environment steps, mean return and length of the episodes that ended, and the mean reward of each channel per step."""
         metrics = {"env_steps": float(len(self.reward))}
+        metrics |= {f"train/{name}": float(np.mean(x)) for name, x in self.by_channel(names).items()}
         if self.finished:
             returns, lengths = np.array(self.finished).T
             metrics |= {"train/return": float(returns.mean()), "train/length": float(lengths.mean())}

@@ -1,11 +1,12 @@
-"""Seeds and reward scales of episodes."""
+"""Seeds, reward scales and last values of episodes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from anypo.policies.control.normalize import RunningNorm
@@ -33,3 +34,21 @@ def configured_scale(scale: RunningNorm | None, recipe: dict[str, Any]) -> Runni
 def start_seed(*key: int, held_out: bool = False) -> int:
     """Return a reset seed: even for training, odd for evaluation, so the two never meet."""
     return int(np.random.SeedSequence(key).generate_state(1)[0]) & ~1 | held_out
+
+
+@torch.no_grad()
+def further_bootstraps(
+    policy: Any, last: Shaped[Tensor, "row ..."], done: Bool[Tensor, " row"]
+) -> dict[str, Float[Tensor, " row"]]:
+    """Return `bootstrap.NAME` of every value head but the first: V of the state after each row, 0 where the row is done.
+
+    Args:
+        policy: has the heads.
+        last: observations after the rows.
+        done: whether these are terminal.
+    """
+    heads = getattr(policy, "heads", ())
+    if len(heads) < 2:
+        return {}
+    values = policy.values(policy.features(last))
+    return {f"bootstrap.{name}": values[:, k].masked_fill(done, 0.0) for k, name in enumerate(heads) if k}

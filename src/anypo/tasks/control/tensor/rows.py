@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from anypo.tasks.control.starts import reward_factor
+from anypo.tasks.control.starts import further_bootstraps, reward_factor
 from anypo.types import Trajectories
 
 if TYPE_CHECKING:
@@ -76,5 +76,5 @@ def make_batch(
         bootstrap=bootstrap,
         done=done,
         trace={name.removeprefix("trace."): x for name, x in decisions.items()},
-        extra={"last": last},
+        extra={"last": last, **further_bootstraps(policy, last, done)},
     )

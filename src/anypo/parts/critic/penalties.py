@@ -1,4 +1,4 @@
-"""Conservative penalties on Q-functions."""
+"""Penalties on the values of a head of actions, beside its regression."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anypo.types import Trajectories
 from anypo.views import Draw, View
 
 
-@register_part("critic")
+@register_part("penalties")
 @dataclass(frozen=True)
 class Conservative:
     """alpha sum_i mean[temperature logsumexp_a (Q_i(s, a) / temperature) - Q_i(s, a_data)].
@@ -31,7 +31,6 @@ class Conservative:
     draws: Annotated[int, Range(least=1, most=1000)] | None = 10
     temperature: Positive[float] = 1.0
     level: ClassVar[Level] = "decision"
-    heads: ClassVar[tuple[str, ...]] = ()
 
     @property
     def proposals(self) -> dict[str, Draw]:
@@ -43,27 +42,22 @@ class Conservative:
             "next": Draw(at="next", count=self.draws),
         }
 
-    @property
-    def live(self) -> dict[str, View]:
+    def live(self, head: str) -> dict[str, View]:
         # the policy's actions for s' are evaluated at s, as in the reference implementation
         if self.draws is None:
-            return {"q": View("q"), "q_all": View("q_all")}
-        return {"q": View("q")} | {f"q_at_{name}": View("q", draw=draw) for name, draw in self.proposals.items()}
+            return {f"{head}_all": View(f"{head}_all")}
+        return {f"{head}_at_{name}": View(head, draw=draw) for name, draw in self.proposals.items()}
 
-    @property
-    def views(self) -> dict[str, View]:
-        return {f"logp_of_{name}": View("logp", at=draw.at, draw=draw) for name, draw in self.proposals.items()}
+    def views(self, head: str) -> dict[str, View]:
+        return {f"{head}_logp_of_{name}": View("logp", at=draw.at, draw=draw) for name, draw in self.proposals.items()}
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (*self.live, *self.views)
-
-    def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
-        q = b.need("q")
+    def __call__(self, b: Trajectories, head: str) -> tuple[Tensor, dict[str, Tensor]]:
+        q = b.need(head)
         if self.draws is None:
-            values = b.need("q_all")
+            values = b.need(f"{head}_all")
         else:
-            values = torch.cat([b.need(f"q_at_{n}") - b.need(f"logp_of_{n}").unsqueeze(-1) for n in self.proposals], 2)
+            gaps = [b.need(f"{head}_at_{n}") - b.need(f"{head}_logp_of_{n}").unsqueeze(-1) for n in self.proposals]
+            values = torch.cat(gaps, 2)
         gap = self.temperature * (values / self.temperature).logsumexp(2) - q
         loss = token_mean(gap.sum(-1), b)
         return number(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.mask)}
