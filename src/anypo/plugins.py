@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import sys
+from collections.abc import Iterator
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -75,6 +78,59 @@ def execute(path: Path) -> ModuleType:
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     MODULES[path], CONTENTS[path] = module, content
     return module
+
+
+def with_neighbours(path: Path, folder: Path | None = None) -> list[Path]:
+    """Return a Python file and the files of a folder, its own by default, that it imports, directly or through one another."""
+    folder = folder or path.parent
+    files: dict[Path, None] = {}
+    queue = [path]
+    while queue:
+        file = queue.pop()
+        if file not in files:
+            files[file] = None
+            queue += [module for name in imported_names(file, folder) for module in module_files(folder, name)]
+    return list(files)
+
+
+def module_sources(name: str) -> list[Path]:
+    """Return the files of a module that is found beside the user or on Python's path, and of what it imports from there; those of
+    installed packages are not listed."""
+    spec = PathFinder.find_spec(name.partition(".")[0], [str(Path.cwd()), *sys.path])
+    if spec is None or spec.origin is None or {"site-packages", "dist-packages"} & set(Path(spec.origin).parts):
+        return []
+    source = Path(spec.origin).resolve()
+    folder = source.parents[1] if source.name == "__init__.py" else source.parent
+    return [needed for file in module_files(folder, name) for needed in with_neighbours(file, folder)]
+
+
+def imported_names(file: Path, folder: Path) -> Iterator[str]:
+    """Dotted names that the import statements of a file may mean, in functions too; `from a import b` may mean a.b.
+
+    Args:
+        file: which may be no Python at all; executing it says so.
+        folder: what relative imports are resolved in.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = (folder, *file.parents)[: node.level + 1][-1]
+            if above.is_relative_to(folder):
+                base = ".".join((*above.relative_to(folder).parts, *filter(None, [node.module])))
+                yield from (f"{base}.{alias.name}".removeprefix(".") for alias in node.names)
+
+
+def module_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of a folder that importing a dotted name executes."""
+    pieces = name.split(".")
+    places = [folder.joinpath(*pieces[: end + 1]) for end in range(len(pieces))]
+    files = [file for place in places for file in (place / "__init__.py", place.with_name(f"{place.name}.py"))]
+    return [file for file in files if file.is_file()]
 
 
 def origin(of: Any) -> str | None:

@@ -185,6 +185,57 @@ def test_a_run_goes_on_only_with_what_it_started_with(text, tmp_path, change, na
         continue_run(tmp_path / "r")
 
 
+PACKAGE = {
+    "mine.py": """
+from anypo.tasks.bandit import Bandit
+from pieces import sizes
+
+class Coins(Bandit):
+    name = "coins"
+
+    def __init__(self, *, seed=0):
+        import late
+        super().__init__(contexts=late.CONTEXTS, arms=sizes.ARMS, seed=seed)
+""",
+    "pieces/__init__.py": "",
+    "pieces/sizes.py": "from .more import ARMS\n",
+    "pieces/more.py": "ARMS = 3\n",
+    "late.py": "CONTEXTS = 2\n",
+    "unused.py": "",
+}
+
+
+@pytest.mark.parametrize("name", ["pieces/__init__.py", "pieces/more.py", "late.py"])
+@pytest.mark.parametrize("change", [lambda path: path.write_text(path.read_text() + "# edited\n"), os.unlink])
+def test_a_module_that_a_file_imports_is_part_of_what_a_run_started_with(tmp_path, name, change):
+    for path, text in PACKAGE.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    crash(start(tmp_path / "r", task=f"{tmp_path / 'mine.py'}:Coins"))
+    (tmp_path / "unused.py").write_text("# edited\n")
+    continue_run(tmp_path / "r")
+    change(tmp_path / name)
+    for use in (continue_run, reopen):
+        with pytest.raises(UsageError, match=rf"{name} changed since the run in .* started; .*--allow-code") as refusal:
+            use(tmp_path / "r")
+        assert "\n" not in str(refusal.value)
+
+
+def test_the_module_of_an_environment_is_part_of_what_a_run_started_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roads.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\nimport road_length\n"
+        "gymnasium.register('Road-v0', entry_point=CartPoleEnv, max_episode_steps=road_length.STEPS)\n"
+    )
+    (tmp_path / "road_length.py").write_text("STEPS = 5\n")
+    values = {"method": "ppo", "task": {"name": "gym:roads:Road-v0", "envs": 1, "eval_episodes": 1}, "steps": 1}
+    learn(start("r", **values))
+    assert continue_run(tmp_path / "r", 2).steps == 2
+    (tmp_path / "road_length.py").write_text("STEPS = 6\n")
+    with pytest.raises(UsageError, match=r"road_length.py changed since the run in .* started"):
+        continue_run(tmp_path / "r", 2)
+
+
 def test_changed_transitions_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     columns = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1))}
