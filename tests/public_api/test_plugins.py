@@ -16,8 +16,10 @@ from anypo.config import from_dict
 from anypo.errors import UsageError
 from anypo.flags import parse_flags
 from anypo.loops.learn import learn
+from anypo.plugins import installed
 from anypo.runs.build import build
 from anypo.runs.folder import continue_run, create, reopen
+from anypo.tasks.text.rewards import describe_rewards, make_reward
 
 PARTS = '''
 """A part, a task, a policy and methods of one's own."""
@@ -200,6 +202,54 @@ def test_lists_show_what_a_package_adds(package):
     assert "squared-trust" in anypo_with(package, "parts", "--stage", "trust").stdout
 
 
+REWARDS = """
+[anypo.rewards]
+vowels = judges:vowels
+{name} = judges:vowels
+"""
+
+
+def install_rewards(site: Path, monkeypatch: pytest.MonkeyPatch, name: str = "again") -> None:
+    """Put a package with rewards on the path."""
+    (site / "judges.py").write_text(
+        "def vowels(completions, **columns):\n    return [sum(c in 'aeiou' for c in text) / 10 for text in completions]\n"
+    )
+    about = site / "judges-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: judges\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(REWARDS.format(name=name))
+    monkeypatch.syspath_prepend(site)
+    installed.cache_clear()
+
+
+@pytest.fixture
+def forget_packages():
+    yield
+    installed.cache_clear()
+
+
+@pytest.mark.usefixtures("forget_packages")
+def test_an_installed_package_gives_rewards(tmp_path, monkeypatch, tiny_model):
+    install_rewards(tmp_path, monkeypatch)
+    (tmp_path / "p.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"the {i}", "answer": "a"}) + "\n" for i in range(6))
+    )
+    flags = [f"--task=jsonl:{tmp_path / 'p.jsonl'}", "--reward=vowels,exact", f"--policy=hf:{tiny_model('llama')}"]
+    run = build_run("grpo", *flags, "--task.max_new=4", "--collect.requests=2", "--collect.samples=2", "--steps=1")
+    assert run.task.channels == ("vowels", "exact")
+    assert "reward/vowels" in learn(run)
+    assert describe_rewards()["vowels"] == "of the package judges"
+    with pytest.raises(UsageError, match="unknown reward 'vowls'; did you mean 'vowels'"):
+        build_run("grpo", flags[0], "--reward=vowls", flags[2])
+
+
+@pytest.mark.usefixtures("forget_packages")
+def test_a_reward_of_a_package_cannot_take_a_built_in_name(tmp_path, monkeypatch):
+    install_rewards(tmp_path, monkeypatch, "exact")
+    with pytest.raises(UsageError, match="the reward name 'exact' of the package judges is taken; choose another"):
+        make_reward("vowels")
+
+
 def test_a_package_that_fails_takes_no_other_method_away(package):
     (package / "shop" / "things.py").write_text("raise RuntimeError('closed')\n")
     done = anypo_with(package, "explain", "grpo")
@@ -230,6 +280,12 @@ def test_a_run_from_a_file_resumes_after_a_kill_and_refuses_a_changed_file(mine,
         with pytest.raises(UsageError, match=r"mine.py changed since the run in .* started; .* add --allow-code"):
             use(tmp_path / "killed")
     assert reopen(tmp_path / "killed", allow_code=True).remarks == [f"executes {mine}"]
+    with pytest.raises(UsageError, match=r"in Python, allow_code=True"):
+        anypo.load(tmp_path / "killed")
+    assert anypo.load(tmp_path / "killed", allow_code=True).evaluate()
+    with pytest.raises(UsageError, match=r"mine.py changed"):
+        anypo.resume(tmp_path / "killed", steps=31)
+    assert anypo.resume(tmp_path / "killed", steps=31, allow_code=True).run.done == 31
 
 
 def test_a_folder_of_an_older_format_is_one_sentence(tmp_path):

@@ -58,7 +58,7 @@ def first_prompt(run: Run) -> list[str]:
 def measured(run: Run) -> str:
     """Say what is measured on how many held-out starts."""
     known = run.config.episodes or getattr(run.task, "eval_episodes", None) or len(getattr(run.task, "heldout", ()))
-    return f"{run.task.metric}{f' on {known:,} held-out starts' if known else ''}"
+    return f"{run.metric}{f' on {known:,} held-out starts' if known else ''}"
 
 
 def length(run: Run) -> str:
