@@ -31,7 +31,7 @@ def list_methods(
         return
     rows = [("METHOD", "YEAR", "BASE", "CLAIM", "CHANGES AND TITLE")]
     for card in sorted(cards, key=lambda c: (c["year"], c["id"])):
-        claim = HELD[(card["evidence"] or {}).get("verdict")]
+        claim = CLAIMS[(card["evidence"] or {}).get("verdict")]
         changed = f"{', '.join(card['changed'])}: " if card["base"] else ""
         source = f"({card['package']}) " if card["package"] else ""
         rows.append((card["id"], str(card["year"]), card["base"] or "", claim, f"{source}{changed}{card['title']}"))
@@ -42,7 +42,7 @@ def list_methods(
     )
 
 
-HELD = {"supported": "yes", "mixed": "mixed", "not supported at this scale": "no", None: ""}
+CLAIMS = {"supported": "yes", "mixed": "mixed", "not supported at this scale": "no", None: ""}
 """Verdicts in a list."""
 
 

@@ -58,7 +58,13 @@ def resolve(config: Config, task: Task, method: Method) -> Settings:
 
 
 def recommend(config: Config, task: Task, method: Method) -> dict[str, Any]:
-    """Return the task's recommendation for a method; the trait `lora` says that an adapter is trained instead of all weights."""
+    """Return the task's recommendation for a method; the trait `lora` says that an adapter is trained instead of all weights.
+
+    Args:
+        config: says so.
+        task: asked for its recipe.
+        method: with its traits.
+    """
     return task.recipe({**method.traits, "lora": config.policy.get("lora") is not None})
 
 

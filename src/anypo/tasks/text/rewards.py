@@ -32,7 +32,7 @@ STARTING = 30.0
 """Seconds a process that scores answers may take to start."""
 
 
-ABOUT = {
+FORMS = {
     "exact": "1 where the completion is the column `answer`, spaces around both aside",
     "numeric": "1 where the last number of the completion is that of `answer`",
     "math": "1 where the completion equals `answer` in mathematics",
@@ -212,7 +212,7 @@ def installed_rewards() -> dict[str, str]:
 
 def describe_rewards() -> dict[str, str]:
     """Return what can be written for a reward, with one line on each."""
-    return ABOUT | {name: f"of the package {source}" for name, source in installed_rewards().items()}
+    return FORMS | {name: f"of the package {source}" for name, source in installed_rewards().items()}
 
 
 _unscored: ContextVar[bool] = ContextVar("unscored", default=False)
