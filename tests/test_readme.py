@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -68,12 +67,15 @@ def test_readme_is_followed_literally_with_the_wheel(tmp_path):
     copy = clone(tmp_path / "anypo")
     pip = f"{sys.executable} -m pip --disable-pip-version-check"
     run(f"{pip} wheel -q --no-deps --no-build-isolation -w {folder / 'dist'} {copy}", tmp_path)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    (site / "installed.pth").write_text(
+    venv = tmp_path / "venv"
+    run(f"{sys.executable} -m venv --without-pip {venv}", tmp_path)
+    (site,) = (venv / "lib").glob("python*/site-packages")
+    (site / "others.pth").write_text(
         sysconfig.get_paths()["purelib"] + "\n"
-    )  # what the extras need is there already
-    environment = {"PATH": f"{tmp_path / 'venv' / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": "", "PIP_NO_INDEX": "1"}
+    )  # pip, and what anypo needs, are there already
+    (venv / "bin" / "pip").write_text(f'#!/bin/sh\nexec {venv}/bin/python -m pip "$@"\n')
+    (venv / "bin" / "pip").chmod(0o755)
+    environment = {"PATH": f"{venv / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": "", "PIP_NO_INDEX": "1"}
     follow(folder, session(), **environment)
     where = run("python -c 'import anypo; print(anypo.__file__)'", folder, **environment)
     assert Path(where.strip()).is_relative_to(site)
