@@ -30,9 +30,8 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         envs = run.task.envs
         rows = f"{envs} environments x {want.horizon} steps = {envs * (want.horizon or 0):,} decisions"
     else:
-        longest = want.requests * want.samples * (want.horizon or 1)
-        rows = f"{want.requests} starts x {want.samples} samples = {want.requests * want.samples:,} rows"
-        rows += f", at most {longest:,} decisions"
+        count, longest = batch_size(run)
+        rows = f"{want.requests} starts x {want.samples} samples = {count:,} rows, at most {longest:,} decisions"
     return [
         ("method", f"{method.card.id}{adjusted}: {method.card.title}"),
         ("task", f"{run.task.name}{starts}"),
