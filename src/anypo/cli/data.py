@@ -53,7 +53,10 @@ def describe_data(
     high: Annotated[float | None, typer.Option(help="return of an expert")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a data set: returns, quality (TQ), coverage (SACo), entropy, and the gain possible by reweighting trajectories."""
+    """Measure a data set: returns, quality (TQ), coverage (SACo), entropy, and the gain possible by reweighting trajectories.
+
+    The quality is relative to the returns of a random and of an expert policy, which are printed with it.
+    """
     from anypo.estimators.dataset import measures
     from anypo.tasks.control.offline import Dataset, read_table
 
@@ -66,7 +69,16 @@ def describe_data(
 
     data = load_table(source)
     other = None if reference is None else load_table(reference).numbers()
-    figures = measures(data.numbers(), data.low if low is None else low, data.high if high is None else high, other)
+    recorded = low is None and high is None
+    low, high = data.low if low is None else low, data.high if high is None else high
+    if recorded and low is not None and high is not None and not high > low:
+        typer.echo(
+            f"anypo: no quality: the expert recorded with {source} ({high:.4g}) is no better than the random policy ({low:.4g});"
+            " --low and --high set other returns",
+            err=True,
+        )
+        low = high = None
+    figures = measures(data.numbers(), low, high, other)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
         return
