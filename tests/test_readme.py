@@ -16,6 +16,7 @@ from anypo.config import from_dict
 from anypo.flags import parse_flags
 from anypo.method.registry import method
 from anypo.plugins import names_file
+from anypo.runs.claim import default_folders
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -91,6 +92,22 @@ def test_readme_is_followed_literally_with_a_clone(tmp_path):
     install, *others = session()
     assert install[0].startswith("pip install ")
     follow(folder, others, **environment)
+
+
+def test_a_run_folder_that_is_named_is_the_one_that_its_command_makes():
+    lines = [
+        line.partition(" #")[0].strip() for block in blocks(ROOT / "README.md") for line in block.text.splitlines()
+    ]
+    named = {
+        word for line in lines if line.startswith(("anypo evaluate", "anypo sample")) for word in line.split()[2:3]
+    }
+    trained = [shlex.split(line)[2:] for line in lines if line.startswith("anypo train ")]
+    folders = set()
+    for words in trained:
+        (name, *_), values = parse_flags(words)
+        folders.add(values.get("out") or str(next(default_folders(from_dict({**values, "method": name})))))
+    assert named
+    assert named <= folders
 
 
 def typed() -> list[str]:

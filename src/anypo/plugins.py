@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -27,12 +28,17 @@ def names_file(name: str) -> bool:
     return bool(colon) and file.endswith(".py")
 
 
+def find_path(file: str) -> Path:
+    """Return the absolute path of a file as it is typed; `~` is the home folder where there is one."""
+    return Path(os.path.expanduser(file)).resolve()  # Path.expanduser raises where there is none
+
+
 def absolute_name(name: str) -> str:
     """Return FILE.py:NAME with an absolute path; another name as it is."""
     if not names_file(name):
         return name
     file, _, attribute = name.rpartition(":")
-    return f"{Path(file).expanduser().resolve()}:{attribute}"
+    return f"{find_path(file)}:{attribute}"
 
 
 def load_from_file(name: str, kind: str) -> Any:
@@ -46,7 +52,7 @@ def load_from_file(name: str, kind: str) -> Any:
         UsageError: there is no such file, its code fails, or it has no such name.
     """
     file, _, attribute = name.rpartition(":")
-    path = Path(file).expanduser().resolve()
+    path = find_path(file)
     if not path.is_file():
         raise UsageError(f"there is no file {file} to take the {kind} {attribute!r} from")
     module = MODULES[path] if CONTENTS.get(path) == path.read_bytes() else execute(path)

@@ -112,6 +112,7 @@ def test_what_a_run_writes_down_builds_it_again_in_another_process(mine, tmp_pat
     ("flags", "sentence"),
     [
         (["absent.py:x", "--task", "bandit"], "there is no file absent.py to take the method 'x' from"),
+        (["~nosuchuser/a.py:x", "--task", "bandit"], "there is no file ~nosuchuser/a.py to take the method 'x' from"),
         (["MINE:nothing", "--task", "bandit"], "has no method 'nothing'; it has SquaredTrust, Coins, table"),
         (["MINE:number", "--task", "bandit"], "is a int; a method is made by anypo.method"),
         (["grpo", "--task", "MINE:number"], "is a int; a task is a class or a function"),
