@@ -14,6 +14,7 @@ from killed import train_and_kill
 import anypo
 from anypo.config import from_dict
 from anypo.errors import UsageError
+from anypo.evidence.verify import examine_all
 from anypo.flags import parse_flags
 from anypo.loops.learn import learn
 from anypo.plugins import installed
@@ -151,6 +152,28 @@ def test_a_name_that_is_taken_is_refused():
         anypo.register_method(anypo.method("grpo"))
 
 
+def test_a_method_of_a_file_is_compared_and_verified_as_any_other(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("mine.py:gentler", "mine.py:gentler:trust.coef=0.1", "grpo")
+    table = anypo.compare(*names, task="mine.py:Coins", steps=1, seeds=1, out="c")
+    assert [row["method"] for row in table["methods"]] == list(names)
+    coefs = [
+        anypo.load(f"c/mine.py-gentler{rest}-0").config.stages["trust"]["coef"] for rest in ("", "-trust.coef-0.1")
+    ]
+    assert coefs == [0.25, 0.1]
+    (name, record), *_ = examine_all([mine + ":gentler"], seeds=[0], quick=True, jobs=1)
+    assert (name, record["properties"]["failed"]) == (mine + ":gentler", [])
+
+
+def test_a_run_of_a_file_has_its_folder_below_runs(mine, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    anypo.train(f"{mine}:gentler", task=f"{mine}:Coins", steps=1)
+    (folder,) = (tmp_path / "here" / "runs").iterdir()
+    assert "mine.py-gentler" in folder.name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "mine.py"]
+
+
 ENTRY_POINTS = """
 [anypo.methods]
 gentler = shop.things:gentler
@@ -195,6 +218,11 @@ def test_an_installed_package_gives_method_part_task_and_policy(package):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((package.parent / "run" / "result.json").read_text())
+
+
+def test_verify_covers_the_method_of_a_package(package):
+    done = anypo_with(package, "verify", "gentler", "--quick")
+    assert done.stdout.startswith("gentler: 12 of 12 properties"), done.stderr
 
 
 def test_lists_show_what_a_package_adds(package):

@@ -27,7 +27,7 @@ from anypo.flags import parse_flags
 from anypo.loops.learn import learn
 from anypo.method.registry import method as find_method
 from anypo.report.console import finish, records, result_of
-from anypo.runs.claim import CONFIG
+from anypo.runs.claim import CONFIG, file_name
 from anypo.runs.folder import continue_run, create
 from anypo.runs.settings import recommend
 
@@ -97,15 +97,12 @@ def require_packages() -> None:
 
 
 def settings_of(name: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags, overridden by the settings in the name."""
-    method, _, text = name.partition(":")
+    """Return the flags, overridden by the settings behind a method's id or FILE.py:NAME."""
+    file, colon, rest = name.partition(".py:")
+    method, _, text = rest.partition(":") if colon else name.partition(":")
     values = parse_flags([f"--{setting}" for setting in text.split(",")])[1] if text else {}
+    method = file + colon + method if colon else method
     return merge(flags, values, {"method": method})
-
-
-def file_name(name: str) -> str:
-    """Replace every character that a file's name should not have by `-`."""
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in name)
 
 
 def match_first_steps(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
