@@ -188,35 +188,39 @@ def test_a_run_goes_on_only_with_what_it_started_with(text, tmp_path, change, na
 PACKAGE = {
     "mine.py": """
 from anypo.tasks.bandit import Bandit
-from pieces import sizes
+from PIECES import sizes
 
 class Coins(Bandit):
     name = "coins"
 
     def __init__(self, *, seed=0):
-        import late
-        super().__init__(contexts=late.CONTEXTS, arms=sizes.ARMS, seed=seed)
+        import LATE
+        super().__init__(contexts=LATE.CONTEXTS, arms=sizes.ARMS, seed=seed)
 """,
-    "pieces/__init__.py": "",
-    "pieces/sizes.py": "from .more import ARMS\n",
-    "pieces/more.py": "ARMS = 3\n",
-    "late.py": "CONTEXTS = 2\n",
+    "PIECES/__init__.py": "",
+    "PIECES/sizes.py": "from .more import ARMS\n",
+    "PIECES/more.py": "ARMS = 3\n",
+    "LATE.py": "CONTEXTS = 2\n",
     "unused.py": "",
 }
 
 
-@pytest.mark.parametrize("name", ["pieces/__init__.py", "pieces/more.py", "late.py"])
+@pytest.mark.parametrize("name", ["PIECES/__init__.py", "PIECES/more.py", "LATE.py"])
 @pytest.mark.parametrize("change", [lambda path: path.write_text(path.read_text() + "# edited\n"), os.unlink])
 def test_a_module_that_a_file_imports_is_part_of_what_a_run_started_with(tmp_path, name, change):
+    def named(text):  # modules of a process need names of their own
+        return text.replace("PIECES", f"pieces_{tmp_path.name}").replace("LATE", f"late_{tmp_path.name}")
+
     for path, text in PACKAGE.items():
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text(text)
+        (tmp_path / named(path)).parent.mkdir(exist_ok=True)
+        (tmp_path / named(path)).write_text(named(text))
     crash(start(tmp_path / "r", task=f"{tmp_path / 'mine.py'}:Coins"))
     (tmp_path / "unused.py").write_text("# edited\n")
     continue_run(tmp_path / "r")
-    change(tmp_path / name)
+    change(tmp_path / named(name))
+    sentence = rf"{named(name)} changed since the run in .* started; .*--allow-code"
     for use in (continue_run, reopen):
-        with pytest.raises(UsageError, match=rf"{name} changed since the run in .* started; .*--allow-code") as refusal:
+        with pytest.raises(UsageError, match=sentence) as refusal:
             use(tmp_path / "r")
         assert "\n" not in str(refusal.value)
 

@@ -141,6 +141,25 @@ def test_a_file_that_fails_says_how(tmp_path):
         build_run("grpo", "--task", f"{tmp_path}/broken.py:T")
 
 
+def test_a_neighbour_that_was_edited_is_imported_again(tmp_path):
+    (tmp_path / "own_sizes.py").write_text("from own_numbers import arms\n")
+    (tmp_path / "mine.py").write_text(PARTS.replace("arms=sides", "arms=own_sizes.arms") + "import own_sizes\n")
+    for arms in (3, 11):
+        (tmp_path / "own_numbers.py").write_text(f"arms = {arms}\n")
+        assert build_run("grpo", "--task", f"{tmp_path}/mine.py:Coins").task.arms == arms
+
+
+def test_a_neighbour_that_has_the_name_of_another_module_is_refused(tmp_path):
+    for folder, name in (("a", "shared_things"), ("b", "shared_things"), ("c", "rliable")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.py").write_text("arms = 2\n")
+        (tmp_path / folder / "mine.py").write_text(f"from {name} import *\n" + PARTS)
+    assert build_run("grpo", "--task", f"{tmp_path}/a/mine.py:Coins")
+    for folder, name in (("b", "shared_things"), ("c", "rliable")):
+        with pytest.raises(UsageError, match=rf"imports .* under the name of .*/{folder}/{name}.py; rename that"):
+            build_run("grpo", "--task", f"{tmp_path}/{folder}/mine.py:Coins")
+
+
 def test_a_name_that_is_taken_is_refused():
     with pytest.raises(UsageError, match="the task name 'gym' is taken"):
         anypo.register_task("gym:OTHER")(lambda other: other)
