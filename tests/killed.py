@@ -43,11 +43,11 @@ def train_and_kill(values: dict[str, Any], ready: Callable[[Path], bool]) -> Non
 
 
 class Command:
-    """`anypo WORDS` in a process of its own."""
+    """`anypo WORDS` in a process of its own; `prepare` is called there first."""
 
-    def __init__(self, folder: Path, *words: object) -> None:
+    def __init__(self, folder: Path, *words: object, prepare: Callable[[], None] | None = None) -> None:
         self.files = [Path(tempfile.mkstemp(dir=folder, prefix=".output-")[1]) for _ in range(2)]
-        self.process = FORKS.Process(target=call, args=(folder, list(map(str, words)), self.files))
+        self.process = FORKS.Process(target=call, args=(folder, list(map(str, words)), self.files, prepare))
         self.process.start()
 
     def end(self) -> tuple[int | None, list[str], str]:
@@ -59,11 +59,13 @@ class Command:
         return self.process.exitcode, out.splitlines(), errors
 
 
-def call(folder: Path, words: list[str], files: list[Path]) -> None:
+def call(folder: Path, words: list[str], files: list[Path], prepare: Callable[[], None] | None = None) -> None:
     import torch
 
     from anypo.cli import main
 
+    if prepare is not None:
+        prepare()
     torch.set_num_threads(1)
     os.chdir(folder)
     for stream, path in zip((1, 2), files, strict=True):

@@ -28,7 +28,7 @@ def test_the_python_examples_of_a_page_run(page, tmp_path, monkeypatch):
     known, parts = dict(ENTRIES), {slot: dict(found) for slot, found in PARTS.items()}
     space = {"__name__": "example"}
     try:
-        for example in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
+        for example in re.findall(r"```python(?: file=\S+)?\n(.*?)```", (ROOT / page).read_text(), re.S):
             exec(compile(example, page, "exec"), space)
     finally:
         ENTRIES.clear()

@@ -14,6 +14,7 @@ import torch
 from anypo.config import Config, from_dict
 from anypo.errors import OBJECT, UsageError
 from anypo.flags import assign
+from anypo.loops.complete import complete_prompt
 from anypo.loops.evaluate import held_out
 from anypo.loops.learn import learn
 from anypo.method.method import Method
@@ -21,7 +22,7 @@ from anypo.method.registry import ENTRIES
 from anypo.policies.control.spaces import is_batch, space_from_dict
 from anypo.protocols import HasActionSpace, Task
 from anypo.report.console import finish, records, result_of
-from anypo.rng import BatchRng, row_seeds
+from anypo.rng import BatchRng
 from anypo.runs.export import export_policy
 from anypo.runs.folder import continue_run, create, reopen, saved_config
 from anypo.runs.inputs import read_inputs
@@ -29,7 +30,6 @@ from anypo.runs.objects import Objects
 from anypo.runs.run import Run
 from anypo.tasks.control.factory import MadeEnvironments, SpacesOnly, factory_of
 from anypo.tasks.control.video import film_episode
-from anypo.tasks.text.task import TextTask, as_prompt
 from anypo.types import MASK
 
 Callback = Callable[[dict[str, Any]], None]
@@ -81,6 +81,7 @@ def resume(
     policy: Any = None,
     reward: Any = None,
     callback: Callback = lambda record: None,
+    allow_code: bool = False,
 ) -> TrainedRun:
     """Train a run further from its newest checkpoint, as `anypo resume` does.
 
@@ -89,13 +90,14 @@ def resume(
         steps: a new total length.
         method, task, policy, reward: the objects it was trained with, where these were given from Python.
         callback: called with the record of every batch.
+        allow_code: execute the run's Python files although they are not those it started with.
     """
     folder = Path(folder)
     objects = objects_of(folder, method, task, policy, reward)
     result = result_of(folder)
     if result and (steps or 0) <= result["done"]:
-        return TrainedRun(reopen(folder, objects=objects), folder)
-    return finish_training(continue_run(folder, steps, objects), callback)
+        return TrainedRun(reopen(folder, objects=objects, allow_code=allow_code), folder)
+    return finish_training(continue_run(folder, steps, objects, allow_code=allow_code), callback)
 
 
 def load(
@@ -106,6 +108,7 @@ def load(
     task: Any = None,
     policy: Any = None,
     reward: Any = None,
+    allow_code: bool = False,
 ) -> TrainedRun:
     """Load a run as one of its checkpoints left it.
 
@@ -114,6 +117,7 @@ def load(
         checkpoint: `last`, `best`, or the number of a batch.
         method, task, policy, reward: the objects it was trained with, where these were given from Python; `predict` does not
             need the environment.
+        allow_code: execute the run's Python files although they are not those it started with.
     """
     folder = Path(folder)
     objects = objects_of(folder, method, task, policy, reward)
@@ -121,7 +125,7 @@ def load(
     if spaces is not None:
         name = saved_config(folder).task["name"]
         objects = replace(objects, task=SpacesOnly(name, *(space_from_dict(spaces[k]) for k in ("obs", "action"))))
-    return TrainedRun(reopen(folder, checkpoint, objects), folder)
+    return TrainedRun(reopen(folder, checkpoint, objects, allow_code=allow_code), folder)
 
 
 def compare(
@@ -138,7 +142,7 @@ def compare(
         settings: keys of the YAML file, of all runs.
 
     Returns:
-        The content of table.json: interquartile means, intervals, probabilities of improvement.
+        The content of table.json: interquartile means, intervals, probabilities of improvement; of one seed its values alone.
     """
     from anypo.report.compare import run_comparison
 
@@ -226,16 +230,8 @@ class TrainedRun:
         Raises:
             UsageError: the run has no language model.
         """
-        run = self.run
-        if not isinstance(run.task, TextTask):
-            raise UsageError(f"{self.folder} is a run of {run.task.name}; `sample` needs a language model")
-        ids = run.policy.encode(as_prompt(run.task, prompt) if isinstance(prompt, str) else prompt)
-        with torch.no_grad():
-            completions = run.policy.sample(
-                [ids], row_seeds(seed, [0], [n]), samples=n, max_new=max_new or run.task.max_new, greedy=greedy
-            )
-        rows = zip(completions.ids.tolist(), completions.lengths.tolist(), strict=True)
-        return [run.policy.decode(row[:length]) for row, length in rows]
+        _, completions = complete_prompt(self.run, prompt, n, greedy=greedy, max_new=max_new, seed=seed)
+        return [self.run.policy.decode(ids) for ids in completions]
 
     def export(self, to: str = "torch", out: str | Path | None = None) -> Path:
         """Write the greedy action of a control policy as a program that loads without anypo, as `anypo export` does.

@@ -18,7 +18,8 @@ class Config:
     method: id of a method. task, policy: {name: ..., further options}; the bare name is enough. stages: changes to the
     method's slots; at the top level of the file, under the slot's name.
     steps: length of the run in the task's unit (batches; environment steps for Gymnasium). None: the task recommends.
-    target: stop once the held-out measure reaches it. evaluate_every, checkpoint_every: in batches; None: ten times a run.
+    metric: the held-out measure that heads the run; None: the task's own. target: stop once it is reached.
+    evaluate_every, checkpoint_every: in batches; None: ten times a run.
     episodes: held-out episodes or prompts per evaluation (None: the task's own number).
     autocast: bfloat16 autocast of the network: auto (on hardware that is fast at it), on, off. micro: decisions per forward pass.
     compile: compiled updates and rollouts of control policies, after about a minute where there is a C++ compiler, and on GPUs for
@@ -34,6 +35,7 @@ class Config:
     steps: Count[int] | None = None
     seed: Seed = 0
     out: str | None = None
+    metric: str | None = None
     target: Finite[float] | None = None
     evaluate_every: Count[int] | None = None
     checkpoint_every: Count[int] | None = None

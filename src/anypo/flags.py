@@ -8,12 +8,13 @@ from typing import Any
 from anypo.config import KEYS, METHOD_ALIASES, NAMED
 from anypo.errors import UsageError, unknown
 from anypo.plain_yaml import read_yaml
+from anypo.plugins import installed
 from anypo.ranges import read_number
 from anypo.stages import SLOTS
 
 TEXTS = frozenset(
     (
-        *("method", "out", "device", "autocast", "compile", "kernels"),
+        *("method", "out", "metric", "device", "autocast", "compile", "kernels"),
         *("task", "task.name", "task.env", "task.expert", "task.system", "policy", "policy.name", "policy.dtype"),
     )
 )
@@ -35,7 +36,7 @@ ALIASES = {
 
 
 REWARDS = ("exact", "numeric", "math", "regex")
-"""The rewards that are written as one word; others have a colon behind `regex`, `model` or FILE.py."""
+"""The rewards of the library that are written as one word; others have a colon behind `regex`, `model` or FILE.py."""
 
 
 def parse_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -91,7 +92,7 @@ def split_rewards(text: str) -> list[str]:
     pieces: list[str] = []
     for piece in text.split(","):
         plain = piece.strip()
-        whole = plain in REWARDS or re.match(r"(regex|model):|.*\.py:", plain)
+        whole = plain in REWARDS or plain in installed("rewards") or re.match(r"(regex|model):|.*\.py:", plain)
         if pieces and plain and not whole:
             pieces[-1] += "," + piece
         elif plain:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib
+import os
 import sys
+from collections.abc import Iterator
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +19,8 @@ from anypo.errors import UsageError
 
 MODULES: dict[Path, ModuleType] = {}
 """Files that objects were taken from, and their modules."""
-CONTENTS: dict[Path, bytes] = {}
-"""What each of them held when it was executed."""
+CONTENTS: dict[Path, dict[Path, bytes]] = {}
+"""What each of them, and the neighbours it imports, held when it was executed."""
 
 
 def names_file(name: str) -> bool:
@@ -24,16 +29,22 @@ def names_file(name: str) -> bool:
     return bool(colon) and file.endswith(".py")
 
 
+def find_path(file: str) -> Path:
+    """Return the absolute path of a file as it is typed; `~` is the home folder where there is one."""
+    return Path(os.path.expanduser(file)).resolve()  # Path.expanduser raises where there is none
+
+
 def absolute_name(name: str) -> str:
     """Return FILE.py:NAME with an absolute path; another name as it is."""
     if not names_file(name):
         return name
     file, _, attribute = name.rpartition(":")
-    return f"{Path(file).expanduser().resolve()}:{attribute}"
+    return f"{find_path(file)}:{attribute}"
 
 
 def load_from_file(name: str, kind: str) -> Any:
-    """Return the object that `FILE.py:NAME` names; a file is executed once per process, and again when it was edited.
+    """Return the object that `FILE.py:NAME` names; a file is executed once per process, and again when it or a neighbour it imports
+    was edited.
 
     Args:
         name: as typed.
@@ -43,38 +54,130 @@ def load_from_file(name: str, kind: str) -> Any:
         UsageError: there is no such file, its code fails, or it has no such name.
     """
     file, _, attribute = name.rpartition(":")
-    path = Path(file).expanduser().resolve()
+    path = find_path(file)
     if not path.is_file():
         raise UsageError(f"there is no file {file} to take the {kind} {attribute!r} from")
-    module = MODULES[path] if CONTENTS.get(path) == path.read_bytes() else execute(path)
+    module = MODULES[path] if CONTENTS.get(path) == read_all(path) else execute(path)
     if not hasattr(module, attribute):
         known = ", ".join(n for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__)
         raise UsageError(f"{file} has no {kind} {attribute!r}" + (f"; it has {known}" if known else ""))
     return getattr(module, attribute)
 
 
+def read_all(path: Path) -> dict[Path, bytes]:
+    """Return what a file and the neighbours it imports hold."""
+    return {file: file.read_bytes() for file in with_neighbours(path)}
+
+
 def execute(path: Path) -> ModuleType:
     """Execute a Python file as a module of its own, which may import its neighbours.
 
     Raises:
-        UsageError: the file's code fails.
+        UsageError: the file's code fails, or a neighbour has the name of another module.
     """
-    content = path.read_bytes()
+    contents = read_all(path)
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
+    forget_edited(path, contents)
     name = f"anypo_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     module = sys.modules[name] = ModuleType(name)
     module.__file__ = str(path)
     try:
-        exec(compile(content, path, "exec"), vars(module))  # no bytecode of an earlier edit
+        exec(compile(contents[path], path, "exec"), vars(module))  # no bytecode of an earlier edit
     except UsageError:
         del sys.modules[name]
         raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    MODULES[path], CONTENTS[path] = module, content
+    check_neighbours(path)
+    MODULES[path], CONTENTS[path] = module, contents
     return module
+
+
+def forget_edited(path: Path, contents: dict[Path, bytes]) -> None:
+    """Let a file's neighbours be imported again where one of them was edited since.
+
+    Args:
+        path: of the file.
+        contents: what it and its neighbours hold now.
+    """
+    before = {file: text for file, text in CONTENTS.get(path, {}).items() if file != path}
+    if any(contents.get(file) != text for file, text in before.items()):
+        for file in before:
+            sys.modules.pop(module_name(file, path.parent), None)
+        importlib.invalidate_caches()
+
+
+def check_neighbours(path: Path) -> None:
+    """Refuse a file that got another module than the one beside it: of an installed package, or of another folder.
+
+    Raises:
+        UsageError: naming both.
+    """
+    for file in with_neighbours(path)[1:]:
+        source = getattr(sys.modules.get(module_name(file, path.parent)), "__file__", None)
+        if source is not None and Path(source).resolve() != file:
+            raise UsageError(f"{path} imports {source} under the name of {file}; rename that")
+
+
+def module_name(file: Path, folder: Path) -> str:
+    """Return the dotted name by which a file below a folder is imported."""
+    place = file.parent if file.name == "__init__.py" else file.with_suffix("")
+    return ".".join(place.relative_to(folder).parts)
+
+
+def with_neighbours(path: Path, folder: Path | None = None) -> list[Path]:
+    """Return a Python file and the files of a folder, its own by default, that it imports, directly or through one another."""
+    folder = folder or path.parent
+    files: dict[Path, None] = {}
+    queue = [path]
+    while queue:
+        file = queue.pop()
+        if file not in files:
+            files[file] = None
+            queue += [module for name in imported_names(file, folder) for module in module_files(folder, name)]
+    return list(files)
+
+
+def module_sources(name: str) -> list[Path]:
+    """Return the files of a module that is found beside the user or on Python's path, and of what it imports from there; those of
+    installed packages are not listed."""
+    spec = PathFinder.find_spec(name.partition(".")[0], [str(Path.cwd()), *sys.path])
+    if spec is None or spec.origin is None or {"site-packages", "dist-packages"} & set(Path(spec.origin).parts):
+        return []
+    source = Path(spec.origin).resolve()
+    folder = source.parents[1] if source.name == "__init__.py" else source.parent
+    return [needed for file in module_files(folder, name) for needed in with_neighbours(file, folder)]
+
+
+def imported_names(file: Path, folder: Path) -> Iterator[str]:
+    """Dotted names that the import statements of a file may mean, in functions too; `from a import b` may mean a.b.
+
+    Args:
+        file: which may be no Python at all; executing it says so.
+        folder: what relative imports are resolved in.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = (folder, *file.parents)[: node.level + 1][-1]
+            if above.is_relative_to(folder):
+                base = ".".join((*above.relative_to(folder).parts, *filter(None, [node.module])))
+                yield from (f"{base}.{alias.name}".removeprefix(".") for alias in node.names)
+
+
+def module_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of a folder that importing a dotted name executes."""
+    pieces = name.split(".")
+    places = [folder.joinpath(*pieces[: end + 1]) for end in range(len(pieces))]
+    files = [file for place in places for file in (place / "__init__.py", place.with_name(f"{place.name}.py"))]
+    return [file for file in files if file.is_file()]
 
 
 def origin(of: Any) -> str | None:

@@ -126,10 +126,10 @@ def describe_range(hint: Any) -> str:
         word = describe_hint(option)
         limited = option in (int, float) and limits != Range()
         words += [f"{word} {limits}" if limited else word] * bool(word)
-    return ", ".join(words)
+    return ", ".join(dict.fromkeys(words))
 
 
-NAMES = {str: "text", Path: "text", int: "a whole number", float: "a number", bool: "true, false"}
+NAMES = {Any: "anything", str: "text", Path: "text", int: "a whole number", float: "a number", bool: "true, false"}
 
 
 def describe_hint(hint: Any) -> str:
@@ -140,7 +140,7 @@ def describe_hint(hint: Any) -> str:
             words += map(repr, get_args(option))
         elif option is NoneType:
             words.append("null")
-        elif get_origin(option) in (tuple, list, Sequence):
+        elif get_origin(option) in (tuple, list, Sequence, Iterable):
             words.append(f"a list of {describe_hint(get_args(option)[0])}")
         elif option in NAMES:
             words.append(NAMES[option])

@@ -185,6 +185,61 @@ def test_a_run_goes_on_only_with_what_it_started_with(text, tmp_path, change, na
         continue_run(tmp_path / "r")
 
 
+PACKAGE = {
+    "mine.py": """
+from anypo.tasks.bandit import Bandit
+from PIECES import sizes
+
+class Coins(Bandit):
+    name = "coins"
+
+    def __init__(self, *, seed=0):
+        import LATE
+        super().__init__(contexts=LATE.CONTEXTS, arms=sizes.ARMS, seed=seed)
+""",
+    "PIECES/__init__.py": "",
+    "PIECES/sizes.py": "from .more import ARMS\n",
+    "PIECES/more.py": "ARMS = 3\n",
+    "LATE.py": "CONTEXTS = 2\n",
+    "unused.py": "",
+}
+
+
+@pytest.mark.parametrize("name", ["PIECES/__init__.py", "PIECES/more.py", "LATE.py"])
+@pytest.mark.parametrize("change", [lambda path: path.write_text(path.read_text() + "# edited\n"), os.unlink])
+def test_a_module_that_a_file_imports_is_part_of_what_a_run_started_with(tmp_path, name, change):
+    def named(text):  # modules of a process need names of their own
+        return text.replace("PIECES", f"pieces_{tmp_path.name}").replace("LATE", f"late_{tmp_path.name}")
+
+    for path, text in PACKAGE.items():
+        (tmp_path / named(path)).parent.mkdir(exist_ok=True)
+        (tmp_path / named(path)).write_text(named(text))
+    crash(start(tmp_path / "r", task=f"{tmp_path / 'mine.py'}:Coins"))
+    (tmp_path / "unused.py").write_text("# edited\n")
+    continue_run(tmp_path / "r")
+    change(tmp_path / named(name))
+    sentence = rf"{named(name)} changed since the run in .* started; .*--allow-code"
+    for use in (continue_run, reopen):
+        with pytest.raises(UsageError, match=sentence) as refusal:
+            use(tmp_path / "r")
+        assert "\n" not in str(refusal.value)
+
+
+def test_the_module_of_an_environment_is_part_of_what_a_run_started_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roads.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\nimport road_length\n"
+        "gymnasium.register('Road-v0', entry_point=CartPoleEnv, max_episode_steps=road_length.STEPS)\n"
+    )
+    (tmp_path / "road_length.py").write_text("STEPS = 5\n")
+    values = {"method": "ppo", "task": {"name": "gym:roads:Road-v0", "envs": 1, "eval_episodes": 1}, "steps": 1}
+    learn(start("r", **values))
+    assert continue_run(tmp_path / "r", 2).steps == 2
+    (tmp_path / "road_length.py").write_text("STEPS = 6\n")
+    with pytest.raises(UsageError, match=r"road_length.py changed since the run in .* started"):
+        continue_run(tmp_path / "r", 2)
+
+
 def test_changed_transitions_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     columns = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1))}

@@ -15,11 +15,12 @@ from anypo.config import from_dict
 from anypo.errors import UsageError
 from anypo.loops.learn import learn
 from anypo.policies.language.model import LanguageModel
+from anypo.report.plan import plan_lines
 from anypo.rng import row_seeds
 from anypo.runs.build import build
 from anypo.tasks.text.jsonl import make_jsonl_task
 from anypo.tasks.text.pairs import make_pairs_task
-from anypo.tasks.text.records import is_prompt, load_records
+from anypo.tasks.text.records import is_prompt, load_records, read_tools
 from anypo.tasks.text.task import TextTask
 from anypo.types import Request
 
@@ -267,6 +268,31 @@ def test_half_a_surrogate_pair_in_data_is_one_sentence_that_names_its_line(row: 
     ) as error:
         load_records(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("depth", [150, 100_000])
+@pytest.mark.parametrize("column", ["prompt", "answer"])
+def test_data_nested_too_deeply_are_one_sentence_that_names_their_line(depth: int, column: str, tmp_path: Path):
+    path = tmp_path / "deep.jsonl"
+    row = '{"prompt": "x", "answer": "y"}\n'
+    path.write_text(row + row.replace('"x"' if column == "prompt" else '"y"', "[" * depth + "]" * depth))
+    with pytest.raises(UsageError, match=r"deep\.jsonl line 2 (is nested too deeply|needs a `prompt`)") as error:
+        load_records(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="its `tools` must be a list of tools"):
+        read_tools({"tools": "[" * 100_000})
+
+
+def test_the_plan_counts_the_tokens_of_completions_whose_length_is_left_to_the_model(tmp_path: Path):
+    path = write_rows(tmp_path / "p.jsonl", [{"prompt": f"the {i}", "answer": "a"} for i in range(9)])
+    task = {"name": f"jsonl:{path}", "reward": "exact"}
+    run = build(
+        from_dict({"method": "grpo", "task": task, "policy": f"hf:{write_model(tmp_path / 'model')}", "steps": 1})
+    )
+    longest = run.task.max_new * 128
+    lines = dict(plan_lines(run))
+    assert lines["batch"] == f"16 starts x 8 samples = 128 rows, at most {longest:,} decisions"
+    assert lines["length"] == f"1 batches: at most {longest:,} decisions and about 1 updates"
 
 
 def test_half_a_surrogate_pair_in_a_typed_prompt_is_one_sentence(tmp_path: Path):

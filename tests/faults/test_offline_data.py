@@ -1,6 +1,7 @@
 """Recorded transitions in any common layout, and what cannot be read refused in one sentence when the file is read."""
 
 import json
+import warnings
 
 import gymnasium
 import numpy as np
@@ -305,6 +306,33 @@ def test_recorded_data_keep_the_settings_of_their_environment_and_nested_observa
     assert raw["b"]["image"].shape == (4, 4, 4, 1)
     assert raw["b"]["image"].dtype == np.uint8
     assert raw["a"].max(0).tolist() <= [1, 2]
+
+
+def describe(monkeypatch, capsys, *words):
+    """What `anypo describe WORDS --json` measures, and what it says."""
+    monkeypatch.setattr("sys.argv", ["anypo", "describe", *map(str, words), "--json"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, errors = capsys.readouterr()
+    return stop.value.code, json.loads(out or "null"), errors
+
+
+@pytest.mark.entry("dqn")
+def test_a_quality_is_shown_with_its_references_and_left_out_where_these_make_no_sense(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    values = {"store": {"start": 1000}, "policy": {"hidden": 8}, "steps": 30, "episodes": 1}
+    run = build(from_dict({"method": "dqn", "task": {"name": "gym:CartPole-v1", "envs": 1}, **values}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        record_datasets(run, ["random"], 3, "own")
+    _, figures, _ = describe(monkeypatch, capsys, "minari:own/random-v0", "--low", 5, "--high", 25)
+    assert (figures["random_return"], figures["expert_return"]) == (5.0, 25.0)
+    assert figures["trajectory_quality"] == pytest.approx((figures["return_mean"] - 5) / 20)
+    code, _, errors = describe(monkeypatch, capsys, "minari:own/random-v0", "--low", 25, "--high", 5)
+    assert (code, errors.count("\n")) == (2, 1)
+    code, figures, errors = describe(monkeypatch, capsys, "minari:own/random-v0")
+    assert not code
+    assert ("trajectory_quality" in figures) != ("no quality: the expert recorded with" in errors)
 
 
 def test_described_data_have_their_own_environment(library, monkeypatch, capsys):

@@ -75,6 +75,37 @@ def test_twenty_claims_of_one_folder_at_once_have_one_winner(tmp_path):
         assert all("is being trained by process" in text or "already holds a run" in text for text in refused)
 
 
+def test_of_two_processes_that_train_in_one_folder_one_does_and_one_is_refused_every_time(tmp_path):
+    from multiprocessing import get_context
+
+    forks = get_context("fork")
+    gate = forks.Barrier(2)
+    with forks.Pool(2, initializer=take_gate, initargs=(gate,)) as pool:
+        verdicts = pool.starmap(train_together, [(tmp_path / f"r{i // 2}", i % 2) for i in range(40)], chunksize=1)
+    for at in range(20):
+        (refused,) = filter(None, verdicts[2 * at : 2 * at + 2])
+        assert "is being trained by process" in refused or "already holds a run" in refused
+        assert "\n" not in refused
+        lines = (tmp_path / f"r{at}" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["batch"] for line in lines] == [0, 1, 2, 3, 4]
+
+
+def take_gate(gate):
+    """Keep what both processes wait at."""
+    global GATE
+    GATE = gate
+
+
+def train_together(folder, seed):
+    """Train there once the other process is about to as well; return why that was refused."""
+    GATE.wait()
+    try:
+        learn(start(folder, seed=seed))
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
 def claimed(folder, seed):
     """Start a run there; return why that was refused."""
     try:

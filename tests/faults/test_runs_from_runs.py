@@ -11,6 +11,7 @@ from anypo import config as configuration
 from anypo.errors import UsageError
 from anypo.loops.learn import learn
 from anypo.policies.language.model import LanguageModel
+from anypo.policies.language.tiny import cache_folder
 from anypo.policies.weights import trainable_state
 from anypo.report.console import finish
 from anypo.runs.build import build
@@ -112,8 +113,23 @@ def test_weights_of_another_shape_are_refused_in_one_sentence(tmp_path):
         build(configuration.from_dict(other))
 
 
-def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setenv("ANYPO_CACHE", "/dev/null/cache")
-    with pytest.raises(UsageError, match=r"^cannot write the cache /dev/null/cache: Not a directory; set ANYPO_CACHE"):
+@pytest.mark.parametrize(("name", "cache"), [("ANYPO_CACHE", "/dev/null/cache"), ("HOME", "/dev/null/.cache/anypo")])
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, name, cache):
+    monkeypatch.delenv("ANYPO_CACHE", raising=False)
+    monkeypatch.setenv(name, cache.removesuffix("/.cache/anypo"))
+    with pytest.raises(UsageError, match=rf"^cannot write the cache {cache}: Not a directory; set ANYPO_CACHE"):
         start(tmp_path / "r", method="grpo", steps=1)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_user_without_a_home_needs_one_only_where_no_cache_is_named(tmp_path, monkeypatch):
+    def nobody(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.delenv("ANYPO_CACHE", raising=False)
+    with pytest.raises(UsageError, match=r"^there is no home folder for the cache; set ANYPO_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("ANYPO_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path

@@ -389,6 +389,9 @@ def test_a_chain_is_named_and_its_links_changed_by_flags():
     assert [type(part).__name__ for part in chain] == ["Gae", "Whiten"]
     assert chain[0].lam == 0.5
     assert "credit" in CHAINS
+    values = parse_flags(["--credit", "segment-gae", "--credit.segment-gae.gamma", "0.5"])[1]
+    (link,) = build_stage("credit", from_dict({"method": "ppo", **values}).stages["credit"])
+    assert link.gamma == 0.5
 
 
 def test_help_and_version_do_not_wait_for_torch():

@@ -15,10 +15,13 @@ import anypo
 from anypo.config import from_dict
 from anypo.errors import UsageError
 from anypo.evidence import verify
+from anypo.evidence.verify import examine_all
 from anypo.flags import parse_flags
 from anypo.loops.learn import learn
+from anypo.plugins import installed
 from anypo.runs.build import build
 from anypo.runs.folder import continue_run, create, reopen
+from anypo.tasks.text.rewards import describe_rewards, make_reward
 
 PARTS = '''
 """A part, a task, a policy and methods of one's own."""
@@ -131,6 +134,7 @@ def test_what_a_run_writes_down_builds_it_again_in_another_process(mine, tmp_pat
     [
         (["absent.py:x", "--task", "bandit"], "there is no file absent.py to take the method 'x' from"),
         (["MINE:nothing", "--task", "bandit"], "has no method 'nothing'; it has SquaredTrust, Coins, table, add"),
+        (["~nosuchuser/a.py:x", "--task", "bandit"], "there is no file ~nosuchuser/a.py to take the method 'x' from"),
         (["MINE:number", "--task", "bandit"], "is a int; a method is made by anypo.method"),
         (["grpo", "--task", "MINE:number"], "is a int; a task is a class or a function"),
         (["grpo", "--task", "MINE:SquaredTrust"], "is no task: it lacks channels, continuing"),
@@ -157,6 +161,25 @@ def test_a_file_that_fails_says_how(tmp_path):
         build_run("grpo", "--task", f"{tmp_path}/broken.py:T")
 
 
+def test_a_neighbour_that_was_edited_is_imported_again(tmp_path):
+    (tmp_path / "own_sizes.py").write_text("from own_numbers import arms\n")
+    (tmp_path / "mine.py").write_text(PARTS.replace("arms=sides", "arms=own_sizes.arms") + "import own_sizes\n")
+    for arms in (3, 11):
+        (tmp_path / "own_numbers.py").write_text(f"arms = {arms}\n")
+        assert build_run("grpo", "--task", f"{tmp_path}/mine.py:Coins").task.arms == arms
+
+
+def test_a_neighbour_that_has_the_name_of_another_module_is_refused(tmp_path):
+    for folder, name in (("a", "shared_things"), ("b", "shared_things"), ("c", "rliable")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.py").write_text("arms = 2\n")
+        (tmp_path / folder / "mine.py").write_text(f"from {name} import *\n" + PARTS)
+    assert build_run("grpo", "--task", f"{tmp_path}/a/mine.py:Coins")
+    for folder, name in (("b", "shared_things"), ("c", "rliable")):
+        with pytest.raises(UsageError, match=rf"imports .* under the name of .*/{folder}/{name}.py; rename that"):
+            build_run("grpo", "--task", f"{tmp_path}/{folder}/mine.py:Coins")
+
+
 def test_a_name_that_is_taken_is_refused():
     with pytest.raises(UsageError, match="the task name 'gym' is taken"):
         anypo.register_task("gym:OTHER")(lambda other: other)
@@ -166,6 +189,28 @@ def test_a_name_that_is_taken_is_refused():
         anypo.register_part("thrust")
     with pytest.raises(UsageError, match="the method id 'grpo' is taken"):
         anypo.register_method(anypo.method("grpo"))
+
+
+def test_a_method_of_a_file_is_compared_and_verified_as_any_other(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("mine.py:gentler", "mine.py:gentler:trust.coef=0.1", "grpo")
+    table = anypo.compare(*names, task="mine.py:Coins", steps=1, seeds=1, out="c")
+    assert [row["method"] for row in table["methods"]] == list(names)
+    coefs = [
+        anypo.load(f"c/mine.py-gentler{rest}-0").config.stages["trust"]["coef"] for rest in ("", "-trust.coef-0.1")
+    ]
+    assert coefs == [0.25, 0.1]
+    (name, record), *_ = examine_all([mine + ":gentler"], seeds=[0], quick=True, jobs=1)
+    assert (name, record["properties"]["failed"]) == (mine + ":gentler", [])
+
+
+def test_a_run_of_a_file_has_its_folder_below_runs(mine, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    anypo.train(f"{mine}:gentler", task=f"{mine}:Coins", steps=1)
+    (folder,) = (tmp_path / "here" / "runs").iterdir()
+    assert "mine.py-gentler" in folder.name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "mine.py"]
 
 
 ENTRY_POINTS = """
@@ -216,6 +261,11 @@ def test_an_installed_package_gives_method_part_task_and_policy(package):
     assert json.loads((package.parent / "run" / "result.json").read_text())
 
 
+def test_verify_covers_the_method_of_a_package(package):
+    done = anypo_with(package, "verify", "gentler", "--quick")
+    assert done.stdout.startswith("gentler: 12 of 12 properties"), done.stderr
+
+
 def test_lists_show_what_a_package_adds(package):
     assert "shop" in next(line for line in anypo_with(package, "methods").stdout.splitlines() if "A sum" in line)
     assert "shop" in next(line for line in anypo_with(package, "methods").stdout.splitlines() if "gentler" in line)
@@ -226,6 +276,54 @@ def test_lists_show_what_a_package_adds(package):
 def test_an_installed_package_gives_a_procedure(package):
     done = anypo_with(package, "run", "total", "1,2")
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
+REWARDS = """
+[anypo.rewards]
+vowels = judges:vowels
+{name} = judges:vowels
+"""
+
+
+def install_rewards(site: Path, monkeypatch: pytest.MonkeyPatch, name: str = "again") -> None:
+    """Put a package with rewards on the path."""
+    (site / "judges.py").write_text(
+        "def vowels(completions, **columns):\n    return [sum(c in 'aeiou' for c in text) / 10 for text in completions]\n"
+    )
+    about = site / "judges-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: judges\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(REWARDS.format(name=name))
+    monkeypatch.syspath_prepend(site)
+    installed.cache_clear()
+
+
+@pytest.fixture
+def forget_packages():
+    yield
+    installed.cache_clear()
+
+
+@pytest.mark.usefixtures("forget_packages")
+def test_an_installed_package_gives_rewards(tmp_path, monkeypatch, tiny_model):
+    install_rewards(tmp_path, monkeypatch)
+    (tmp_path / "p.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"the {i}", "answer": "a"}) + "\n" for i in range(6))
+    )
+    flags = [f"--task=jsonl:{tmp_path / 'p.jsonl'}", "--reward=vowels,exact", f"--policy=hf:{tiny_model('llama')}"]
+    run = build_run("grpo", *flags, "--task.max_new=4", "--collect.requests=2", "--collect.samples=2", "--steps=1")
+    assert run.task.channels == ("vowels", "exact")
+    assert "reward/vowels" in learn(run)
+    assert describe_rewards()["vowels"] == "of the package judges"
+    with pytest.raises(UsageError, match="unknown reward 'vowls'; did you mean 'vowels'"):
+        build_run("grpo", flags[0], "--reward=vowls", flags[2])
+
+
+@pytest.mark.usefixtures("forget_packages")
+def test_a_reward_of_a_package_cannot_take_a_built_in_name(tmp_path, monkeypatch):
+    install_rewards(tmp_path, monkeypatch, "exact")
+    with pytest.raises(UsageError, match="the reward name 'exact' of the package judges is taken; choose another"):
+        make_reward("vowels")
 
 
 def test_a_package_that_fails_takes_no_other_method_away(package):
@@ -258,6 +356,12 @@ def test_a_run_from_a_file_resumes_after_a_kill_and_refuses_a_changed_file(mine,
         with pytest.raises(UsageError, match=r"mine.py changed since the run in .* started; .* add --allow-code"):
             use(tmp_path / "killed")
     assert reopen(tmp_path / "killed", allow_code=True).remarks == [f"executes {mine}"]
+    with pytest.raises(UsageError, match=r"in Python, allow_code=True"):
+        anypo.load(tmp_path / "killed")
+    assert anypo.load(tmp_path / "killed", allow_code=True).evaluate()
+    with pytest.raises(UsageError, match=r"mine.py changed"):
+        anypo.resume(tmp_path / "killed", steps=31)
+    assert anypo.resume(tmp_path / "killed", steps=31, allow_code=True).run.done == 31
 
 
 def test_a_folder_of_an_older_format_is_one_sentence(tmp_path):

@@ -35,7 +35,7 @@ def test_every_option_of_every_task_is_explained(entry: Entry) -> None:
     assert {p.name: p.default for p in parameters if p.default is not p.empty}.items() <= {
         name: option.default for name, option in options.items()
     }.items()
-    assert [name for name, option in options.items() if not option.about or not option.kind] == []
+    assert [name for name, option in options.items() if not option.about or not option.takes] == []
 
 
 def test_options_that_a_factory_hands_on_are_listed_once() -> None:
@@ -55,11 +55,11 @@ def test_options_that_a_factory_hands_on_are_listed_once() -> None:
 def test_options_of_ones_own_task_are_read_from_its_signature_and_docstring(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(DICE)
     mine, _ = find_entry(f"{tmp_path / 'mine.py'}:Dice")
-    options = {o.name: (o.kind, o.value, o.about) for o in describe_options(mine)}
+    options = {o.name: (o.takes, o.value, o.about) for o in describe_options(mine)}
     assert options == {
-        "sides": ("int", "6", "of each of them, such as 6"),
-        "fair": ("bool", "true", "whether every side is as likely"),
-        "colour": ("str | None", "none", "of the paint"),
+        "sides": ("a whole number", "6", "of each of them, such as 6"),
+        "fair": ("true, false", "true", "whether every side is as likely"),
+        "colour": ("text, null", "none", "of the paint"),
         "weight": ("", "(1, 2)", ""),
     }
 
@@ -92,7 +92,7 @@ def test_the_command_lists_options_and_the_page_is_current(tmp_path: Path) -> No
     code, lines, errors = Command(tmp_path, "tasks", "gym:CartPole-v1").end()
     assert code == 0, errors
     shown = "\n".join(lines)
-    assert all(name in shown for name in ("envs", "eval_episodes", "bool | None", "held-out episodes"))
+    assert all(name in shown for name in ("envs", "eval_episodes", "true, false", "held-out episodes"))
     code, _, errors = Command(tmp_path, "tasks", "--report", "tasks.md").end()
     assert code == 0, errors
     assert (tmp_path / "tasks.md").read_text() == (ROOT / "docs/tasks.md").read_text(), (

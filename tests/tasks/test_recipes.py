@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import anypo
+from anypo.config import from_dict
 from anypo.evidence.reach import Reach
 from anypo.evidence.toys import Codes, Sequences
+from anypo.runs.settings import resolve
 from anypo.tasks import TASKS, make_task
 
 TRAITS = [
@@ -68,3 +71,19 @@ def test_a_recipe_leaves_the_task_as_it_is(kind, registered):
 def test_a_recipe_leaves_a_toy_as_it_is(task):
     for traits in [*TRAITS, REPLAYS]:
         check(task, traits)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "pairs"])
+def test_an_adapter_is_trained_at_ten_times_the_rate_of_all_weights(kind, registered, tiny_model):
+    learner = {"jsonl": "rloo", "pairs": "dpo"}[kind]
+    task = registered[kind]
+    values = {"method": learner, "task": task.name, "collect": {"requests": 2}}
+    config = from_dict(values | {"policy": f"hf:{tiny_model('llama')}"})
+    method = anypo.method(learner)
+    rates = []
+    for lora in (None, {"r": 2}):
+        config.policy["lora"] = lora
+        rates.append(resolve(config, task, method).method.stages["step"].lr)
+    assert rates[1] == pytest.approx(10 * rates[0])
+    fixed = method.configure({"step": {"lr": 3e-4}})
+    assert resolve(config, task, fixed).method.stages["step"].lr == 3e-4

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from anypo import __version__
+from anypo.cli.completion import complete_words
 from anypo.errors import RunError, UsageError, describe_failure
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ ABOUT = "Policy optimization in which every published method is a difference fro
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
@@ -31,7 +31,10 @@ app = typer.Typer(
 FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-Words = Annotated[list[str], typer.Argument(metavar="METHOD|config.yaml [FLAGS]", show_default=False)]
+Words = Annotated[
+    list[str],
+    typer.Argument(metavar="METHOD|config.yaml [FLAGS]", show_default=False, shell_complete=complete_words),
+]
 
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder", show_default=False)]

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from anypo.cli.app import FREE, AsJson, app, out, read_config
+from anypo.cli.completion import complete_task, complete_words
 
 
 @app.command("methods")
@@ -28,13 +29,30 @@ def list_methods(
     if as_json:
         typer.echo(json.dumps(cards, indent=2))
         return
-    table = Table("id", "kind", "year", "base", "changed", "verdict", "title")
+    rows = [("ENTRY", "YEAR", "BASE", "CLAIM", "CHANGES AND TITLE")]
     for card in sorted(cards, key=lambda c: (c["kind"] != "method", c["year"], c["id"])):
-        verdict = (card["evidence"] or {}).get("verdict") or ""
-        title = card["title"] if card["package"] is None else f"{card['title']} ({card['package']})"
-        changed = ", ".join(card["changed"])
-        table.add_row(card["id"], card["kind"], str(card["year"]), card["base"] or "", changed, verdict, title)
-    out.print(table)
+        claim = CLAIMS[(card["evidence"] or {}).get("verdict")]
+        changed = f"{', '.join(card['changed'])}: " if card["base"] else ""
+        marks = [card["kind"]] if card["kind"] != "method" else []
+        marks += [card["package"]] if card["package"] else []
+        source = f"({', '.join(marks)}) " if marks else ""
+        rows.append((card["id"], str(card["year"]), card["base"] or "", claim, f"{source}{changed}{card['title']}"))
+    for line in one_line_each(rows, out.width):
+        typer.echo(line)
+    typer.echo(
+        "CLAIM: whether what its paper claims was seen on small tasks; `anypo explain ENTRY` says on which, by how much."
+    )
+
+
+CLAIMS = {"supported": "yes", "mixed": "mixed", "not supported at this scale": "no", None: ""}
+"""Verdicts in a list."""
+
+
+def one_line_each(rows: list[tuple[str, ...]], width: int) -> list[str]:
+    """Return rows as lines of aligned columns, of which the last is cut where the terminal ends."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]) for row in rows]
+    return [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
 
 
 def entry_ids() -> list[str]:
@@ -121,12 +139,16 @@ def describe_settings(cls: type) -> dict[str, dict[str, Any]]:
 
 @app.command("tasks")
 def list_tasks(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="list its options", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="list its options", show_default=False, shell_complete=complete_task),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="write the options of all tasks as a Markdown page there")] = None,
 ) -> None:
-    """List the tasks and the policies, by the names `train` takes; of a task NAME, all options with their types and defaults."""
+    """List tasks, policies and rewards, by the names `train` takes; of a task NAME, all options with what they take and defaults."""
     from anypo.policies import load_policies
     from anypo.tasks import describe_options, find_entry, load_tasks, write_options_page
+    from anypo.tasks.text.rewards import describe_rewards
 
     if report is not None:
         report.write_text(write_options_page())
@@ -134,9 +156,9 @@ def list_tasks(
     if name is not None:
         entry, _ = find_entry(name)
         typer.echo(f"{entry.form}: {entry.about}")
-        table = Table("--task.", "type", "default", "meaning")
+        table = Table("--task.", "takes", "default", "meaning")
         for option in describe_options(entry):
-            table.add_row(*map(escape, (option.name, option.kind, option.value, option.about)))
+            table.add_row(*map(escape, (option.name, option.takes, option.value, option.about)))
         out.print(table)
         return
     for kind, known in (("task", load_tasks()), ("policy", load_policies())):
@@ -144,12 +166,19 @@ def list_tasks(
         for entry in known.values():
             table.add_row(entry.form, entry.about)
         out.print(table)
+    table = Table("reward", "what")
+    for form, about in describe_rewards().items():
+        table.add_row(form, about)
+    out.print(table)
 
 
 @app.command(context_settings=FREE)
 def explain(
     words: Annotated[
-        list[str], typer.Argument(metavar="METHOD [--STAGE part] | PROCEDURE | SYSTEM", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="METHOD [--STAGE part] | PROCEDURE | SYSTEM", show_default=False, shell_complete=complete_words
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

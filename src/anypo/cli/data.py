@@ -50,7 +50,10 @@ def describe_data(
     high: Annotated[float | None, typer.Option(help="return of an expert")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a data set: returns, quality (TQ), coverage (SACo), entropy, and the gain possible by reweighting trajectories."""
+    """Measure a data set: returns, quality (TQ), coverage (SACo), entropy, and the gain possible by reweighting trajectories.
+
+    The quality is relative to the returns of a random and of an expert policy, which are printed with it.
+    """
     from anypo.cli.inputs import read_transitions
     from anypo.cli.procedures import print_result
     from anypo.estimators.dataset import measures
@@ -58,4 +61,11 @@ def describe_data(
     data, stated = read_transitions(source, env)
     other = None if reference is None else read_transitions(reference, env)[0]
     flags = {name: value for name, value in (("low", low), ("high", high)) if value is not None}
+    if len(stated) == 2 and not flags and not stated["high"] > stated["low"]:
+        typer.echo(
+            f"anypo: no quality: the expert recorded with {source} ({stated['high']:.4g}) is no better than the random policy"
+            f" ({stated['low']:.4g}); --low and --high set other returns",
+            err=True,
+        )
+        stated = {}
     print_result(measures(data, reference=other, **{**stated, **flags}), as_json)

@@ -11,12 +11,16 @@ from rich.table import Table
 
 from anypo.cli.app import FREE, AsJson, app, out, read_config
 from anypo.cli.catalogue import entry_ids
+from anypo.cli.completion import complete_method, complete_words
 from anypo.errors import UsageError
 
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(metavar="METHOD|PROCEDURE...", show_default=False)] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="METHOD|PROCEDURE...", show_default=False, shell_complete=complete_method),
+    ] = None,
     family: Annotated[str | None, typer.Option(help="every entry of a family")] = None,
     everything: Annotated[bool, typer.Option("--all", help="every method and procedure")] = False,
     quick: Annotated[bool, typer.Option(help="properties, and experiments under about five seconds only")] = False,
@@ -123,7 +127,9 @@ def check_name(
 
 @app.command(context_settings=FREE)
 def microscope(
-    words: Annotated[list[str], typer.Argument(metavar="METHOD [--STAGE part]", show_default=False)],
+    words: Annotated[
+        list[str], typer.Argument(metavar="METHOD [--STAGE part]", show_default=False, shell_complete=complete_words)
+    ],
     png: Annotated[Path | None, typer.Option("--png", help="picture of the weight curve")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -23,6 +23,7 @@ def train_method(words: Words) -> None:
     - `--reward FILE.py:FUNCTION`: a reward of a jsonl or pairs task, or exact, numeric, math, regex, model:RUN; may be repeated
     - `--STAGE part` and `--STAGE.setting value`: collect, ...; see `anypo parts`
     - `--steps N`: length in batches, or environment steps for Gymnasium; `--target X`: stop once the held-out measure reaches X
+    - `--metric NAME`: the held-out measure that heads the run and ranks its checkpoints (default: the task's own)
     - `--seed S`, `--out DIR`, `--episodes N` (per evaluation), `--evaluate-every N`, `--checkpoint-every N` (batches)
     - `--device auto|cpu|cuda`, `--autocast auto|on|off`, `--micro N` (decisions per forward pass), `--threads N`
     - `--kernels plain`: each kernel replaced by the plain PyTorch code it is tested against; slower, equal up to rounding
@@ -134,7 +135,7 @@ def evaluate_run(
 
         film_episode(run.task, run.policy, run.config.seed, video)
     typer.echo(f"{folder} after {run.batch} batches: {text}")
-    typer.echo(f"{measures[run.task.metric]:.6g}")
+    typer.echo(f"{measures[run.metric]:.6g}")
 
 
 @app.command()
@@ -150,29 +151,26 @@ def sample(
         bool, typer.Option("--tokens", help="show every token: the prompt's dim, those trained on green")
     ] = False,
 ) -> None:
-    """Complete a prompt with a run's language model; its rewards are not loaded, so no file of theirs is executed."""
-    import torch
+    """Complete a prompt with a run's language model; its rewards are not loaded, so no file of theirs is executed.
 
-    from anypo.rng import row_seeds
+    Several completions have a line `--- NUMBER` before each.
+    """
+    from anypo.loops.complete import complete_prompt
     from anypo.runs.folder import reopen
     from anypo.tasks.text.rewards import unscored
-    from anypo.tasks.text.task import TextTask, as_prompt
 
     with unscored():
         run = reopen(folder, checkpoint)
-    if not isinstance(run.task, TextTask):
-        raise UsageError(f"{folder} is a run of {run.task.name}; `sample` needs a language model")
-    ids = run.policy.encode(as_prompt(run.task, prompt))
-    seeds = row_seeds(seed, [0], [n])
-    with torch.no_grad():
-        completions = run.policy.sample([ids], seeds, samples=n, max_new=max_new or run.task.max_new, greedy=greedy)
-    for row, length in zip(completions.ids.tolist(), completions.lengths.tolist(), strict=True):
+    ids, completions = complete_prompt(run, prompt, n, greedy=greedy, max_new=max_new, seed=seed)
+    for number, completion in enumerate(completions, 1):
+        if n > 1:
+            typer.echo(f"--- {number}")
         if tokens:
-            pieces = run.policy.tokenizer.convert_ids_to_tokens([*ids, *row[:length]])
-            colours = ["dim"] * len(ids) + ["green"] * length
+            pieces = run.policy.tokenizer.convert_ids_to_tokens([*ids, *completion])
+            colours = ["dim"] * len(ids) + ["green"] * len(completion)
             out.print(Text("|").join(Text(p, c) for p, c in zip(pieces, colours, strict=True)))
         else:
-            typer.echo(run.policy.decode(row[:length]))
+            typer.echo(run.policy.decode(completion))
 
 
 @app.command("export")
@@ -183,6 +181,7 @@ def export_run(
         Path | None, typer.Option("--out", help="file (default: RUN/policy.pt2 or RUN/policy.onnx)")
     ] = None,
     checkpoint: Checkpoint = "last",
+    allow_code: AllowCode = False,
 ) -> None:
     """Write a run's control policy as a program of raw observations that loads without anypo; the last line is the file.
 
@@ -190,4 +189,4 @@ def export_run(
     """
     from anypo.api import load
 
-    typer.echo(load(folder, checkpoint).export(to, out_))
+    typer.echo(load(folder, checkpoint, allow_code=allow_code).export(to, out_))

@@ -117,6 +117,7 @@ def measures(
         "opportunity": opportunity(data),
     }
     if low is not None and high is not None:
+        results |= {"random_return": float(low), "expert_return": float(high)}
         results["trajectory_quality"] = trajectory_quality(data, low, high)
     if reference is not None:
         results["state_action_coverage"] = state_action_coverage(data, reference)

@@ -107,10 +107,10 @@ def tensors(kept: Any, path: str) -> Iterator[tuple[str, Tensor]]:
 
 def require_measure(run: Run, measures: dict[str, Any]) -> None:
     """Refuse a held-out measure that is not a number; it is one only where no held-out reward is missing throughout."""
-    name = f"eval/{run.task.metric}"
+    name = f"eval/{run.metric}"
     if not math.isfinite(measures[name]):
         raise RunError(
-            f"the held-out {run.task.metric} of {run.task.name} is {measures[name]}: every reward is missing or not finite"
+            f"the held-out {run.metric} of {run.task.name} is {measures[name]}: every reward is missing or not finite"
         )
 
 

@@ -70,7 +70,7 @@ def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch
         record |= held_out(run)
     if run.finished:
         require_measure(run, record)
-    if run.config.target is not None and record.get(f"eval/{run.task.metric}", -math.inf) >= run.config.target:
+    if run.config.target is not None and record.get(f"eval/{run.metric}", -math.inf) >= run.config.target:
         run.finished = True
     watch_phases(run, record)
     report(run, record, watch)
@@ -83,8 +83,8 @@ def settle(run: Run, metrics: dict[str, float], clock: list[float], watch: Watch
 
 
 def measure_in(run: Run, record: BatchRecord) -> float | None:
-    """Return the task's held-out measure in a record; None where it was not taken or is no number."""
-    measure = record.get(f"eval/{run.task.metric}", math.nan)
+    """Return the run's held-out measure in a record; None where it was not taken or is no number."""
+    measure = record.get(f"eval/{run.metric}", math.nan)
     return measure if math.isfinite(measure) else None
 
 

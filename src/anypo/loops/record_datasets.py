@@ -33,8 +33,8 @@ def train_snapshots(run: Run, watch: Callable[[dict[str, Any]], None]) -> list[t
 
     def keep(record: dict[str, Any]) -> None:
         watch(record)
-        if f"eval/{run.task.metric}" in record:
-            snapshots.append((record[f"eval/{run.task.metric}"], snapshot(run.policy)))
+        if f"eval/{run.metric}" in record:
+            snapshots.append((record[f"eval/{run.metric}"], snapshot(run.policy)))
 
     learn(run, keep)
     return snapshots

@@ -11,23 +11,25 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from anypo import tasks
 from anypo.config import from_dict, merge
-from anypo.errors import UsageError
+from anypo.errors import UsageError, unknown
 from anypo.evidence.microscope import gain
 from anypo.flags import parse_flags
 from anypo.loops.learn import learn
 from anypo.method.registry import method as find_method
 from anypo.report.console import finish, records, result_of
-from anypo.runs.claim import CONFIG
+from anypo.runs.claim import CONFIG, file_name
 from anypo.runs.folder import continue_run, create
+from anypo.runs.settings import recommend
 
 RESAMPLES = 5000
 """Bootstrap resamples of every interval."""
@@ -59,9 +61,12 @@ def run_comparison(
     """
     if not names or len(set(names)) < len(names):
         raise UsageError("name the methods to compare, each once")
+    require_packages()
     settings = {name: settings_of(name, flags) for name in names}
     for values in settings.values():
         find_method(values["method"]).configure(from_dict(values).stages)
+    if len({values.get("metric") for values in settings.values()}) > 1:
+        raise UsageError("methods are compared by one measure; give --metric for all of them")
     task = from_dict(flags).task["name"]
     folder = folder or Path("runs") / f"compare-{file_name(task)}"
     folders = {name: [folder / f"{file_name(name)}-{seed}" for seed in range(seeds)] for name in names}
@@ -71,27 +76,33 @@ def run_comparison(
         results = map(run, work)
     else:
         results = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")).map(run, work)
-    result: dict[str, Any] = {}
-    for (name, seed, _), result in zip(work, results, strict=True):
-        say(f"{name} seed {seed}: {result['metric']} {result['before']:.4g} -> {result['after']:.4g}")
-    metric = f"eval/{result['metric']}"
-    rows = statistics(final_scores(folders, metric))
-    plot_curves(folders, metric, result["unit"], folder / "learning-curve.png")
-    table = {"folder": str(folder), "task": task, "metric": result["metric"], "flags": flags, "methods": rows}
+    metric, unit = flags.get("metric"), ""
+    for (name, seed, where), result in zip(work, results, strict=True):
+        metric, unit = metric or result["metric"], result["unit"]
+        curve = measured_curve(where, metric)
+        say(f"{name} seed {seed}: {metric} {curve[0][1]:.4g} -> {curve[-1][1]:.4g}")
+    curves = {name: [measured_curve(where, str(metric)) for where in folders[name]] for name in names}
+    rows = statistics({name: np.array([curve[-1][1] for curve in several]) for name, several in curves.items()})
+    plot_curves(curves, str(metric), unit, folder / "learning-curve.png")
+    table = {"folder": str(folder), "task": task, "metric": metric, "flags": flags, "methods": rows}
     (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
     return table
 
 
+def require_packages() -> None:
+    """Refuse before anything is trained where what compares is not installed."""
+    missing = [name for name in ("rliable", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f'compare needs {" and ".join(missing)}; run `pip install "anypo[report]"`')
+
+
 def settings_of(name: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags, overridden by the settings in the name."""
-    method, _, text = name.partition(":")
+    """Return the flags, overridden by the settings behind a method's id or FILE.py:NAME."""
+    file, colon, rest = name.partition(".py:")
+    method, _, text = rest.partition(":") if colon else name.partition(":")
     values = parse_flags([f"--{setting}" for setting in text.split(",")])[1] if text else {}
+    method = file + colon + method if colon else method
     return merge(flags, values, {"method": method})
-
-
-def file_name(name: str) -> str:
-    """Replace every character that a file's name should not have by `-`."""
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in name)
 
 
 def match_first_steps(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -101,7 +112,7 @@ def match_first_steps(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str
         config = from_dict(values)
         method = find_method(config.method).configure(config.stages)
         lr = method.stages["step"].lr
-        lr = tasks.make_task(config.task, seed=0).recipe(method.traits)["lr"] if lr is None else lr
+        lr = recommend(config, tasks.make_task(config.task, seed=0), method)["lr"] if lr is None else lr
         rates[name] = float(lr), gain(method)
     first = next(iter(rates.values()))[1]
     return {name: merge(settings[name], {"step": {"lr": lr * first / size}}) for name, (lr, size) in rates.items()}
@@ -122,16 +133,25 @@ def train_one(work: tuple[str, int, Path], settings: dict[str, dict[str, Any]]) 
     return result_of(folder) or {}
 
 
-def final_scores(folders: dict[str, list[Path]], metric: str) -> dict[str, np.ndarray]:
-    """Return the last held-out measure of every seed, [seed], by method."""
-    return {
-        n: np.array([next(r[metric] for r in reversed(records(f)) if metric in r) for f in fs])
-        for n, fs in folders.items()
-    }
+def measured_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """Return a held-out measure of a run over its length, as (done, value).
+
+    Raises:
+        UsageError: the run has no such measure.
+    """
+    lines, key = records(folder), f"eval/{metric}"
+    curve = [(line["done"], line[key]) for line in lines if line.get(key) is not None]
+    if not curve:
+        measures = {name.removeprefix("eval/") for line in lines for name in line if name.startswith("eval/")}
+        raise unknown("metric", metric, measures)
+    return curve
 
 
 def statistics(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return one row per method: interquartile mean over seeds and the probability of beating the first one, with 95% intervals."""
+    """Return one row per method: interquartile mean over seeds and the probability of beating the first one, with 95% intervals;
+    of one seed its value alone, for nothing tells how far another seed would be from it."""
+    if len(next(iter(scores.values()))) == 1:
+        return [{"method": n, "iqm": float(x[0]), "interval": None, "seeds": x.tolist()} for n, x in scores.items()]
     from rliable import library, metrics
 
     def iqm(x: np.ndarray) -> np.ndarray:
@@ -159,15 +179,24 @@ def statistics(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def comparison_table(table: dict[str, Any]) -> Table:
-    """Return the comparison as a table of the terminal."""
-    first = table["methods"][0]["method"]
-    rows = Table("method", f"{table['metric']} (IQM)", "95% interval", f"P(better than {first})", "95% interval ")
+    """Return the comparison as a table of the terminal, which folds long names instead of cutting them."""
+    several = table["methods"][0]["interval"] is not None
+    heads = [f"{table['metric']}\n(IQM)", "95% interval", "P", "95% interval"] if several else [table["metric"]]
+    rows = Table(Column("method", overflow="fold"), *(Column(head, no_wrap=True) for head in heads))
     for row in table["methods"]:
-        chance = (
-            [f"{row['improves']:.2f}", format_interval(row["improves_interval"])] if "improves" in row else ["", ""]
-        )
-        rows.add_row(row["method"], f"{row['iqm']:.4g}", format_interval(row["interval"]), *chance)
+        cells = [f"{row['iqm']:.4g}"]
+        if several:
+            cells += [format_interval(row["interval"])]
+            cells += [f"{row['improves']:.2f}", format_interval(row["improves_interval"])] if "improves" in row else []
+        rows.add_row(row["method"], *cells)
     return rows
+
+
+def comparison_note(table: dict[str, Any]) -> str:
+    """Return one sentence on what the table's numbers say."""
+    if table["methods"][0]["interval"] is None:
+        return "no interval: one seed does not tell how far another would be from it; --seeds 5 does"
+    return f"P: probability that a run is better than one of {table['methods'][0]['method']}"
 
 
 def format_interval(interval: Sequence[float]) -> str:
@@ -175,12 +204,12 @@ def format_interval(interval: Sequence[float]) -> str:
     return f"{interval[0]:.4g} to {interval[1]:.4g}"
 
 
-def plot_curves(folders: dict[str, list[Path]], metric: str, unit: str, target: Path) -> None:
+def plot_curves(curves: dict[str, list[list[tuple[int, float]]]], metric: str, unit: str, target: Path) -> None:
     """Plot the held-out measure over the run: mean over seeds, band from the worst to the best seed.
 
     Args:
-        folders: the runs of every method.
-        metric: its name in metrics.jsonl.
+        curves: of every run of every method, as (done, value).
+        metric: what was measured.
         unit: what the length of a run counts.
         target: the picture's file.
     """
@@ -190,14 +219,13 @@ def plot_curves(folders: dict[str, list[Path]], metric: str, unit: str, target: 
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for name, paths in folders.items():
-        curves = [[(r["done"], r[metric]) for r in records(f) if metric in r] for f in paths]
-        grid = np.unique([x for curve in curves for x, _ in curve])
-        grid = grid[grid <= min(curve[-1][0] for curve in curves)]
-        values = np.array([np.interp(grid, [x for x, _ in curve], [y for _, y in curve]) for curve in curves])
+    for name, several in curves.items():
+        grid = np.unique([x for curve in several for x, _ in curve])
+        grid = grid[grid <= min(curve[-1][0] for curve in several)]
+        values = np.array([np.interp(grid, [x for x, _ in curve], [y for _, y in curve]) for curve in several])
         (mean,) = axes.plot(grid, values.mean(0), marker=".", label=name)
         axes.fill_between(grid, values.min(0), values.max(0), alpha=0.2, color=mean.get_color())
-    axes.set(xlabel=unit, ylabel=f"{metric.removeprefix('eval/')} (held out)")
+    axes.set(xlabel=unit, ylabel=f"{metric} (held out)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target, dpi=130)

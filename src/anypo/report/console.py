@@ -40,7 +40,7 @@ def progress(run: Run, out: Console) -> Iterator[Watch]:
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     bar = Progress(*columns, *times, console=out, disable=not out.is_terminal)
     bar_id = bar.add_task(run.task.unit, total=run.steps, completed=run.done, text="")
-    metric = f"eval/{run.task.metric}"
+    metric = f"eval/{run.metric}"
 
     def watch(record: dict[str, Any]) -> None:
         shown = {name: record[name] for name in (metric, *SHOWN) if name in record}
@@ -58,9 +58,9 @@ def finish(run: Run) -> str:
     line."""
     if run.folder is None:
         raise UsageError("a run without a folder has nowhere to write its result")
-    metric = f"eval/{run.task.metric}"
+    metric = f"eval/{run.metric}"
     measured = [r[metric] for r in records(run.folder) if metric in r]
-    ends = {"metric": run.task.metric, "before": measured[0], "after": measured[-1]}
+    ends = {"metric": run.metric, "before": measured[0], "after": measured[-1]}
     result = {**ends, "done": run.done, "unit": run.task.unit}
     with writing(run.folder):
         if isinstance(run.policy, SavesModel):

@@ -30,9 +30,8 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         envs = run.task.envs
         rows = f"{envs} environments x {want.horizon} steps = {envs * (want.horizon or 0):,} decisions"
     else:
-        longest = want.requests * want.samples * (want.horizon or 1)
-        rows = f"{want.requests} starts x {want.samples} samples = {want.requests * want.samples:,} rows"
-        rows += f", at most {longest:,} decisions"
+        count, longest = batch_size(run)
+        rows = f"{want.requests} starts x {want.samples} samples = {count:,} rows, at most {longest:,} decisions"
     return [
         ("method", f"{method.card.id}{adjusted}: {method.card.title}"),
         ("task", f"{run.task.name}{starts}"),
@@ -58,7 +57,7 @@ def first_prompt(run: Run) -> list[str]:
 def measured(run: Run) -> str:
     """Say what is measured on how many held-out starts."""
     known = run.config.episodes or getattr(run.task, "eval_episodes", None) or len(getattr(run.task, "heldout", ()))
-    return f"{run.task.metric}{f' on {known:,} held-out starts' if known else ''}"
+    return f"{run.metric}{f' on {known:,} held-out starts' if known else ''}"
 
 
 def length(run: Run) -> str:

@@ -146,10 +146,15 @@ def missing_directories(folder: Path) -> list[Path]:
 
 def default_folders(config: Config) -> Iterator[Path]:
     """runs/METHOD-TASK-SEED, then the same with 2, 3, ... behind it."""
-    name = "".join(c if c.isalnum() or c in "-." else "-" for c in config.task["name"])[-40:]
-    base = Path("runs") / f"{config.method}-{name}-{config.seed}"
+    method, task = (file_name(name)[-40:] for name in (config.method, config.task["name"]))
+    base = Path("runs") / f"{method}-{task}-{config.seed}"
     yield base
     number = 2
     while True:
         yield base.with_name(f"{base.name}-{number}")
         number += 1
+
+
+def file_name(name: str) -> str:
+    """Replace every character that a file's name should not have by `-`."""
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in name)

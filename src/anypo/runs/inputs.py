@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anypo import __version__
 from anypo.config import Config
 from anypo.errors import OBJECT, UsageError
-from anypo.plugins import absolute_name, names_file
+from anypo.plugins import absolute_name, module_sources, names_file, with_neighbours
 from anypo.policies.control.spaces import space_to_dict
 from anypo.protocols import HasActionSpace, HasRecords, HasTokenizer, HasTransitions
 from anypo.runs.files import MANIFEST, check_digest, file_digest, read_record
@@ -68,7 +68,7 @@ def absolute_reward(spec: Any) -> Any:
 
 def code_files(config: Config) -> dict[str, str]:
     """Digest of every file that a run executes: those of its method, parts, task, policy and rewards unless
-    these are not loaded, and the weights of reward models."""
+    these are not loaded, what they import from their own folders, and the weights of reward models."""
     parts = [name for path, name in flatten(config.stages).items() if path.rpartition(".")[2] == "part"]
     names = [config.method, config.task["name"], config.policy.get("name"), *parts]
     files = [Path(name.rpartition(":")[0]) for name in names if isinstance(name, str) and names_file(name)]
@@ -80,7 +80,17 @@ def code_files(config: Config) -> dict[str, str]:
             files += sorted((Path(rest) / "model").glob("*.safetensors"))
         elif file.endswith(".py"):
             files.append(Path(file))
-    return {str(path.resolve()): file_digest(path) for path in files if path.is_file()}
+    present = [path.resolve() for path in files if path.is_file()]
+    executed = [file for path in present for file in (with_neighbours(path) if path.suffix == ".py" else [path])]
+    executed += [source for module in environment_modules(config) for source in module_sources(module)]
+    return {str(path): file_digest(path) for path in executed}
+
+
+def environment_modules(config: Config) -> list[str]:
+    """Return the modules that register the environments of a task, `toys` of gym:toys:Base-v0."""
+    kind, _, env_id = config.task["name"].partition(":")
+    names = [env_id if kind == "gym" else "", str(config.task.get("env") or "")]
+    return [module for module, colon, _ in (name.rpartition(":") for name in names) if colon]
 
 
 def check_models(config: Config) -> None:
@@ -201,11 +211,13 @@ def check_code(folder: Path, config: Config, recorded: dict[str, Any], allow_cod
     """
     present = code_files(config)
     changed = [name for name, value in present.items() if recorded["code"].get(name) != value]
-    changed += [] if is_unscored() else [name for name in recorded["code"] if name not in present]
+    for name, value in recorded["code"].items():
+        gone = name not in present and not (Path(name).is_file() and file_digest(Path(name)) == value)
+        changed += [name] * (gone and not is_unscored())
     if changed and not allow_code:
         raise UsageError(
             f"{' and '.join(changed)} changed since the run in {folder} started; {what_to_do(folder)}, or look at what would be"
-            " executed and add --allow-code"
+            " executed and add --allow-code (in Python, allow_code=True)"
         )
     executed = [name for name in sorted(present) if name.endswith(".py")]
     return [f"executes {' and '.join(executed)}"] if executed else []

@@ -66,6 +66,11 @@ class Run:
         """Where the policy is."""
         return next(self.policy.parameters()).device
 
+    @property
+    def metric(self) -> str:
+        """The held-out measure that heads the run: the configured one, else the task's own."""
+        return self.config.metric or self.task.metric
+
     @cached_property
     def following(self) -> dict[str, Refresh]:
         """The anchors that follow every so many parameter updates."""

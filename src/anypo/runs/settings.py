@@ -39,7 +39,7 @@ def resolve(config: Config, task: Task, method: Method) -> Settings:
         task: asked for its recipe, which leaves it as it is.
         method: the configuration's method with its stages configured.
     """
-    recipe = task.recipe(method.traits)
+    recipe = recommend(config, task, method)
     method = complete(method, recipe)
     config = replace(
         config,
@@ -55,6 +55,17 @@ def resolve(config: Config, task: Task, method: Method) -> Settings:
     return Settings(
         config, method, batch_spec(method, recipe), steps, task.continuing and not method.traits["whole"], recipe
     )
+
+
+def recommend(config: Config, task: Task, method: Method) -> dict[str, Any]:
+    """Return the task's recommendation for a method; the trait `lora` says that an adapter is trained instead of all weights.
+
+    Args:
+        config: says so.
+        task: asked for its recipe.
+        method: with its traits.
+    """
+    return task.recipe({**method.traits, "lora": config.policy.get("lora") is not None})
 
 
 def complete(method: Method, recipe: dict[str, Any]) -> Method:

@@ -65,7 +65,7 @@ class Entry:
 
 
 def describe_options(entry: Entry) -> list[Option]:
-    """Return all options of a task, with their types, defaults and meaning."""
+    """Return all options of a task, with what they take, defaults and meaning."""
     names = [entry.factory] if entry.forwards is None else [entry.factory, entry.forwards]
     return read_options([resolve_factory(name) for name in names])
 
@@ -225,9 +225,9 @@ def write_options_page() -> str:
         "your own tasks. An option is `--task.OPTION VALUE` on the command line and a key below `task` in the YAML file.",
     ]
     for entry in LIBRARY_TASKS:
-        rows = [(f"`{o.name}`", f"`{o.kind}`", f"`{o.value}`", o.about) for o in describe_options(entry)]
+        rows = [(f"`{o.name}`", o.takes, f"`{o.value}`", o.about) for o in describe_options(entry)]
         table = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-        head = ["| option | type | default | meaning |", "|---|---|---|---|"]
+        head = ["| option | takes | default | meaning |", "|---|---|---|---|"]
         lines += ["", f"## `{entry.form}`", "", f"{entry.about[0].upper()}{entry.about[1:]}.", "", *head]
         lines += [f"| {row} |" for row in table]
     return "\n".join(lines) + "\n"

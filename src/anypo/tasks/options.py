@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
-from anypo.ranges import explain_parameters
-
-QUALIFIER = re.compile(r"\b(\w+\.)+(?=\w)")
-"""The module of a type, which a list of options leaves out."""
+from anypo.ranges import describe_range, explain_parameters, parameter_hints
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a task: `--task.NAME`. kind: its type. about: the first sentence that the docstring has on it."""
+    """An option of a task: `--task.NAME`. takes: its types and ranges. about: the first sentence that the docstring has on it."""
 
     name: str
-    kind: str
+    takes: str
     default: Any
     about: str
 
@@ -36,10 +32,10 @@ def read_options(factories: list[Callable[..., Any]]) -> list[Option]:
     options: dict[str, Option] = {}
     for factory in factories:
         parameters = inspect.signature(factory).parameters.values()
-        hints = get_type_hints(factory.__init__ if isinstance(factory, type) else factory)
+        hints = parameter_hints(factory)
         about = explain_parameters(inspect.getdoc(factory) or "", [p.name for p in parameters])
         for p in parameters:
             if p.default is not p.empty:
-                kind = QUALIFIER.sub("", inspect.formatannotation(hints[p.name])) if p.name in hints else ""
-                options.setdefault(p.name, Option(p.name, kind, p.default, about.get(p.name, "")))
+                takes = describe_range(hints[p.name]) if p.name in hints else ""
+                options.setdefault(p.name, Option(p.name, takes, p.default, about.get(p.name, "")))
     return list(options.values())

@@ -34,7 +34,7 @@ def base(name: str, train: Sequence[Example], heldout: Sequence[Example]) -> Pat
         train: what the model learns from.
         heldout: what decides when it has learned enough.
     """
-    cache = Path(os.environ.get("ANYPO_CACHE", Path.home() / ".cache" / "anypo"))
+    cache = cache_folder()
     content = json.dumps([RECIPE, list(train), list(heldout), torch.__version__]).encode()
     target = cache / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not (target / "config.json").exists():
@@ -51,6 +51,22 @@ def base(name: str, train: Sequence[Example], heldout: Sequence[Example]) -> Pat
         except OSError:  # another process was faster
             shutil.rmtree(work)
     return target
+
+
+def cache_folder() -> Path:
+    """Return $ANYPO_CACHE, else ~/.cache/anypo.
+
+    Raises:
+        UsageError: there is no home, as in containers whose user has no name.
+    """
+    if "ANYPO_CACHE" in os.environ:
+        return Path(os.environ["ANYPO_CACHE"])
+    try:
+        return Path.home() / ".cache" / "anypo"
+    except RuntimeError:
+        raise UsageError(
+            "there is no home folder for the cache; set ANYPO_CACHE to a folder that can be written"
+        ) from None
 
 
 def warm_start(directory: Path, train: Sequence[Example], heldout: Sequence[Example], seed: int = 0) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,17 +109,21 @@ def write_minari(dataset_id: str, task: Gym, rows: Any, low: float, high: float,
         )
     if dataset_id in minari.list_local_datasets():
         minari.delete_dataset(dataset_id)
-    minari.create_dataset_from_buffers(
-        dataset_id,
-        buffers,
-        env=writable_spec(task.copies[0].env.spec),
-        algorithm_name=method,
-        ref_min_score=low,
-        ref_max_score=high,
-        observation_space=task.observation_space,
-        action_space=task.action_space,
-        jpeg_encoding=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, module="minari"
+        )  # of authors and links that are not known here
+        minari.create_dataset_from_buffers(
+            dataset_id,
+            buffers,
+            env=writable_spec(task.copies[0].env.spec),
+            algorithm_name=method,
+            ref_min_score=low,
+            ref_max_score=high,
+            observation_space=task.observation_space,
+            action_space=task.action_space,
+            jpeg_encoding=False,
+        )
 
 
 def writable_spec(spec: Any) -> Any:

@@ -14,6 +14,9 @@ from anypo.policies.language.text import check_whole
 Source = str | Path | Iterable[Any]
 """A JSONL or Parquet file, a folder written by `datasets.save_to_disk`, or rows in memory: a list or a `datasets.Dataset`."""
 
+DEEPEST = 100
+"""Lists and objects inside one another in a row."""
+
 
 class Record(dict):
     """One row of a data set: `prompt` (text or chat messages) and further columns. `where` says where it was read."""
@@ -69,6 +72,8 @@ def rows_of_file(path: Path, form: str) -> Iterator[tuple[str, Any]]:
         if text.strip():
             try:
                 yield f"{path} line {number}", json.loads(text)
+            except RecursionError:
+                raise UsageError(f"{path} line {number} is nested too deeply") from None
             except ValueError as error:  # neither JSON nor UTF-8
                 raise UsageError(f"{path} line {number} is not JSON: {error}") from error
 
@@ -115,20 +120,33 @@ def check_record(row: Any, where: str) -> Record:
     if not is_prompt(row.get("prompt")):
         raise UsageError(f'{where} needs a `prompt`: text, or a list of {{"role": ..., "content": ...}} messages')
     for name, value in row.items():
-        for part in texts_in(value):
+        for part in texts_in(value, where):
             check_whole(part, f"{where} in its {name}")
     record = Record(row)
     record.where = where
     return record
 
 
-def texts_in(value: Any) -> Iterator[str]:
-    """All texts in a JSON value."""
+def texts_in(value: Any, where: str, depth: int = DEEPEST) -> Iterator[str]:
+    """All texts in a JSON value.
+
+    Args:
+        value: of a column.
+        where: it was read.
+        depth: of lists and objects inside one another that may follow.
+
+    Raises:
+        UsageError: there are more of them.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
+        if not depth:
+            raise UsageError(
+                f"{where} is nested too deeply; at most {DEEPEST} lists or objects may be inside one another"
+            )
         for item in value.values() if isinstance(value, dict) else value:
-            yield from texts_in(item)
+            yield from texts_in(item, where, depth - 1)
 
 
 def is_prompt(prompt: Any) -> bool:
@@ -254,7 +272,7 @@ def read_tools(record: dict[str, Any]) -> list[Any] | None:
     tools = record.get("tools")
     try:
         tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
-    except ValueError:
+    except (ValueError, RecursionError):
         tools = 0
     if tools and isinstance(tools, list):
         return tools

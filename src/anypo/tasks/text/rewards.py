@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 from anypo.errors import RunError, UsageError, unknown
-from anypo.plugins import load_from_file
+from anypo.plugins import installed, load_from_file, load_installed, package
 from anypo.tasks.text.calls import TooSlow, call_each, own_loop
 from anypo.tasks.text.verifiers import BUILT_IN, check_answer_pattern, make_verifier, text_of
 
@@ -30,6 +30,16 @@ LARGEST_SCORE = 3.4e38
 
 STARTING = 30.0
 """Seconds a process that scores answers may take to start."""
+
+
+FORMS = {
+    "exact": "1 where the completion is the column `answer`, spaces around both aside",
+    "numeric": "1 where the last number of the completion is that of `answer`",
+    "math": "1 where the completion equals `answer` in mathematics",
+    "regex": "1 where the completion matches the pattern in `answer`; regex:PATTERN: that pattern",
+    "model:RUN": "the score of a reward model that a run has learned from preferences",
+    "FILE.py:FUNCTION": "your own function (prompts, completions, **columns) -> scores",
+}
 
 
 class _Failure(Exception):
@@ -168,8 +178,8 @@ def _start(x: Any, length: int = 60) -> str:
 
 
 def make_reward(spec: Any, **options: Any) -> Reward:
-    """Make a reward of what a user writes: `exact`, `numeric`, `math`, `regex`, `regex:PATTERN`, `FILE.py:FUNCTION`, `model:RUN`, a
-    function or a Reward. `options` are timeout, on_error and concurrency of `Reward`."""
+    """Make a reward of what a user writes: `exact`, `numeric`, `math`, `regex`, `regex:PATTERN`, `FILE.py:FUNCTION`, `model:RUN`, the
+    name of an entry point `anypo.rewards`, a function or a Reward. `options` are timeout, on_error and concurrency of `Reward`."""
     if isinstance(spec, Reward):
         return spec
     if callable(spec):
@@ -181,9 +191,28 @@ def make_reward(spec: Any, **options: Any) -> Reward:
         return load_reward_model(rest, **options)
     if spec in BUILT_IN or (name == "regex" and rest):
         return load_verifier(name, rest or None, **options)
+    if spec in installed_rewards():
+        return Reward(load_installed("rewards", spec), spec, **options)
     if ".py" not in spec:
-        raise unknown("reward", spec, [*BUILT_IN, "FILE.py:FUNCTION", "model:RUN"])
+        raise unknown("reward", spec, describe_rewards())
     return load_reward(spec, **options)
+
+
+def installed_rewards() -> dict[str, str]:
+    """Return the packages of the entry points `anypo.rewards`, by name.
+
+    Raises:
+        UsageError: one has the name of a built-in reward.
+    """
+    packages = {name: package(point) for name, point in installed("rewards").items()}
+    for name in packages.keys() & {*BUILT_IN, "model"}:
+        raise UsageError(f"the reward name {name!r} of the package {packages[name]} is taken; choose another")
+    return packages
+
+
+def describe_rewards() -> dict[str, str]:
+    """Return what can be written for a reward, with one line on each."""
+    return FORMS | {name: f"of the package {source}" for name, source in installed_rewards().items()}
 
 
 _unscored: ContextVar[bool] = ContextVar("unscored", default=False)
