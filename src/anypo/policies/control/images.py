@@ -18,7 +18,7 @@ WIDTH = 512
 """Features of an image. Source: likewise."""
 MIN_SIDE = 36
 """Pixels of the smallest side that the convolutions reduce to at least one number."""
-ROWS = 256
+IMAGE_ROWS = 256
 """Observations that are read together where no gradient is needed, which bounds the memory of a whole rollout's."""
 
 
@@ -86,27 +86,29 @@ class NatureCNN(nn.Module):
 class ImageFeatures(nn.Module):
     """Features of expanded observations: those of each image by a network of its own, then the other numbers.
 
-    images: columns of each image, and how it lies there. rest: the other columns. width: number of features.
+    images: columns of each image, and how it lies there. others: the other columns. width: number of features.
     """
 
-    rest: Tensor
+    others: Tensor
 
-    def __init__(self, images: Sequence[tuple[slice, Image]], rest: Int[Tensor, " column"], generator: torch.Generator):
+    def __init__(
+        self, images: Sequence[tuple[slice, Image]], others: Int[Tensor, " column"], generator: torch.Generator
+    ):
         super().__init__()
         self.columns = [columns for columns, _ in images]
         self.nets = nn.ModuleList(NatureCNN(image, generator) for _, image in images)
-        self.register_buffer("rest", rest, persistent=False)
-        self.width = WIDTH * len(images) + len(rest)
+        self.register_buffer("others", others, persistent=False)
+        self.width = WIDTH * len(images) + len(others)
 
-    def forward(self, obs: Float[Tensor, "row dim"], rest: Tensor | None = None) -> Float[Tensor, "row width"]:
+    def forward(self, obs: Float[Tensor, "row dim"], others: Tensor | None = None) -> Float[Tensor, "row width"]:
         """Return the features.
 
         Args:
             obs: expanded observations.
-            rest: numbers beside the images, where these are not the observations' own.
+            others: numbers beside the images, where these are not the observations' own.
         """
         seen = [net(obs[:, columns]) for net, columns in zip(self.nets, self.columns, strict=True)]
-        return torch.cat([*seen, obs[:, self.rest] if rest is None else rest], 1)
+        return torch.cat([*seen, obs[:, self.others] if others is None else others], 1)
 
 
 class BehindImages(nn.Module):

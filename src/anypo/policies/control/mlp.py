@@ -15,7 +15,7 @@ from anypo.kernels.compiler import CompiledFn
 from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise, require_choice
-from anypo.policies.control.images import ROWS, ImageFeatures
+from anypo.policies.control.images import IMAGE_ROWS, ImageFeatures
 from anypo.policies.control.normalize import RunningNorm, normalized_obs
 from anypo.policies.control.observations import Flat
 from anypo.policies.control.spaces import choices, from_space, require_floats, to_space, without_mask
@@ -71,10 +71,10 @@ class MLPPolicy(ActorCritic):
             require_floats(action_space)
         outputs = sum(self.sizes) or spaces.flatdim(action_space)
         self.encode = Flat(without_mask(observation_space, action_space))
-        images, rest = self.encode.images, torch.from_numpy(self.encode.rest)
-        boxed = torch.from_numpy(self.encode.boxed)[rest]
+        images, others = self.encode.images, torch.from_numpy(self.encode.others)
+        boxed = torch.from_numpy(self.encode.boxed)[others]
         generator = torch.Generator().manual_seed(seed)
-        self.convolutions = ImageFeatures(images, rest, generator) if images else None
+        self.convolutions = ImageFeatures(images, others, generator) if images else None
         self.inputs = len(boxed) if self.convolutions is None else self.convolutions.width
         if hidden is None:
             hidden = () if images else (64, 64)
@@ -106,11 +106,11 @@ class MLPPolicy(ActorCritic):
     ) -> Float[Tensor, "decision dim"]:
         """Map observations with images to the networks' input."""
         traced = torch.compiler.is_compiling()  # exported: the number of rows is open
-        if not traced and not torch.is_grad_enabled() and len(obs) > ROWS:
-            return torch.cat([self.image_features(rows, convolutions) for rows in obs.split(ROWS)])
+        if not traced and not torch.is_grad_enabled() and len(obs) > IMAGE_ROWS:
+            return torch.cat([self.image_features(rows, convolutions) for rows in obs.split(IMAGE_ROWS)])
         obs = self.encode.expand(obs)
-        rest = self.normalized(obs[:, convolutions.rest])
-        return convolutions(obs.to(self.actor.dtype), rest.to(self.actor.dtype))
+        others = self.normalized(obs[:, convolutions.others])
+        return convolutions(obs.to(self.actor.dtype), others.to(self.actor.dtype))
 
     def normalized(self, obs: Float[Tensor, "decision number"]) -> Float[Tensor, "decision number"]:
         """Centre and scale the numbers beside images."""
@@ -188,7 +188,7 @@ class MLPPolicy(ActorCritic):
         if self.norm is None or not len(self.boxed):
             return
         obs = self.encode.expand(b.trace["obs"][valid_mask(b)])
-        self.norm.update(obs if self.convolutions is None else obs[:, self.convolutions.rest])
+        self.norm.update(obs if self.convolutions is None else obs[:, self.convolutions.others])
 
     def env_action(self, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
         """Convert stored actions to the environment's."""

@@ -65,7 +65,7 @@ class Flat:
     types are stored as bytes. Expanded: float32, choices one-hot. Dict entries are in alphabetical order of their names and are
     looked up by name; tuples keep their order.
 
-    boxed: which expanded entries are numbers rather than choices. images: expanded columns of each image, and how it lies there. rest:
+    boxed: which expanded entries are numbers rather than choices. images: expanded columns of each image, and how it lies there. others:
     the other columns. compact: stored vectors differ from expanded ones.
     """
 
@@ -79,7 +79,7 @@ class Flat:
         starts = np.cumsum([0, *(leaf.width for leaf in self.leaves)]).tolist()
         columns = zip(self.leaves, starts, strict=False)
         self.images = [(slice(a, a + leaf.width), leaf.image) for leaf, a in columns if leaf.image]
-        self.rest = np.flatnonzero(np.concatenate([np.full(leaf.width, leaf.image is None) for leaf in self.leaves]))
+        self.others = np.flatnonzero(np.concatenate([np.full(leaf.width, leaf.image is None) for leaf in self.leaves]))
         dtypes = {leaf.dtype for leaf in self.leaves}
         self.mixed = len(dtypes) > 1
         self.compact = self.mixed or dtypes != {np.dtype(np.float32)}

@@ -42,7 +42,7 @@ class Actor(ActorCritic):
     """
 
     distributed = frozenset({"logp"})
-    rest: Tensor | None
+    others: Tensor | None
     """Columns of an observation beside its images; None without images."""
     box: ClassVar[bool | None] = True
     """Whether actions are numbers in a box (False: choices; None: either)."""
@@ -77,7 +77,7 @@ class Actor(ActorCritic):
         self.action_space, self.scalar = action_space, discrete
         self.sizes = choices(action_space)
         self.encode = Flat(without_mask(observation_space, action_space))
-        self.compact, images, rest = self.encode.compact, self.encode.images, torch.from_numpy(self.encode.rest)
+        self.compact, images, others = self.encode.compact, self.encode.images, torch.from_numpy(self.encode.others)
         if hidden is None:
             hidden = () if images and self.box is False else (256, 256)
         self.large = min(hidden, default=0) >= LARGE
@@ -85,11 +85,11 @@ class Actor(ActorCritic):
         generator = torch.Generator().manual_seed(seed)
 
         def read(net: nn.Module) -> nn.Module:
-            return BehindImages(ImageFeatures(images, rest, generator), net) if images else net
+            return BehindImages(ImageFeatures(images, others, generator), net) if images else net
 
-        inputs = WIDTH * len(images) + len(rest)
-        self.norm = DatasetNorm(len(rest)) if normalize else None
-        self.register_buffer("rest", rest if images else None, persistent=False)
+        inputs = WIDTH * len(images) + len(others)
+        self.norm = DatasetNorm(len(others)) if normalize else None
+        self.register_buffer("others", others if images else None, persistent=False)
         actor = self.body((inputs, *hidden), generator)
         self.actor = actor if isinstance(actor, nn.Identity) else read(actor)
         self.networks = dict(networks or {})
@@ -105,9 +105,9 @@ class Actor(ActorCritic):
     def features(self, obs: Shaped[Tensor, "*decision stored"]) -> Float[Tensor, "*decision dim"]:
         if self.compact:
             obs = self.encode.expand(obs)
-        if self.norm is None or self.rest is None:
+        if self.norm is None or self.others is None:
             return obs if self.norm is None else self.norm(obs).to(obs.dtype)
-        return obs.index_copy(-1, self.rest, self.norm(obs[..., self.rest]).to(obs.dtype))
+        return obs.index_copy(-1, self.others, self.norm(obs[..., self.others]).to(obs.dtype))
 
     def values(self, features: Tensor) -> None:
         return None
@@ -116,7 +116,7 @@ class Actor(ActorCritic):
         """Centre and scale observations from now on by the statistics of these."""
         if self.norm is not None:
             obs = self.encode.expand(obs)
-            self.norm.fit(obs if self.rest is None else obs[..., self.rest])
+            self.norm.fit(obs if self.others is None else obs[..., self.others])
 
     def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
         """Draw the random numbers of proposed actions, [N, T, (count,) A]."""

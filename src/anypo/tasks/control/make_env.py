@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from anypo.errors import UsageError, unknown
@@ -61,8 +63,15 @@ def module_and_id(env: Any) -> tuple[str, str]:
     return "" if entry.startswith("gymnasium.") else entry.partition(":")[0], env.id
 
 
-def import_env_module(name: str, module: str) -> None:
-    """Import the module that registers an environment; the working directory is on the path, as with `python -m`.
+def registered_spec(env: Any) -> Any:
+    """Return the specification behind an id that Gymnasium knows by now; anything else as it is."""
+    import gymnasium
+
+    return gymnasium.registry.get(module_and_id(env)[1], env)
+
+
+def import_env_module(name: str, module: str) -> ModuleType:
+    """Import a module that registers an environment or has a wrapper; the working directory is on the path, as with `python -m`.
 
     Args:
         name: of the task, for messages.
@@ -76,7 +85,7 @@ def import_env_module(name: str, module: str) -> None:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name is not None
         if missing and (module == error.name or module.startswith(f"{error.name}.")):  # pyright: ignore[reportAttributeAccessIssue]
@@ -84,6 +93,20 @@ def import_env_module(name: str, module: str) -> None:
                 f"{name}: there is no module {module!r}, neither in the working directory nor installed"
             ) from error
         raise UsageError(f"{name}: importing the module {module} raised {describe_error(error)}") from error
+
+
+def module_file(module: str) -> Path | None:
+    """Find the file of a module as `import_env_module` would, without importing it; None where there is none, or it is installed."""
+    importlib.invalidate_caches()
+    places: Any = [str(Path.cwd()), *sys.path]
+    parts, origin = module.split("."), None
+    for depth in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:depth]), places)
+        if spec is None:
+            return None
+        places, origin = spec.submodule_search_locations or (), spec.origin
+    installed = origin is None or {"site-packages", "dist-packages"} & set(Path(origin).parts)
+    return None if installed or origin is None else Path(origin).resolve()
 
 
 def remedy(spec: Any, error: Exception) -> str:
