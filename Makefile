@@ -1,7 +1,7 @@
 # make train: set everything up and train the default task.
 # make test: lint, types, layering, and the tests; of the methods' tests those of a tenth of them, by the date, and of the changed ones.
 # make test-all [SHARD=I/N]: every test, or part I of N.
-# make examples: every file of examples/, each of which asserts what it shows; two minutes on one core.
+# make examples: every file of examples/, each of which asserts what it shows; three minutes on one core.
 # make bench: every benchmark beside its peers, which get environments of their own; hours on two cores.
 # make bench-quick BASE=COMMIT: speed of the working tree beside the commit's; a quarter of an hour.
 # make digests BASE=COMMIT: whether the working tree computes the same numbers as the commit; three minutes on one core.

@@ -260,14 +260,14 @@ def test_what_cannot_be_done_ends_in_one_sentence_and_leaves_nothing(call, files
 
 
 class Odd:
-    """An environment whose actions are sets of bits."""
+    """An environment whose actions are texts."""
 
     def __new__(cls, **_):
         import gymnasium
 
         class Env(gymnasium.Env):
             observation_space = gymnasium.spaces.Box(0, 1, (2,))
-            action_space = gymnasium.spaces.MultiBinary(3)
+            action_space = gymnasium.spaces.Text(3)
 
         return Env()
 

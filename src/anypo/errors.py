@@ -32,7 +32,9 @@ def unknown(kind: str, name: str, known: Iterable[str], prefix: str = "") -> Usa
         prefix: of all names, as they are typed.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=ALIKE)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=ALIKE) or [
+        x for x in known if name and x.startswith(name)
+    ]
     listed = ", ".join(prefix + x for x in known[:LISTED]) + f", ... ({len(known)} in all)" * (len(known) > LISTED)
     hint = f"did you mean {prefix + near[0]!r}?" if near else f"known: {listed}."
     return UsageError(f"unknown {kind} {prefix + name!r}; {hint}")

@@ -90,15 +90,12 @@ def check(path: str, hint: Any, value: Any) -> Any:
     Raises:
         UsageError: the value is of another type or outside the declared range.
     """
-    outside = []
-    for option, limits in alternatives(hint):
-        try:
-            return convert(option, limits, value)
-        except _Mismatch as mismatch:
-            outside += [str(mismatch)] * bool(str(mismatch))
-    if outside:
-        raise UsageError(f"{path} is {shown(value)}, it must be {outside[0]}")
-    raise UsageError(f"{path} is {value!r}; it takes {describe_hint(hint)}")
+    try:
+        return convert_to_any(hint, value)
+    except _Mismatch as mismatch:
+        if str(mismatch):
+            raise UsageError(f"{path} is {shown(value)}, it must be {mismatch}") from None
+        raise UsageError(f"{path} is {value!r}; it takes {describe_hint(hint)}") from None
 
 
 def shown(value: Any) -> str:
@@ -149,6 +146,21 @@ def describe_hint(hint: Any) -> str:
         elif option is not Knob and option is not TracedScalar:
             words.append(option.__name__)
     return ", ".join(dict.fromkeys(words))
+
+
+def convert_to_any(hint: Any, value: Any) -> Any:
+    """Return a value as the first member of a hint's union that it fits takes it.
+
+    Raises:
+        _Mismatch: it fits none; with the text of the first range that it is outside of.
+    """
+    outside = []
+    for option, limits in alternatives(hint):
+        try:
+            return convert(option, limits, value)
+        except _Mismatch as mismatch:
+            outside += [str(mismatch)] * bool(str(mismatch))
+    raise _Mismatch(*outside[:1])
 
 
 def convert(option: Any, limits: Range | Text, value: Any) -> Any:
@@ -230,11 +242,7 @@ def convert_list(option: Any, value: Any) -> Any:
     if get_origin(option) is not tuple or hints[-1] is Ellipsis:
         hints = (hints[0],) * len(value)
     keep(value, len(hints) == len(value))
-    members = []
-    for hint, member in zip(hints, value, strict=True):
-        for kind, limits in alternatives(hint):
-            members.append(convert(kind, limits, member))
-            break
+    members = [convert_to_any(hint, member) for hint, member in zip(hints, value, strict=True)]
     return members if get_origin(option) is list else tuple(members)
 
 

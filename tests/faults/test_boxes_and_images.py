@@ -192,12 +192,10 @@ def test_replayed_transitions_take_the_bytes_of_their_space_and_train(env, size)
 
 
 @pytest.mark.entry("dqn")
-def test_the_plan_counts_the_store_as_full_as_the_run_makes_it_and_says_that_pixels_are_features():
+def test_the_plan_counts_the_store_as_full_as_the_run_makes_it():
     small, large = (run_of("dqn", steps=steps, env="Pixels-v0") for steps in (1024, 10**6))
     assert estimate_store(large) == 100_000 * 2608
     assert estimate_memory(large) - estimate_memory(small) == (100_000 - 1024) * 2608
-    notes = [text for label, text in plan_lines(small) if label == "note"]
-    assert any("36x36x1 pixels are 1,296 single features" in text for text in notes)
 
 
 @pytest.mark.entry("ppo")
@@ -208,7 +206,7 @@ def test_rollouts_of_images_are_bytes_too():
     assert rows.trace["obs"].dtype == rows.extra["last"].dtype == torch.uint8
     torch.testing.assert_close(policy.evaluate(rows, {"logp"})["logp"], rows.logp_old, atol=1e-6, rtol=0)
     policy.observe(rows)
-    assert float(policy.norm.mean.mean()) == pytest.approx(127.5, abs=5)
+    assert not len(policy.norm.mean)  # pixels are divided by 255 instead
 
 
 def test_observations_that_their_type_cannot_hold_are_refused():

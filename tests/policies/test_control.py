@@ -21,6 +21,7 @@ BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = {
     "discrete": spaces.Discrete(4),
     "multidiscrete": spaces.MultiDiscrete([2, 3, 5]),
+    "multibinary": spaces.MultiBinary((2, 2)),
     "box": spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32)),
 }
 
@@ -163,10 +164,12 @@ def test_shifted_and_multi_dimensional_discrete_actions_reach_the_environment_as
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.MultiBinary(3), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 9, (2,), np.int64)]
+    "space", [spaces.Text(3), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 9, (2,), np.int64)]
 )
 def test_an_unsupported_action_space_is_refused_in_one_sentence(space):
-    with pytest.raises(UsageError, match=r"action space .* is not supported; use Discrete, MultiDiscrete or a Box"):
+    with pytest.raises(
+        UsageError, match=r"action space .* is not supported; use Discrete, MultiDiscrete, MultiBinary or a Box"
+    ):
         MLPPolicy(BOX, space)
 
 

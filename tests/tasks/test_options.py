@@ -49,6 +49,8 @@ def test_options_that_a_factory_hands_on_are_listed_once() -> None:
         "info_rewards",
         "scale_reward",
         "seed",
+        "workers",
+        "wrappers",
     ]
 
 

@@ -20,6 +20,7 @@ from anypo.policies.control.spaces import space_to_dict
 from anypo.protocols import HasActionSpace, HasRecords, HasTokenizer, HasTransitions
 from anypo.runs.files import MANIFEST, check_digest, file_digest, read_record
 from anypo.runs.run import Run
+from anypo.tasks.control.wrappers import map_names, wrapper_specs
 from anypo.tasks.text.rewards import is_unscored
 
 FILES = ("jsonl", "pairs", "data")
@@ -46,6 +47,8 @@ def absolute_paths(config: Config) -> Config:
     kind, _, rest = policy.get("name", "").partition(":")
     if kind == "hf" and Path(rest).is_dir():
         policy["name"] = f"hf:{Path(rest).resolve()}"
+    if task.get("wrappers"):
+        task["wrappers"] = map_names(task["wrappers"], absolute_name)
     return replace(config, method=absolute_name(config.method), task=task, policy=policy, out=None)
 
 
@@ -67,10 +70,11 @@ def absolute_reward(spec: Any) -> Any:
 
 
 def code_files(config: Config) -> dict[str, str]:
-    """Digest of every file that a run executes: those of its method, parts, task, policy and rewards unless
-    these are not loaded, what they import from their own folders, and the weights of reward models."""
+    """Digest of every file that a run executes: those of its method, parts, task, policy, wrappers and rewards unless these are not
+    loaded, what they import from their own folders, the modules of its environment and wrappers, and the weights of reward models."""
     parts = [name for path, name in flatten(config.stages).items() if path.rpartition(".")[2] == "part"]
-    names = [config.method, config.task["name"], config.policy.get("name"), *parts]
+    wrappers = [name for name, _ in wrapper_specs(config.task.get("wrappers"))]
+    names = [config.method, config.task["name"], config.policy.get("name"), *parts, *wrappers]
     files = [Path(name.rpartition(":")[0]) for name in names if isinstance(name, str) and names_file(name)]
     rewards = [] if is_unscored() else reward_specs(config)
     for spec in filter(lambda spec: isinstance(spec, str), rewards):
@@ -82,15 +86,17 @@ def code_files(config: Config) -> dict[str, str]:
             files.append(Path(file))
     present = [path.resolve() for path in files if path.is_file()]
     executed = [file for path in present for file in (with_neighbours(path) if path.suffix == ".py" else [path])]
-    executed += [source for module in environment_modules(config) for source in module_sources(module)]
+    executed += [source for module in env_modules(config) for source in module_sources(module)]
     return {str(path): file_digest(path) for path in executed}
 
 
-def environment_modules(config: Config) -> list[str]:
-    """Return the modules that register the environments of a task, `toys` of gym:toys:Base-v0."""
-    kind, _, env_id = config.task["name"].partition(":")
-    names = [env_id if kind == "gym" else "", str(config.task.get("env") or "")]
-    return [module for module, colon, _ in (name.rpartition(":") for name in names) if colon]
+def env_modules(config: Config) -> list[str]:
+    """Return the modules that a task's environment and wrappers are taken from."""
+    task = config.task
+    kind, _, rest = task["name"].partition(":")
+    names = [rest] * (kind == "gym") + [str(task.get("env") or "")]
+    names += [name for name, _ in wrapper_specs(task.get("wrappers"))]
+    return [name.rpartition(":")[0] for name in names if ":" in name and not names_file(name)]
 
 
 def check_models(config: Config) -> None:
@@ -214,6 +220,13 @@ def check_code(folder: Path, config: Config, recorded: dict[str, Any], allow_cod
     for name, value in recorded["code"].items():
         gone = name not in present and not (Path(name).is_file() and file_digest(Path(name)) == value)
         changed += [name] * (gone and not is_unscored())
+    modules = {module.rpartition(".")[2] for module in env_modules(config)}
+    absent = [Path(name) for name in recorded["code"] if name not in present]
+    lost = [path for path in absent if {path.stem, path.parent.name} & modules]
+    if lost and lost[0].is_file():
+        raise UsageError(
+            f"the module {lost[0]} of the run in {folder} is not found from here; work in the folder it was started in"
+        )
     if changed and not allow_code:
         raise UsageError(
             f"{' and '.join(changed)} changed since the run in {folder} started; {what_to_do(folder)}, or look at what would be"

@@ -11,6 +11,7 @@ from torch import Tensor
 from anypo.method.method import Method
 from anypo.method.registry import method as registered
 from anypo.parts.registry import describe
+from anypo.policies.control.images import NatureCNN
 from anypo.policies.control.observations import describe_images
 from anypo.policies.control.spaces import describe_bounds
 from anypo.protocols import HasActionSpace
@@ -28,12 +29,14 @@ def notes(run: Run) -> list[str]:
 
 
 def space_notes(run: Run) -> list[str]:
-    """Say where actions lack bounds, and where pixels are features of a perceptron."""
+    """Say where actions lack bounds, how images are read, and where pixels are features of a perceptron."""
     if not isinstance(run.task, HasActionSpace):
         return []
     bounds = describe_bounds(run.task.action_space)
-    images = describe_images(getattr(run.task, "observation_space", None))
-    return [text for text in (bounds, images) if text]
+    pixels = describe_images(getattr(run.task, "observation_space", None))
+    planes = dict.fromkeys(m.image.planes for m in run.policy.modules() if isinstance(m, NatureCNN))
+    images = [f"observations: convolutions read images of {h}x{w} pixels with {n} channels" for n, h, w in planes]
+    return [text for text in (bounds, pixels, *images) if text]
 
 
 def cannot_bind(run: Run) -> list[str]:

@@ -94,7 +94,7 @@ LIBRARY_TASKS = (
     ),
     Entry(
         "gym:ENV_ID",
-        "any Gymnasium environment with Box, Discrete or MultiDiscrete actions",
+        "any Gymnasium environment with Box, Discrete, MultiDiscrete or MultiBinary actions",
         "anypo.tasks.control.gym:Gym",
         seeded=True,
     ),

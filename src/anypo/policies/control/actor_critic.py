@@ -236,7 +236,7 @@ class ActorCritic(nn.Module):
         if action.ndim > features.ndim:
             features = features.unsqueeze(1).expand(*action.shape[:-1], features.shape[-1])
         lead = action.shape[:-1]
-        out = net(features.flatten(0, -2), action.flatten(0, -2), frozen)
+        out = net(features.flatten(0, -2), action.flatten(0, -2), frozen=frozen)
         values = {name: out[..., 0].reshape(*lead, spec.ensemble)}
         if spec.spread:
             values[f"{name}_std"] = nn.functional.softplus(out[..., 1]).reshape(*lead, spec.ensemble)

@@ -15,6 +15,7 @@ from anypo.kernels.compiler import CompiledFn
 from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise, require_choice
+from anypo.policies.control.images import IMAGE_ROWS, ImageFeatures
 from anypo.policies.control.normalize import RunningNorm, normalized_obs
 from anypo.policies.control.observations import Flat
 from anypo.policies.control.spaces import choices, from_space, require_floats, to_space, without_mask
@@ -35,12 +36,14 @@ class FoldedWeights(NamedTuple):
 class MLPPolicy(ActorCritic):
     """Separate tanh networks for actor and critic, with running observation normalization.
 
-    Discrete and MultiDiscrete actions are (independent) categoricals; Box actions a diagonal Gaussian whose log
-    standard deviation does not depend on the state. The Gaussian's sample is stored and evaluated; the environment
-    gets it with [-1, 1] mapped onto its bounds, then clipped (only clipped where a bound is missing).
+    Discrete and MultiDiscrete actions are (independent) categoricals, and so is each bit of MultiBinary ones, with two choices; Box
+    actions a diagonal Gaussian whose log standard deviation does not depend on the state. The Gaussian's sample is stored and
+    evaluated; the environment gets it with [-1, 1] mapped onto its bounds, then clipped (only clipped where a bound is missing).
     Weights are orthogonal with gain sqrt(2), 0.01 for the actor's output and 1 for the critic's (Huang et al. 2022,
     "The 37 implementation details of PPO"). An `action_mask` in a Dict observation constrains choices and is no feature.
-    One-hot features are not normalized.
+    One-hot features are not normalized. Images are read by convolutions, whose features actor and critic share.
+
+    hidden: widths of the networks' hidden layers; by default 64 and 64, and none behind images. normalize: centre and scale observations.
 
     Trace: obs [N, T, D] as `Flat` stores them, before normalization, action [N, T] or [N, T, A], action_mask [N, T, choices] if any.
     """
@@ -53,7 +56,7 @@ class MLPPolicy(ActorCritic):
         observation_space: Any,
         action_space: Any,
         *,
-        hidden: Sequence[Width[int]] = (64, 64),
+        hidden: Sequence[Width[int]] | None = None,
         value: bool | Sequence[str] = True,
         normalize: bool = True,
         seed: int = 0,
@@ -68,16 +71,21 @@ class MLPPolicy(ActorCritic):
             require_floats(action_space)
         outputs = sum(self.sizes) or spaces.flatdim(action_space)
         self.encode = Flat(without_mask(observation_space, action_space))
-        dim = len(self.encode.boxed)
+        images, others = self.encode.images, torch.from_numpy(self.encode.others)
+        boxed = torch.from_numpy(self.encode.boxed)[others]
         generator = torch.Generator().manual_seed(seed)
-        self.actor = build_mlp([dim, *hidden, outputs], 0.01, generator)
+        self.convolutions = ImageFeatures(images, others, generator) if images else None
+        self.inputs = len(boxed) if self.convolutions is None else self.convolutions.width
+        if hidden is None:
+            hidden = () if images else (64, 64)
+        self.actor = build_mlp([self.inputs, *hidden, outputs], 0.01, generator)
         self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
         self.heads = names_of(value)
-        self.critic = build_mlp([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
-        self.norm = RunningNorm(dim) if normalize else None
-        self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
+        self.critic = build_mlp([self.inputs, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
+        self.norm = RunningNorm(len(boxed)) if normalize else None
+        self.register_buffer("boxed", boxed, persistent=False)
         self.compact = self.encode.compact
-        self.numeric = bool(self.encode.boxed.all())
+        self.numeric = bool(boxed.all())
         self.folded: FoldedWeights | None = None
         self.compiled: CompiledFn | None = None
         self.frozen_params: list[Tensor] = []
@@ -87,12 +95,29 @@ class MLPPolicy(ActorCritic):
         self.compiled = CompiledFn(self.act_fn)
 
     def features(self, obs: Shaped[Tensor, "decision stored"]) -> Float[Tensor, "decision dim"]:
+        if self.convolutions is not None:
+            return self.image_features(obs, self.convolutions)
         if self.compact:
             obs = self.encode.expand(obs)
+        return self.normalized(obs).to(self.actor.dtype)
+
+    def image_features(
+        self, obs: Shaped[Tensor, "decision stored"], convolutions: ImageFeatures
+    ) -> Float[Tensor, "decision dim"]:
+        """Map observations with images to the networks' input."""
+        traced = torch.compiler.is_compiling()  # exported: the number of rows is open
+        if not traced and not torch.is_grad_enabled() and len(obs) > IMAGE_ROWS:
+            return torch.cat([self.image_features(rows, convolutions) for rows in obs.split(IMAGE_ROWS)])
+        obs = self.encode.expand(obs)
+        others = self.normalized(obs[:, convolutions.others])
+        return convolutions(obs.to(self.actor.dtype), others.to(self.actor.dtype))
+
+    def normalized(self, obs: Float[Tensor, "decision number"]) -> Float[Tensor, "decision number"]:
+        """Centre and scale the numbers beside images."""
         if self.norm is not None:
             normalized = self.norm.forward(obs) if self.folded is None else normalized_obs(obs, *self.folded.statistics)
             obs = normalized if self.numeric else torch.where(self.boxed, normalized, obs)
-        return obs.to(self.actor.dtype)
+        return obs
 
     @contextmanager
     def frozen_for_rollout(self) -> Iterator[None]:
@@ -160,8 +185,10 @@ class MLPPolicy(ActorCritic):
 
     def observe(self, b: Trajectories) -> None:
         """Update the observation statistics with the batch's valid decisions."""
-        if self.norm is not None:
-            self.norm.update(self.encode.expand(b.trace["obs"][valid_mask(b)]))
+        if self.norm is None or not len(self.boxed):
+            return
+        obs = self.encode.expand(b.trace["obs"][valid_mask(b)])
+        self.norm.update(obs if self.convolutions is None else obs[:, self.convolutions.others])
 
     def env_action(self, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
         """Convert stored actions to the environment's."""

@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from anypo.errors import UsageError
+from anypo.policies.control.images import MIN_SIDE, Image, image_of
 
 BYTES = (np.uint8, np.int8, np.float16)
 """Types of numbers that are stored as they are; bool as uint8, all others as float32."""
@@ -21,7 +22,7 @@ BYTES = (np.uint8, np.int8, np.float16)
 @dataclass(frozen=True)
 class Leaf:
     """One space without parts. path: keys that lead to it. count: stored numbers, of type `dtype`. sizes: choices of each number,
-    which count from `start`; empty where the numbers are no choices. boxed: the space is a Box."""
+    which count from `start`; empty where the numbers are no choices. boxed: the space is a Box. image: how they lie in an image."""
 
     path: tuple[Any, ...]
     count: int
@@ -29,6 +30,7 @@ class Leaf:
     boxed: bool
     sizes: tuple[int, ...] = ()
     start: np.ndarray | int = 0
+    image: Image | None = None
 
     @property
     def width(self) -> int:
@@ -63,7 +65,8 @@ class Flat:
     types are stored as bytes. Expanded: float32, choices one-hot. Dict entries are in alphabetical order of their names and are
     looked up by name; tuples keep their order.
 
-    boxed: which expanded entries are numbers rather than choices. compact: stored vectors differ from expanded ones.
+    boxed: which expanded entries are numbers rather than choices. images: expanded columns of each image, and how it lies there. others:
+    the other columns. compact: stored vectors differ from expanded ones.
     """
 
     def __init__(self, space: Any):
@@ -73,6 +76,10 @@ class Flat:
         self.plain = isinstance(space, Box)
         self.leaves = list(_leaves(self.space, ()))
         self.boxed = np.concatenate([np.full(leaf.width, leaf.boxed) for leaf in self.leaves])
+        starts = np.cumsum([0, *(leaf.width for leaf in self.leaves)]).tolist()
+        columns = zip(self.leaves, starts, strict=False)
+        self.images = [(slice(a, a + leaf.width), leaf.image) for leaf, a in columns if leaf.image]
+        self.others = np.flatnonzero(np.concatenate([np.full(leaf.width, leaf.image is None) for leaf in self.leaves]))
         dtypes = {leaf.dtype for leaf in self.leaves}
         self.mixed = len(dtypes) > 1
         self.compact = self.mixed or dtypes != {np.dtype(np.float32)}
@@ -146,7 +153,8 @@ def _leaves(space: Any, path: tuple[Any, ...]) -> list[Leaf]:
         return [Leaf(path, len(sizes), np.dtype(dtype), False, sizes, start)]
     small = np.uint8 if space.dtype == np.bool_ or not isinstance(space, Box) else space.dtype.type
     dtype = np.dtype(small if small in BYTES else np.float32)
-    return [Leaf(path, math.prod(space.shape), dtype, isinstance(space, Box))]
+    boxed = isinstance(space, Box)
+    return [Leaf(path, math.prod(space.shape), dtype, boxed, image=image_of(space) if boxed else None)]
 
 
 def _dig(observation: Any, path: tuple[Any, ...]) -> Any:
@@ -168,17 +176,29 @@ def _nest(space: Any, parts: Any) -> Any:
     return rows.reshape(len(rows), *space.shape).astype(space.dtype)
 
 
+def has_images(space: Any) -> bool:
+    """Return whether convolutions read a part of an observation space."""
+    from gymnasium.spaces import Box, Dict, Tuple
+
+    if isinstance(space, Dict | Tuple):
+        return any(map(has_images, space.values() if isinstance(space, Dict) else space))
+    return isinstance(space, Box) and image_of(space) is not None
+
+
 def describe_images(space: Any) -> str | None:
-    """Say which part of an observation space holds pixels, which a perceptron reads as single numbers; None without any."""
+    """Say which part of an observation space holds images too small for convolutions; None without any."""
     from gymnasium.spaces import Box, Dict, Tuple
 
     if isinstance(space, Dict | Tuple):
         parts = space.values() if isinstance(space, Dict) else space
         return next((text for part in parts if (text := describe_images(part))), None)
-    if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) < 2:
+    if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) < 2 or image_of(space):
         return None
     size = "x".join(map(str, space.shape))
-    return f"observations: {size} pixels are {math.prod(space.shape):,} single features of a perceptron; there is no convolutional policy"
+    return (
+        f"observations: {size} pixels are {math.prod(space.shape):,} single features of a perceptron; convolutions read images of at"
+        f" least {MIN_SIDE}x{MIN_SIDE} (a wrapper can resize them)"
+    )
 
 
 def nested_leaves(space: Any, values: Any, where: str, other: Sequence[str] = ()) -> list[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from anypo.errors import UsageError
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
+from anypo.policies.control.images import WIDTH, BehindImages, ImageFeatures
 from anypo.policies.control.normalize import DatasetNorm
 from anypo.policies.control.observations import Flat
 from anypo.policies.control.spaces import choices, require_floats, to_space, without_mask
@@ -42,11 +43,14 @@ class Actor(ActorCritic):
     """ReLU perceptron and the value networks that a method learns; weights as in PyTorch's linear layers.
 
     Trace: obs [N, T, D] as `Flat` stores them, action [N, T] or [N, T, A] in [-1, 1], next [N, T, D] the observation that followed.
-    hidden: widths of every network. normalize: observations are centred and scaled with the statistics that `standardize`
-    computed (of a dataset); without it they pass unchanged.
+    Images are read by convolutions, of which every network has its own.
+    hidden: widths of every network; by default 256 and 256, and none of a Q-function of choices behind images. normalize: observations
+    but for images are centred and scaled with the statistics that `standardize` computed (of a dataset); without it they pass unchanged.
     """
 
     distributed = frozenset({"logp"})
+    others: Tensor | None
+    """Columns of an observation beside its images; None without images."""
     box: ClassVar[bool | None] = True
     """Whether actions are numbers in a box (False: choices; None: either)."""
 
@@ -55,7 +59,7 @@ class Actor(ActorCritic):
         observation_space: Any,
         action_space: Any,
         *,
-        hidden: Sequence[Width[int]] = (256, 256),
+        hidden: Sequence[Width[int]] | None = None,
         normalize: bool = False,
         value: bool | Sequence[str] = False,
         networks: Mapping[str, Network] | None = None,
@@ -79,16 +83,25 @@ class Actor(ActorCritic):
             require_floats(action_space)
         self.action_space, self.scalar = action_space, discrete
         self.sizes = choices(action_space)
-        self.large = min(hidden, default=0) >= LARGE
         self.encode = Flat(without_mask(observation_space, action_space))
-        dim, self.compact = len(self.encode.boxed), self.encode.compact
+        self.compact, images, others = self.encode.compact, self.encode.images, torch.from_numpy(self.encode.others)
+        if hidden is None:
+            hidden = () if images and self.box is False else (256, 256)
+        self.large = min(hidden, default=0) >= LARGE
         self.width = 1 if discrete else spaces.flatdim(action_space)
         generator = torch.Generator().manual_seed(seed)
-        self.norm = DatasetNorm(dim) if normalize else None
-        self.actor = self.body((dim, *hidden), generator)
+
+        def read(net: nn.Module) -> nn.Module:
+            return BehindImages(ImageFeatures(images, others, generator), net) if images else net
+
+        inputs = WIDTH * len(images) + len(others)
+        self.norm = DatasetNorm(len(others)) if normalize else None
+        self.register_buffer("others", others if images else None, persistent=False)
+        actor = self.body((inputs, *hidden), generator)
+        self.actor = actor if isinstance(actor, nn.Identity) else read(actor)
         self.networks = dict(networks or {})
         self.critics = build_value_networks(
-            self.networks, dim, self.width, self.sizes[0] if discrete else 0, hidden, generator
+            self.networks, inputs, self.width, self.sizes[0] if discrete else 0, hidden, generator, read
         )
 
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
@@ -98,7 +111,9 @@ class Actor(ActorCritic):
     def features(self, obs: Shaped[Tensor, "*decision stored"]) -> Float[Tensor, "*decision dim"]:
         if self.compact:
             obs = self.encode.expand(obs)
-        return obs if self.norm is None else self.norm(obs).to(obs.dtype)
+        if self.norm is None or self.others is None:
+            return obs if self.norm is None else self.norm(obs).to(obs.dtype)
+        return obs.index_copy(-1, self.others, self.norm(obs[..., self.others]).to(obs.dtype))
 
     def values(self, features: Tensor) -> None:
         return None
@@ -106,7 +121,8 @@ class Actor(ActorCritic):
     def standardize(self, obs: Shaped[Tensor, "sample stored"]) -> None:
         """Centre and scale observations from now on by the statistics of these."""
         if self.norm is not None:
-            self.norm.fit(self.encode.expand(obs))
+            obs = self.encode.expand(obs)
+            self.norm.fit(obs if self.others is None else obs[..., self.others])
 
     def noise(self, b: Trajectories, draw: Draw, generator: torch.Generator) -> Tensor | None:
         """Draw the random numbers of proposed actions, [N, T, (count,) A]."""
@@ -119,8 +135,10 @@ class Actor(ActorCritic):
 
     def noise_shape(self, functional: str) -> tuple[int, ...] | None:
         """Return the shape of the normal numbers per decision that `luck` is, and that autoencoders read."""
-        net = dict(self.critics.items()).get(functional)
-        return () if functional == "luck" else (net.latent,) if isinstance(net, Autoencoder) else None
+        if functional == "luck":
+            return ()
+        modules = self.critics[functional].modules() if functional in self.critics else ()
+        return next(((net.latent,) for net in modules if isinstance(net, Autoencoder)), None)
 
     def propose(self, b: Trajectories, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Propose (action [N, T, (count,) A], log-probability [N, T, (count)]) for the observations of the batch."""

@@ -16,7 +16,7 @@ from anypo.errors import UsageError
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals
 from anypo.policies.control.observations import Flat
-from anypo.policies.control.spaces import action_bounds
+from anypo.policies.control.spaces import action_bounds, first_choice
 from anypo.types import MASK
 
 
@@ -44,7 +44,7 @@ class GreedyProgram(nn.Module):
             low, high = action_bounds(action_space)
             ends = {"low": low, "high": high, "least": action_space.low, "most": action_space.high}
         else:
-            ends = {"first": np.asarray(action_space.start)}
+            ends = {"first": first_choice(action_space)}
         for name, values in ends.items():
             self.register_buffer(name, torch.from_numpy(np.array(values)))
         self.bounded = "low" in ends
@@ -55,15 +55,16 @@ class GreedyProgram(nn.Module):
         mask = obs[MASK].bool() if isinstance(obs, dict) and MASK in obs else None
         taken = (distribution.mode() if mask is None else masked_mode(distribution, mask)).reshape(-1, *self.shape)
         if not self.bounded:
-            return taken + self.first
+            return (taken + self.first).to(self.first.dtype)
         mapped = self.low + (taken + 1) / 2 * (self.high - self.low)
         return torch.minimum(torch.maximum(mapped, self.least), self.most).to(self.least.dtype)
 
 
 def masked_mode(distribution: Any, mask: Bool[Tensor, "batch choice"]) -> Tensor:
-    """Return the best allowed choice of a categorical, or of a policy that acts by values."""
-    scores = distribution.logps[0] if isinstance(distribution, Categoricals) else distribution.values
-    return torch.where(mask, scores, -torch.inf).argmax(-1)
+    """Return the best allowed choice of every component, or of a policy that acts by values."""
+    scores = distribution.logps if isinstance(distribution, Categoricals) else [distribution.values]
+    allowed = mask.split([x.shape[-1] for x in scores], -1)
+    return torch.stack([torch.where(m, x, -torch.inf).argmax(-1) for x, m in zip(scores, allowed, strict=True)], -1)
 
 
 def flatten_tensors(space: Any, obs: Any) -> Float32[Tensor, "batch dim"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,20 @@ from anypo.types import MASK
 
 
 def choices(action_space: Any) -> list[int]:
-    """Choices of every component of a discrete action; empty where actions are numbers."""
-    from gymnasium.spaces import Discrete, MultiDiscrete
+    """Choices of every component of a discrete action, two of a bit; empty where actions are numbers."""
+    from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 
     if isinstance(action_space, Discrete):
         return [int(action_space.n)]
+    if isinstance(action_space, MultiBinary):
+        return [2] * math.prod(action_space.shape)
     return [int(n) for n in action_space.nvec.ravel()] if isinstance(action_space, MultiDiscrete) else []
+
+
+def first_choice(action_space: Any) -> np.ndarray:
+    """Return the first choice of every component of a discrete action, in the space's shape and type."""
+    start = getattr(action_space, "start", None)  # a MultiBinary has none
+    return np.zeros(action_space.shape, action_space.dtype) if start is None else np.asarray(start)
 
 
 def without_mask(observation_space: Any, action_space: Any) -> Any:
@@ -37,7 +46,7 @@ def to_space(space: Any, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.n
 
     taken = action.numpy().reshape(-1, *space.shape)
     if not isinstance(space, Box):
-        return taken + space.start
+        return (taken + first_choice(space)).astype(space.dtype, copy=False)
     low, high = action_bounds(space)
     return np.clip(low + (taken + 1) / 2 * (high - low), space.low, space.high).astype(space.dtype)
 
@@ -47,7 +56,7 @@ def from_space(space: Any, action: Shaped[np.ndarray, "batch *shape"]) -> Shaped
     from gymnasium.spaces import Box
 
     if not isinstance(space, Box):
-        taken = torch.as_tensor(np.asarray(action) - space.start, dtype=torch.long)
+        taken = torch.as_tensor(np.asarray(action) - first_choice(space), dtype=torch.long)
         return taken if space.shape == () else taken.reshape(len(taken), -1)
     low, high = action_bounds(space)
     width = np.where(high > low, high - low, 1)
@@ -92,7 +101,7 @@ def require_floats(action_space: Any) -> None:
 
     if not isinstance(action_space, Box) or not np.issubdtype(action_space.dtype, np.floating):
         raise UsageError(
-            f"the action space {action_space} is not supported; use Discrete, MultiDiscrete or a Box of floats"
+            f"the action space {action_space} is not supported; use Discrete, MultiDiscrete, MultiBinary or a Box of floats"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -111,6 +111,7 @@ def build_value_networks(
     choices: int,
     hidden: Sequence[int],
     generator: torch.Generator,
+    read: Callable[[nn.Module], nn.Module],
 ) -> nn.ModuleDict:
     """Build the modules of named value functions.
 
@@ -121,13 +122,14 @@ def build_value_networks(
         choices: discrete actions, for each of which Q(s, .) has an output; 0 for numbers.
         hidden: widths of the hidden layers.
         generator: draws the weights.
+        read: puts a network behind what turns observations into features.
     """
     modules = nn.ModuleDict()
     for name, spec in networks.items():
         if spec.of == "autoencoder":
-            modules[name] = Autoencoder(state, action, 3 * max(hidden), generator)
+            modules[name] = read(Autoencoder(state, action, 3 * max(hidden), generator))
             continue
         inputs = state + (action if spec.of == "action" and not choices else 0)
         outputs = (choices if spec.of == "action" and choices else 1) * (2 if spec.spread else 1)
-        modules[name] = Ensemble(spec.ensemble, (inputs, *hidden, outputs), spec.norm, generator)
+        modules[name] = read(Ensemble(spec.ensemble, (inputs, *hidden, outputs), spec.norm, generator))
     return modules

@@ -80,7 +80,7 @@ class Denoiser(MLPPolicy):
         self.frozen_steps = 0 if tuned is None else steps - tuned
         self.size = len(self.log_std)
         self.log_std = None
-        width = len(self.encode.boxed) + self.size + 2 * len(FREQUENCIES)
+        width = self.inputs + self.size + 2 * len(FREQUENCIES)
         # without saturation: near the action the velocity and the noise are steep functions of x
         self.actor = build_mlp([width, *hidden, self.size], 0.01, torch.Generator().manual_seed(seed), nn.ReLU)
 

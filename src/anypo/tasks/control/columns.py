@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anypo.errors import UsageError
 from anypo.policies.control.observations import Flat, Leaf, nested_leaves
-from anypo.policies.control.spaces import choices, from_space, without_mask
+from anypo.policies.control.spaces import choices, first_choice, from_space, without_mask
 from anypo.types import MASK, NEXT_MASK
 
 
@@ -168,10 +168,12 @@ def read_actions(source: str, space: Any, values: Any, n: int) -> Tensor:
     require_rows(source, "actions", array, n)
     array = array.reshape(n, -1)
     if sizes := choices(space):
-        start = np.ravel(space.start)
+        start = first_choice(space)
         return from_space(space, read_choices(source, "actions", array, sizes, start).reshape(n, *space.shape))
     if not isinstance(space, Box):
-        raise UsageError(f"{source}: actions of {space} are not supported; use Discrete, MultiDiscrete or a Box")
+        raise UsageError(
+            f"{source}: actions of {space} are not supported; use Discrete, MultiDiscrete, MultiBinary or a Box"
+        )
     width = int(np.prod(space.shape))
     if array.shape[1] != width:
         raise UsageError(f"{source}: actions have {array.shape[1]} numbers, the environment's {width}")

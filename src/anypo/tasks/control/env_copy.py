@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,6 +36,22 @@ class EnvCopy:
         self.row = -1
         self.mask: Any = None
         """Allowed choices, those of all components one after the other; None until the environment gives a mask."""
+
+    @property
+    def length(self) -> int:
+        """Decisions of the episode so far."""
+        return len(self.actions)
+
+    @staticmethod
+    def reset_all(copies: Sequence[EnvCopy], starts: Sequence[tuple[int, int | None]]) -> None:
+        """Begin an episode in each copy, from its seed and with its limit."""
+        for copy, start in zip(copies, starts, strict=True):
+            copy.reset(*start)
+
+    @staticmethod
+    def step_all(copies: Sequence[EnvCopy], actions: Iterable[Any]) -> list[float]:
+        """Step each copy with its action; returns the rewards."""
+        return [copy.step(action) for copy, action in zip(copies, actions, strict=True)]
 
     def reset(self, seed: int, limit: int | None = None) -> None:
         """Begin the episode of `seed`, truncated after `limit` decisions."""
@@ -139,7 +155,7 @@ class EnvCopy:
         return torch.from_numpy(np.array(flatten(self.env.observation_space, self.observation)))
 
 
-def stack_masks(copies: list[EnvCopy]) -> Bool[Tensor, "copy choice"] | None:
+def stack_masks(copies: Sequence[Any]) -> Bool[Tensor, "copy choice"] | None:
     """Return the masks of several copies; one without allows everything, and None where all are without."""
     if all(copy.mask is None for copy in copies):
         return None

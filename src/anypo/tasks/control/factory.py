@@ -20,7 +20,7 @@ class MadeEnvironments(Gym):
         super().__init__(name, **options)
         self.name = f"{OBJECT}{name}"
 
-    def make_env(self, **options: Any) -> Any:
+    def make_inner_env(self, **options: Any) -> Any:
         """Make a copy of the environment as the user's function does, whatever the options."""
         return self.make()
 

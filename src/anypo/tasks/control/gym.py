@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,9 +17,12 @@ from anypo.ranges import Filled, Range, Seed
 from anypo.rng import SPAN, EpisodeRng, RowRng, held_out_seeds, request_keys, request_seeds, row_seeds
 from anypo.tasks.control.env_copy import EnvCopy, stack_masks
 from anypo.tasks.control.first_calls import describe_mismatch
-from anypo.tasks.control.make_env import make_env
+from anypo.tasks.control.make_env import make_env, registered_spec
+from anypo.tasks.control.recipes import loop_settings
 from anypo.tasks.control.rollout_log import RolloutLog
 from anypo.tasks.control.starts import configured_scale, further_bootstraps, reward_factor, scales_reward, start_seed
+from anypo.tasks.control.workers import Copy, Workers
+from anypo.tasks.control.wrappers import Wrappers, wrap_env
 from anypo.types import Request, Trajectories
 
 ENVS = 8
@@ -29,17 +33,6 @@ NO_LIMIT = 1000
 """Decisions after which an episode is cut where neither the environment nor the request has a limit."""
 
 
-TUNED: dict[str, dict[str, Any]] = {
-    "Pendulum-v1": {"lr": 1e-3, "steps": 300_000},
-    "Hopper-v5": {"steps": 1_000_000},
-}
-"""Recipe entries known to suit an environment better than the general ones (for methods with a critic)."""
-
-
-REPLAYED = {"Pendulum-v1": 10_000, "CartPole-v1": 50_000, "Hopper-v5": 200_000}
-"""Environment steps for methods that replay transitions."""
-
-
 class Gym:
     """`envs` copies of a Gymnasium environment, stepped together under one call of the policy per step.
 
@@ -48,11 +41,13 @@ class Gym:
     rather than through a Gymnasium vector environment: only those whose episode runs are stepped, without autoreset.
 
     env: an id, or a specification with settings of its own. envs: by default 8, and 1 for methods that replay transitions. seed: of
-    the starts (the run's). env_kwargs: keywords of the environment, `--task.env_kwargs.NAME value`. eval_episodes: held-out episodes,
-    unless `--episodes` says. scale_reward: divide the learner's rewards by rms(r) / (1 - gamma) (none: unless the method replays
-    transitions). That estimate includes this rollout, so that discounted returns lie about within +-1 at once, which PPO's value clip
-    of 0.2 presumes; metrics and evaluation are in raw rewards. info_rewards: keys of the environment's `info` whose numbers are reward
-    channels, `reward.KEY`, on the scale of the reward.
+    the starts (the run's). env_kwargs: keywords of the environment, `--task.env_kwargs.NAME value`. wrappers: names of
+    gymnasium.wrappers, MODULE:CLASS or FILE.py:CLASS, each alone or as {NAME: {KEYWORD: value}}; the first is the innermost.
+    workers: processes that hold and step the environments (none: this one). eval_episodes: held-out episodes, unless `--episodes`
+    says. scale_reward: divide the learner's rewards by rms(r) / (1 - gamma) (none: unless the method replays transitions). That
+    estimate includes this rollout, so that discounted returns lie about within +-1 at once, which PPO's value clip of 0.2 presumes;
+    metrics and evaluation are in raw rewards. info_rewards: keys of the environment's `info` whose numbers are reward channels,
+    `reward.KEY`, on the scale of the reward.
     """
 
     metric = "return"
@@ -70,16 +65,26 @@ class Gym:
         seed: Seed = 0,
         scale_reward: bool | None = None,
         env_kwargs: dict[str, Any] | None = None,
+        wrappers: Wrappers | None = None,
+        workers: Annotated[int, Range(least=1, most=512)] | None = None,
         eval_episodes: Annotated[int, Range(least=1, most=10_000)] = 20,
         info_rewards: Sequence[Filled[str]] = (),
     ):
         self.spec, self.env_id, self.env_kwargs = env, env if isinstance(env, str) else env.id, env_kwargs or {}
         self.name = f"gym:{self.env_id}"
-        self.seed, self.eval_episodes, self.info_rewards = seed, eval_episodes, tuple(info_rewards)
+        self.seed, self.eval_episodes, self.wrappers = seed, eval_episodes, wrappers
+        self.info_rewards = tuple(info_rewards)
         self.requested_envs, self.scale_reward = envs, scale_reward
-        self.copies = [self._make() for _ in range(envs or ENVS)]
-        self.eval_copies: list[EnvCopy] = []
-        env = self.copies[0].env
+        self.workers, first, count = None, self._make(), envs or ENVS
+        if workers is None:
+            self.copies: list[Copy] = [first, *self._make_several(count - 1)]
+        else:
+            self.spec = registered_spec(env)  # what was registered here is not registered there
+            self.workers = Workers(self.name, self._make, min(workers, count))
+            self.copies = self._make_several(count)
+        self.eval_copies: list[Copy] = []
+        env = first.env
+        self.env_spec = env.spec
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.limit = (env.spec.max_episode_steps if env.spec else None) or NO_LIMIT
         self.scale = None if scale_reward is False else RunningNorm(1)
@@ -93,15 +98,22 @@ class Gym:
     def configure(self, recipe: dict[str, Any]) -> None:
         """Use as many environments as the recipe says, and scale their rewards or not."""
         envs = recipe["envs"]
-        self.copies = [*self.copies[:envs], *(self._make() for _ in range(envs - self.envs))]
+        self.copies = [*self.copies[:envs], *self._make_several(max(0, envs - self.envs))]
         self.scale = configured_scale(self.scale, recipe)
 
     def make_env(self, **options: Any) -> Any:
-        """Make a copy of the environment, with further options of `gymnasium.make`."""
+        """Make a copy of the environment in its wrappers, with further options of `gymnasium.make`."""
+        return wrap_env(self.name, self.make_inner_env(**options), self.wrappers)
+
+    def make_inner_env(self, **options: Any) -> Any:
+        """Make a copy of the environment without the wrappers."""
         return make_env(self.name, self.spec, {**self.env_kwargs, **options})
 
     def _make(self) -> EnvCopy:
         return EnvCopy(self.make_env(), self.name, self.info_rewards)
+
+    def _make_several(self, count: int) -> list[Copy]:
+        return [self._make() for _ in range(count)] if self.workers is None else list(self.workers.make(count))
 
     def rollout(self, policy: Any, requests: list[Request], seed: int) -> tuple[Trajectories, dict[str, float]]:
         """Rows of whole episodes from given starts, or `horizon` steps of every environment where all starts are None.
@@ -138,8 +150,7 @@ class Gym:
     def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Mean, standard deviation and mean length of greedy episodes from held-out seeds, the same ones every time."""
         episodes = self.eval_episodes if episodes is None else episodes
-        while len(self.eval_copies) < min(episodes, self.eval_episodes):
-            self.eval_copies.append(self._make())
+        self.eval_copies += self._make_several(max(0, min(episodes, self.eval_episodes) - len(self.eval_copies)))
         starts = ((start_seed(i, held_out=True), self.limit) for i in range(episodes))
         rng = EpisodeRng(held_out_seeds(seed, episodes))
         log = self.play(policy, self.eval_copies, starts, rng, greedy=True)
@@ -155,27 +166,9 @@ class Gym:
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
         """Loop settings (minibatch in decisions, steps in environment steps), and what `configure` takes."""
         envs = self.requested_envs or (1 if traits.get("replays") else ENVS)
-        return {"envs": envs, "scale_reward": scales_reward(self.scale_reward, traits)} | self._settings(traits, envs)
-
-    def _settings(self, traits: dict[str, Any], envs: int) -> dict[str, Any]:
-        if traits.get("replays"):
-            rows = {"requests": envs, "samples": 1, "horizon": max(1, 50 // envs)}
-            return rows | {"lr": 3e-4, "epochs": 1, "minibatch": 0, "steps": REPLAYED.get(self.env_id, 100_000)}
-        if traits.get("critic") and not traits.get("whole"):
-            rows = {"requests": envs, "samples": 1, "horizon": 256}
-            steps = {"lr": 3e-4, "epochs": 10, "minibatch": 64, "schedule": "linear", "steps": 100_000}
-            if not traits.get("reuse", True):  # a batch used once should be small
-                return (
-                    rows | steps | {"horizon": 16, "minibatch": None, "steps": TUNED.get(self.env_id, steps)["steps"]}
-                )
-            return rows | steps | TUNED.get(self.env_id, {})
-        if traits.get("grouped"):
-            rows = {"requests": 4, "samples": 8, "horizon": self.limit}
-            steps = {"lr": 1e-3, "epochs": 1, "minibatch": 256}
-        else:  # one large step: without a group or a critic the gradient is noisy
-            rows = {"requests": 16, "samples": 1, "horizon": self.limit}
-            steps = {"lr": 3e-3, "epochs": 1, "minibatch": 4096}
-        return rows | steps | {"steps": TUNED.get(self.env_id, {}).get("steps", 100_000)}
+        return {"envs": envs, "scale_reward": scales_reward(self.scale_reward, traits)} | loop_settings(
+            self.env_id, self.observation_space, self.limit, traits, envs
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """How to reach the states of the simulators again, as they cannot be stored."""
@@ -210,7 +203,7 @@ class Gym:
     def play(
         self,
         policy: Any,
-        copies: list[EnvCopy],
+        copies: list[Copy],
         starts: Iterator[tuple[int, int | None]],
         rng: RowRng,
         *,
@@ -228,9 +221,10 @@ class Gym:
             if not copy.over:
                 log.open(copy)
         while steps is None or len(log.obs) < steps:
-            for copy in copies:
-                if copy.over and (start := next(starts, None)) is not None:
-                    copy.reset(*start)
+            over = [copy for copy in copies if copy.over]
+            if over and (begun := list(islice(starts, len(over)))):
+                copies[0].reset_all(over[: len(begun)], begun)
+                for copy in over[: len(begun)]:
                     log.open(copy)
             live = [copy for copy in copies if not copy.over]
             if not live:
@@ -242,10 +236,10 @@ class Gym:
             if not greedy:  # evaluation needs outcomes only
                 log.add_decisions(obs, mask, decided)
             log.row += [copy.row for copy in live]
-            for copy, action in zip(live, policy.env_action(decided.action), strict=True):
-                log.reward.append(copy.step(action))
-                if self.info_rewards:
-                    log.channels.append(copy.channel_rewards)
+            log.reward += live[0].step_all(live, policy.env_action(decided.action))
+            if self.info_rewards:
+                log.channels += [copy.channel_rewards for copy in live]
+            for copy in live:
                 if copy.over:
                     log.close(copy, self._encode(policy, [copy])[0])
         for copy in copies:
@@ -254,13 +248,13 @@ class Gym:
         check_finite(self.name, log, policy)
         return log
 
-    def _encode(self, policy: Any, copies: list[EnvCopy]) -> Tensor:
+    def _encode(self, policy: Any, copies: list[Copy]) -> Tensor:
         try:
             return torch.from_numpy(policy.encode_batch([copy.observation for copy in copies]))
         except (TypeError, ValueError, KeyError, IndexError):
             for copy in copies:
                 if problem := describe_mismatch(self.observation_space, copy.observation):
-                    at = f"step {len(copy.actions)} of an episode"
+                    at = f"step {copy.length} of an episode"
                     raise UsageError(f"{self.name} gave an observation at {at} that {problem}") from None
             raise
 
@@ -334,7 +328,7 @@ def check_finite(name: str, log: RolloutLog, policy: Any) -> None:
         raise RunError(f"{name} gave the channels {log.channels[bad]} at step {log.steps()[1][bad]} of an episode")
 
 
-def begin_decision(rng: RowRng, copies: list[EnvCopy], step: int) -> None:
+def begin_decision(rng: RowRng, copies: list[Copy], step: int) -> None:
     """Go on to the numbers of the next decision: of every row where episodes are rows, else of every environment.
 
     Args:
@@ -343,6 +337,6 @@ def begin_decision(rng: RowRng, copies: list[EnvCopy], step: int) -> None:
         step: decisions of the rollout so far.
     """
     if isinstance(rng, EpisodeRng):
-        rng.at_each(np.array([len(copy.actions) for copy in copies]), np.array([copy.row for copy in copies]))
+        rng.at_each(np.array([copy.length for copy in copies]), np.array([copy.row for copy in copies]))
     else:
         rng.at(step)

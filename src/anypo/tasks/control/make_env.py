@@ -6,6 +6,7 @@ import importlib
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from anypo.errors import UsageError, unknown
@@ -61,8 +62,15 @@ def module_and_id(env: Any) -> tuple[str, str]:
     return "" if entry.startswith("gymnasium.") else entry.partition(":")[0], env.id
 
 
-def import_env_module(name: str, module: str) -> None:
-    """Import the module that registers an environment; the working directory is on the path, as with `python -m`.
+def registered_spec(env: Any) -> Any:
+    """Return the specification behind an id that Gymnasium knows by now; anything else as it is."""
+    import gymnasium
+
+    return gymnasium.registry.get(module_and_id(env)[1], env)
+
+
+def import_env_module(name: str, module: str) -> ModuleType:
+    """Import a module that registers an environment or has a wrapper; the working directory is on the path, as with `python -m`.
 
     Args:
         name: of the task, for messages.
@@ -76,7 +84,7 @@ def import_env_module(name: str, module: str) -> None:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name is not None
         if missing and (module == error.name or module.startswith(f"{error.name}.")):  # pyright: ignore[reportAttributeAccessIssue]

@@ -116,7 +116,7 @@ def write_minari(dataset_id: str, task: Gym, rows: Any, low: float, high: float,
         minari.create_dataset_from_buffers(
             dataset_id,
             buffers,
-            env=writable_spec(task.copies[0].env.spec),
+            env=writable_spec(task.env_spec),
             algorithm_name=method,
             ref_min_score=low,
             ref_max_score=high,

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anypo.policies.decisions import Decisions
-from anypo.tasks.control.env_copy import EnvCopy
+from anypo.tasks.control.workers import Copy
 from anypo.types import LAST_MASK, MASK
 
 
@@ -32,7 +32,7 @@ class RolloutLog:
     last_mask: list[Any] = field(default_factory=list)
     finished: list[tuple[float, int]] = field(default_factory=list)
 
-    def open(self, copy: EnvCopy) -> None:
+    def open(self, copy: Copy) -> None:
         """Begin a row with the copy's episode."""
         copy.row = len(self.done)
         self.done.append(False)
@@ -64,11 +64,11 @@ class RolloutLog:
             trace = trace | {MASK: torch.cat(everything)[:, None]}
         return obs, logp, trace
 
-    def close(self, copy: EnvCopy, features: Tensor) -> None:
+    def close(self, copy: Copy, features: Tensor) -> None:
         """End the copy's row, at the end of its episode or before."""
         self.done[copy.row], self.last[copy.row], self.last_mask[copy.row] = copy.done, features, copy.mask
         if copy.over:
-            self.finished.append((copy.total, len(copy.actions)))
+            self.finished.append((copy.total, copy.length))
 
     def last_masks(self) -> dict[str, Tensor]:
         """Return what is allowed after every row's last action, where there were masks."""
