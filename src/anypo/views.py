@@ -4,7 +4,7 @@ which policies register."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -26,9 +26,9 @@ class Functional:
     shape: tuple[int | str, ...] = ()
     positive: bool = False
 
-    def sized(self) -> Functional:
-        """Return it with every dimension as a size in an example batch."""
-        return replace(self, shape=tuple(SIZES[d] if isinstance(d, str) else d for d in self.shape))
+    def sizes(self) -> tuple[int, ...]:
+        """Return its dimensions in an example batch."""
+        return tuple(SIZES[d] if isinstance(d, str) else d for d in self.shape)
 
 
 FUNCTIONALS: dict[str, Functional] = {}

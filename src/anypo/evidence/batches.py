@@ -112,7 +112,7 @@ def _random_input(rng: np.random.Generator, described: Functional, rows: int, st
     """Draw a further input: a flag, by its name, a positive scale or a normal number."""
     if described.name in FLAGS:
         return (rng.random((rows, steps)) < 0.5).astype(float)
-    x = rng.standard_normal((rows, steps, *described.shape))
+    x = rng.standard_normal((rows, steps, *described.sizes()))
     return np.abs(x) + 0.1 if described.positive else x
 
 

@@ -100,7 +100,8 @@ def first_loss_is_on_policy(run: Run, method: Method) -> bool:
 def sampled_mismatch(run: Run, batch: Trajectories) -> float:
     """`mismatch` on a few rows before the update: 0 up to rounding, as nothing has changed since sampling."""
     rows = max(1, min(8, 256 // max(batch.shape[1], 1)))
-    sampled = torch.arange(batch.shape[0]) if batch.expert_mask is None else (~batch.expert_mask).nonzero()[:, 0]
+    expert = batch.get("expert_mask")
+    sampled = torch.arange(batch.shape[0]) if expert is None else (~expert).nonzero()[:, 0]
     few = batch.rows(sampled[:rows])
     with autocast(run):
         return float(mismatch(views_without_grad(run.policy, few, LOGP, run.config.micro)["logp"], few))
@@ -119,5 +120,6 @@ def warn_of_mismatch(mismatch: float, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def mismatch(logp: Tensor, batch: Trajectories) -> Tensor:
     """Mean |log pi - log pi_old| (nats) over the policy's own decisions."""
-    sampled = batch.mask if batch.expert_mask is None else batch.valid & ~batch.expert_mask[:, None]
+    expert = batch.get("expert_mask")
+    sampled = batch.mask if expert is None else batch.valid & ~expert[:, None]
     return masked_mean((logp - batch.need("logp_old")).abs(), sampled)

@@ -118,7 +118,7 @@ def example_of(name: str, view: View, networks: Mapping[str, Network]) -> Functi
         networks: whose outputs it may read.
     """
     outputs = {key: output for of, spec in networks.items() for key, output in spec.outputs(of).items()}
-    functional = (FUNCTIONALS | outputs).get(view.functional, Functional(view.functional)).sized()
+    functional = (FUNCTIONALS | outputs).get(view.functional, Functional(view.functional))
     draw = view.draw
     proposed = () if draw is None else (SIZES["expert"],) if draw.how == "each" else (draw.count,) if draw.count else ()
-    return Functional(name, (*proposed, *functional.shape), functional.positive)
+    return Functional(name, (*proposed, *functional.sizes()), functional.positive)

@@ -102,7 +102,7 @@ def probe(method: Method, channels: int) -> dict[str, Tensor]:
     leaves = {"logp": logp, "entropy": normal(rows, steps).abs(), "value": normal(rows, steps)}
     scores = (torch.rand(rows, channels, generator=g) < 0.5).double() + 0.1 * normal(rows, channels)
     needed = [method.functional(name) for name in sorted(method.reads(*method.stages) - set(FIELDS))]
-    others = {f.name: normal(rows, steps, *f.shape) if f.shape else logp - 0.5 * normal(rows, steps) for f in needed}
+    others = {f.name: normal(rows, steps, *f.sizes()) if f.shape else logp - 0.5 * normal(rows, steps) for f in needed}
     others |= {f.name: others[f.name].abs() + 0.1 for f in needed if f.positive}
     reward = normal(rows, steps) if "reward" in method.reads(*PROBED) else None
     batch = Trajectories(
