@@ -97,7 +97,7 @@ class ImageFeatures(nn.Module):
         super().__init__()
         self.columns = [columns for columns, _ in images]
         self.nets = nn.ModuleList(NatureCNN(image, generator) for _, image in images)
-        self.register_buffer("others", others, persistent=False)
+        self.register_buffer("others", others.clone(), persistent=False)  # a tensor of its own: traces name them
         self.width = WIDTH * len(images) + len(others)
 
     def forward(self, obs: Float[Tensor, "row dim"], others: Tensor | None = None) -> Float[Tensor, "row width"]:
