@@ -255,7 +255,7 @@ def test_dqn_learns_from_pixels_that_are_stored_as_bytes_by_traced_updates():
     run = build(from_dict(values))
     before = run.task.evaluate(run.policy, 0)["return"]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # as where updates cannot be traced
+        warnings.simplefilter("error", UserWarning)  # as where updates cannot be traced
         learn(run)
     assert before < 6 < 7 < run.task.evaluate(run.policy, 0)["return"]
     assert run.store.kept["obs"].dtype == torch.uint8
