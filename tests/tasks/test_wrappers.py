@@ -157,6 +157,14 @@ def test_environments_from_python_are_wrapped_too(tmp_path):
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["task"]["wrappers"] == STACK
 
 
+def test_atari_is_an_environment_with_two_wrappers():
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    wrappers = ["AtariPreprocessing", {"FrameStackObservation": {"stack_size": 4}}]
+    task = Gym("ale_py:ALE/Pong-v5", envs=1, env_kwargs={"frameskip": 1}, wrappers=wrappers)
+    assert task.observation_space == spaces.Box(0, 255, (4, 84, 84), np.uint8)
+
+
 # ------------------------------------------------------------------------------------------- what a run was made of
 
 

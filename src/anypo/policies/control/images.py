@@ -69,15 +69,18 @@ class NatureCNN(nn.Module):
         super().__init__()
         self.image = image
         inputs, *sides = image.planes
-        layers: list[nn.Module] = []
+        learned: list[nn.Conv2d | nn.Linear] = []
         for channels, kernel, stride in LAYERS:
-            layers += [nn.Conv2d(inputs, channels, kernel, stride, device="meta"), nn.ReLU()]
+            learned.append(nn.Conv2d(inputs, channels, kernel, stride, device="meta"))
             inputs, sides = channels, [(side - kernel) // stride + 1 for side in sides]
-        linear = nn.Linear(inputs * math.prod(sides), WIDTH, device="meta")
-        self.layers = nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU()).to_empty(device="cpu")
-        for layer in (*self.layers[:-3:2], self.layers[-2]):
-            nn.init.orthogonal_(layer.weight, math.sqrt(2), generator=generator)
-            nn.init.zeros_(layer.bias)
+        learned.append(nn.Linear(inputs * math.prod(sides), WIDTH, device="meta"))
+        for layer in learned:
+            weight, bias = layer.to_empty(device="cpu").parameters()
+            nn.init.orthogonal_(weight, math.sqrt(2), generator=generator)
+            nn.init.zeros_(bias)
+        *convolutions, linear = learned
+        layers = [part for layer in convolutions for part in (layer, nn.ReLU())]
+        self.layers = nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU())
 
     def forward(self, numbers: Float[Tensor, "row number"]) -> Float[Tensor, "row feature"]:
         return self.layers(self.image.read(numbers)).to(numbers.dtype)  # autocast rounds it
@@ -97,7 +100,7 @@ class ImageFeatures(nn.Module):
         super().__init__()
         self.columns = [columns for columns, _ in images]
         self.nets = nn.ModuleList(NatureCNN(image, generator) for _, image in images)
-        self.register_buffer("others", others, persistent=False)
+        self.register_buffer("others", others.clone(), persistent=False)  # a tensor of its own: traces name them
         self.width = WIDTH * len(images) + len(others)
 
     def forward(self, obs: Float[Tensor, "row dim"], others: Tensor | None = None) -> Float[Tensor, "row width"]:

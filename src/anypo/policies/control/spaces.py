@@ -42,11 +42,11 @@ def without_mask(observation_space: Any, action_space: Any) -> Any:
 
 def to_space(space: Any, action: Shaped[Tensor, "batch *action"]) -> Shaped[np.ndarray, "batch *shape"]:
     """Convert actions to a space's: choices count from its first, [-1, 1] is mapped onto the bounds of a Box and clipped to them."""
-    from gymnasium.spaces import Box
+    from gymnasium.spaces import Box, MultiBinary
 
     taken = action.numpy().reshape(-1, *space.shape)
     if not isinstance(space, Box):
-        return (taken + first_choice(space)).astype(space.dtype, copy=False)
+        return taken.astype(space.dtype) if isinstance(space, MultiBinary) else taken + space.start
     low, high = action_bounds(space)
     return np.clip(low + (taken + 1) / 2 * (high - low), space.low, space.high).astype(space.dtype)
 

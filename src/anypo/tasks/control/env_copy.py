@@ -43,13 +43,13 @@ class EnvCopy:
         return len(self.actions)
 
     @staticmethod
-    def reset_all(copies: Sequence[EnvCopy], starts: Sequence[tuple[int, int | None]]) -> None:
+    def reset_all(copies: Sequence[Any], starts: Sequence[tuple[int, int | None]]) -> None:
         """Begin an episode in each copy, from its seed and with its limit."""
         for copy, start in zip(copies, starts, strict=True):
             copy.reset(*start)
 
     @staticmethod
-    def step_all(copies: Sequence[EnvCopy], actions: Iterable[Any]) -> list[float]:
+    def step_all(copies: Sequence[Any], actions: Iterable[Any]) -> list[float]:
         """Step each copy with its action; returns the rewards."""
         return [copy.step(action) for copy, action in zip(copies, actions, strict=True)]
 

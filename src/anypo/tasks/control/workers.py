@@ -89,11 +89,11 @@ class RemoteCopy:
         return call_all([self], "replay", [(state,)])[0]
 
     @staticmethod
-    def reset_all(copies: Sequence[RemoteCopy], starts: Sequence[tuple[int, int | None]]) -> None:
+    def reset_all(copies: Sequence[Any], starts: Sequence[tuple[int, int | None]]) -> None:
         call_all(copies, "reset", starts)
 
     @staticmethod
-    def step_all(copies: Sequence[RemoteCopy], actions: Iterable[Any]) -> list[float]:
+    def step_all(copies: Sequence[Any], actions: Iterable[Any]) -> list[float]:
         return call_all(copies, "step", [(action,) for action in actions])
 
 
