@@ -268,3 +268,29 @@ def test_a_former_setting_that_never_was_is_refused() -> None:
         pytest.raises(UsageError, match="unknown setting of the critic part 'action-value': 'gama'"),
     ):
         build_stage("critic", [{"part": "td", "gama": 0.9}])
+
+
+@pytest.mark.parametrize("name", ["reward", "logp", "action", "a.b", "", "two words"])
+def test_a_head_is_not_called_as_a_field_of_the_batch(name: str) -> None:
+    for part in ("action-value", "state-value", "value"):
+        with pytest.raises(UsageError, match=f"critic.{part}.head is '{name}', it must be a word of letters"):
+            build_stage("critic", [{"part": part, "head": name}])
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ([{"part": ["td"]}], "unknown critic part"),
+        ({"q": "none"}, "unknown critic part 'none'"),
+        ({0: "nothing"}, "unknown critic part 'nothing'"),
+        ({"p": "nothing"}, "unknown setting of the critic part 'action-value': 'p'"),
+    ],
+)
+def test_odd_configurations_of_heads_end_in_one_sentence(spec: Any, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        build_stage("critic", spec, anypo.method("td3").stages["critic"])
+
+
+def test_a_piece_is_changed_by_the_position_of_its_head() -> None:
+    (head,) = build_stage("critic", {"0": {"next": {"noise": 0.1}}}, anypo.method("td3").stages["critic"])
+    assert head.next == TargetAction(0.1, 0.5)

@@ -40,7 +40,16 @@ def test_every_option_of_every_task_is_explained(entry: Entry) -> None:
 
 def test_options_that_a_factory_hands_on_are_listed_once() -> None:
     names = [option.name for option in describe_options(find_entry("minari:x")[0])]
-    assert sorted(names) == ["env", "env_kwargs", "envs", "eval_episodes", "expert", "info_rewards", "scale_reward", "seed"]
+    assert sorted(names) == [
+        "env",
+        "env_kwargs",
+        "envs",
+        "eval_episodes",
+        "expert",
+        "info_rewards",
+        "scale_reward",
+        "seed",
+    ]
 
 
 def test_options_of_ones_own_task_are_read_from_its_signature_and_docstring(tmp_path: Path) -> None:
