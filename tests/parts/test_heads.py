@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 import anypo
 from anypo import Trajectories
+from anypo.cli.app import app
 from anypo.config import from_dict, merge
 from anypo.errors import UsageError
 from anypo.flags import parse_flags
@@ -268,6 +271,14 @@ def test_a_former_setting_that_never_was_is_refused() -> None:
         pytest.raises(UsageError, match="unknown setting of the critic part 'action-value': 'gama'"),
     ):
         build_stage("critic", [{"part": "td", "gama": 0.9}])
+
+
+def test_pieces_are_listed_with_the_parts() -> None:
+    rows = {row["part"]: row for row in json.loads(CliRunner().invoke(app, ["parts", "--json"]).stdout)}
+    assert rows["target-action"]["stage"] == "next"
+    assert rows["action-value"]["settings"]["regress"] == "squared(coef=0.5)"
+    assert rows["action-value"]["takes"]["regress"] == "parts of the kind regress"
+    assert rows["state-value"]["settings"]["backup"] is None
 
 
 @pytest.mark.parametrize("name", ["reward", "logp", "action", "a.b", "", "two words"])
