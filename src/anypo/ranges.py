@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from anypo.errors import UsageError
 from anypo.numbers import Knob, TracedScalar
+from anypo.types import FIELDS
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,21 @@ class Text:
         return "a text that is not empty"
 
 
+@dataclass(frozen=True)
+class HeadName(Text):
+    """The names a value function may have: words of letters, digits and `_` that are no field of a batch."""
+
+    def __contains__(self, x: str) -> bool:
+        return x.isidentifier() and x not in TAKEN
+
+    def __str__(self) -> str:
+        return "a word of letters, digits and _ that is no field of a batch"
+
+
+TAKEN = frozenset((*FIELDS, "action", "taken", "luck")) - {"value"}
+"""Names of fields and functionals."""
+
+
 T = TypeVar("T")
 
 Finite = Annotated[T, Range()]
@@ -71,6 +87,8 @@ Members = Annotated[int, Range(least=1, most=100)]
 Size = Annotated[T, Range(least=1, most=1_000_000)]
 """Of something made before the plan is printed."""
 Filled = Annotated[T, Text()]
+Named = Annotated[T, HeadName()]
+"""Name of a value function."""
 Width = Annotated[T, Range(least=1, most=4096)]
 """Of a layer."""
 

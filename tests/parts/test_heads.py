@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 import anypo
 from anypo import Trajectories
+from anypo.cli.app import app
 from anypo.config import from_dict, merge
 from anypo.errors import UsageError
 from anypo.flags import parse_flags
@@ -268,3 +271,37 @@ def test_a_former_setting_that_never_was_is_refused() -> None:
         pytest.raises(UsageError, match="unknown setting of the critic part 'action-value': 'gama'"),
     ):
         build_stage("critic", [{"part": "td", "gama": 0.9}])
+
+
+def test_pieces_are_listed_with_the_parts() -> None:
+    rows = {row["part"]: row for row in json.loads(CliRunner().invoke(app, ["parts", "--json"]).stdout)}
+    assert rows["target-action"]["stage"] == "next"
+    assert rows["action-value"]["settings"]["regress"] == "squared(coef=0.5)"
+    assert rows["action-value"]["takes"]["regress"] == "parts of the kind regress"
+    assert rows["state-value"]["settings"]["backup"] is None
+
+
+@pytest.mark.parametrize("name", ["reward", "logp", "action", "a.b", "", "two words"])
+def test_a_head_is_not_called_as_a_field_of_the_batch(name: str) -> None:
+    for part in ("action-value", "state-value", "value"):
+        with pytest.raises(UsageError, match=f"critic.{part}.head is '{name}', it must be a word of letters"):
+            build_stage("critic", [{"part": part, "head": name}])
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ([{"part": ["td"]}], "unknown critic part"),
+        ({"q": "none"}, "unknown critic part 'none'"),
+        ({0: "nothing"}, "unknown critic part 'nothing'"),
+        ({"p": "nothing"}, "unknown setting of the critic part 'action-value': 'p'"),
+    ],
+)
+def test_odd_configurations_of_heads_end_in_one_sentence(spec: Any, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        build_stage("critic", spec, anypo.method("td3").stages["critic"])
+
+
+def test_a_piece_is_changed_by_the_position_of_its_head() -> None:
+    (head,) = build_stage("critic", {"0": {"next": {"noise": 0.1}}}, anypo.method("td3").stages["critic"])
+    assert head.next == TargetAction(0.1, 0.5)

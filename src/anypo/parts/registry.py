@@ -39,7 +39,7 @@ class Rewrite(Protocol):
         """Return the chain of links, those of former parts rewritten."""
         ...
 
-    def changes(self, settings: dict[str, Any], chain: Sequence[Any]) -> dict[str, Any]:
+    def changes(self, settings: dict[Any, Any], chain: Sequence[Any]) -> dict[Any, Any]:
         """Return changes to links of a chain by name, those of former links rewritten."""
         ...
 

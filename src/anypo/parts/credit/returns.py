@@ -11,7 +11,7 @@ from anypo.parts.ops.masked import last_valid, next_valid
 from anypo.parts.ops.outcomes import bootstrap_of, channel_reward, finished, head_field, rewarded
 from anypo.parts.ops.returns import discounted
 from anypo.parts.registry import register_part
-from anypo.ranges import Count, Filled, Finite, Share
+from anypo.ranges import Count, Filled, Finite, Named, Share
 from anypo.types import Trajectories
 
 
@@ -39,7 +39,7 @@ class Gae:
 
     gamma: Share[Number] = 0.99
     lam: Share[Number] = 0.95
-    head: Filled[str] = "value"
+    head: Named[str] = "value"
     channel: Filled[str] | None = None
     bootstraps = True
 

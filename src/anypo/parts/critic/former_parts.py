@@ -83,7 +83,7 @@ class FormerParts:
         chain: list[Any] = []
         for spec in specs:
             spec = {"part": spec} if isinstance(spec, str) else spec
-            name = spec.get("part") if isinstance(spec, dict) else None
+            name = str(spec.get("part")) if isinstance(spec, dict) else ""
             if name not in FORMER:
                 chain.append(spec)
                 continue
@@ -100,17 +100,18 @@ class FormerParts:
             _warn("the critic part 'conservative' is a penalty of the head before it now, critic.q.penalties")
         return chain
 
-    def changes(self, settings: dict[str, Any], chain: Sequence[Any]) -> dict[str, Any]:
+    def changes(self, settings: dict[Any, Any], chain: Sequence[Any]) -> dict[Any, Any]:
         """Return changes to links with the settings of former parts in their present places."""
         changed: dict[str, Any] = {}
         kinds = [kebab(type(link).__name__) for link in chain]
         for key, value in settings.items():
-            alone = len(chain) == 1 and not isinstance(value, dict)
-            if key in FORMER and key not in kinds and FORMER[key][0] in kinds and isinstance(value, dict):
-                name, at = key, kinds.index(FORMER[key][0])
-            elif (alone or key == "0") and kinds and kinds[0] == "action-value":
-                name, at = "td", 0
-                value = {key: value} if alone else value
+            name, at = str(key), 0
+            if isinstance(value, dict) and name in FORMER and FORMER[name][0] in kinds:
+                at = kinds.index(FORMER[name][0])
+            elif isinstance(value, dict) and name == "0" and kinds[:1] == ["action-value"]:
+                name = "td"
+            elif kinds == ["action-value"] and name in FORMER["td"][1]:
+                name, value = "td", {name: value}
             else:
                 changed[key] = value
                 continue
@@ -134,7 +135,7 @@ def rewrite(name: str, settings: dict[str, Any], head: Any = None) -> dict[str, 
     former: dict[str, Any] = {}
     spec: dict[str, Any] = {}
     for key, value in settings.items():
-        if places.get(key, key) == key or (key == "next" and value not in NEXT):
+        if places.get(key, key) == key or (key == "next" and str(value) not in NEXT):
             spec[key] = value
             continue
         former[key] = value

@@ -22,7 +22,7 @@ from anypo.parts.critic.regressions import Expectile, Squared
 from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import POLYAK
 from anypo.parts.registry import describe, register_part
-from anypo.ranges import Count, Filled, Members, Share
+from anypo.ranges import Count, Members, Named, Share
 from anypo.stages import LEVELS, Level
 from anypo.types import Trajectories
 from anypo.views import Network, Refresh, View
@@ -35,7 +35,7 @@ class Head:
     head: its name, that of its network and its metrics. norm: layer normalization in its network.
     """
 
-    head: Filled[str] = "q"
+    head: Named[str] = "q"
     next: Any = PolicySample()
     backup: Any = OneStep()
     aggregate: Any = EnsembleMin()
@@ -143,7 +143,7 @@ class StateValue(Head):
     data alone, or with a backup y = r + gamma (1 - d) V'(s'). Source: IQL, arXiv 2110.06169, eq. 5.
     """
 
-    head: Filled[str] = "v"
+    head: Named[str] = "v"
     next: Any = TakenAction()
     backup: Any = None
     regress: Any = Expectile()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypo.parts.registry import register_part
-from anypo.ranges import Filled, NonNegative
+from anypo.ranges import Named, NonNegative
 from anypo.types import Trajectories
 from anypo.views import Draw, View
 
@@ -48,7 +48,7 @@ class TargetAction:
     noise: NonNegative[float] = 0.0
     clip: NonNegative[float] = 0.0
     by: Literal["target", "both"] = "target"
-    head: Filled[str] | None = None
+    head: Named[str] | None = None
 
     @property
     def draw(self) -> Draw:
@@ -99,7 +99,7 @@ class DoubleGreedyAction(GreedyAction):
 class NextState:
     """V(s') of a head of states, which needs no action. Source: IQL, arXiv 2110.06169, eq. 6."""
 
-    head: Filled[str] = "v"
+    head: Named[str] = "v"
 
     def views(self, head: str) -> dict[str, View]:
         return {f"{self.head}_next": View(self.head, at="next")}
@@ -113,7 +113,7 @@ class NextState:
 class TakenAction:
     """Qbar(s, a) of a head of actions at the recorded decision itself. Source: IQL, arXiv 2110.06169, eq. 5."""
 
-    head: Filled[str] = "q"
+    head: Named[str] = "q"
 
     def views(self, head: str) -> dict[str, View]:
         return {f"{self.head}_taken": View(self.head, "target")}

@@ -12,7 +12,7 @@ from anypo.numbers import Number
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.ops.outcomes import finished, head_field
 from anypo.parts.registry import register_part
-from anypo.ranges import Filled, NonNegative
+from anypo.ranges import Named, NonNegative
 from anypo.stages import Level
 from anypo.types import Trajectories
 
@@ -28,7 +28,7 @@ class Value:
 
     coef: NonNegative[Number] = 0.5
     clip: NonNegative[Number] | None = None
-    head: Filled[str] = "value"
+    head: Named[str] = "value"
     level: ClassVar[Level] = "decision"
 
     @property
