@@ -77,6 +77,7 @@ class RemoteCopy:
     observation: Any
     total: float
     length: int
+    channel_rewards: list[float]
 
     def __init__(self, workers: Workers, process: ProcessPoolExecutor, place: int, sizes: list[int]):
         self.workers, self.process, self.place, self.sizes = workers, process, place, sizes
