@@ -307,6 +307,7 @@ def test_verify_prints_effect_interval_and_verdict_and_records_only_when_asked(c
         (("verify", "grop"), "did you mean 'grpo'"),
         (("verify", "--family", "advantages"), "did you mean 'advantage'"),
         (("verify", "grpo", "--seeds", "ten"), "--seeds takes a number or a range"),
+        (("verify", "grpo", "--seeds", "4-4"), "--seeds 4-4 names one seed, which gives no interval; name two or more"),
         (("verify", "grpo", "--quick", "--record"), "leave --quick out"),
     ],
 )

@@ -5,6 +5,8 @@ import importlib.util
 import inspect
 import json
 import re
+import sys
+import tomllib
 from functools import reduce
 from pathlib import Path
 
@@ -36,6 +38,18 @@ def test_the_python_examples_of_a_page_run(page, tmp_path, monkeypatch):
         for slot, found in parts.items():
             PARTS[slot].clear()
             PARTS[slot].update(found)
+
+
+def test_the_page_on_releases_names_the_pythons_and_systems_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pythons = [x.rpartition(" ")[2] for x in project["classifiers"] if re.search(r"Python :: 3\.\d+$", x)]
+    text = (ROOT / "docs" / "release.md").read_text()
+    assert f"Python {', '.join(pythons[:-1])} and {pythons[-1]}" in text
+    assert project["requires-python"] == f">={pythons[0]}"
+    assert sys.version_info[:2] in [tuple(map(int, python.split("."))) for python in pythons]
+    assert project["version"] == anypo.__version__
+    for name in ("deprecated", "What is included", "How a release is made", "Supported systems"):
+        assert name in text
 
 
 def test_every_relative_link_of_a_page_leads_somewhere():

@@ -102,6 +102,8 @@ def seed_range(text: str) -> list[int]:
     seeds = list(range(int(low), int(high) + 1)) if dash else list(range(int(low)))
     if not seeds:
         raise UsageError(f"--seeds {text} names no seed")
+    if len(seeds) == 1:
+        raise UsageError(f"--seeds {text} names one seed, which gives no interval; name two or more")
     return seeds
 
 
