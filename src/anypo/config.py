@@ -15,7 +15,8 @@ from anypo.stages import CHAINS, PIECES, SLOTS
 class Config:
     """What a run is made of.
 
-    method: id of a method. task, policy: {name: ..., further options}; the bare name is enough. stages: changes to the
+    method: id of a method. methods: of the tasks of a mixture that have one of their own, by name or number: an id, or
+        {method: ID, weight: W}. task, policy: {name: ..., further options}; the bare name is enough. stages: changes to the
     method's slots; at the top level of the file, under the slot's name.
     steps: length of the run in the task's unit (batches; environment steps for Gymnasium). None: the task recommends.
     metric: the held-out measure that heads the run; None: the task's own. target: stop once it is reached.
@@ -29,6 +30,7 @@ class Config:
     """
 
     method: str = "grpo"
+    methods: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=lambda: {"name": "sums"})
     policy: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)

@@ -256,6 +256,13 @@ class HasExperts(Protocol):
 
 
 @runtime_checkable
+class HasLabels(Protocol):
+    """A mixture of tasks, with their names in order."""
+
+    labels: tuple[str, ...]
+
+
+@runtime_checkable
 class HasBaseTexts(Protocol):
     """A task with texts, (prompt, answer) to train on and held out, that warm-start a small base model."""
 

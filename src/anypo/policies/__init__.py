@@ -11,7 +11,7 @@ import torch
 
 from anypo import plugins
 from anypo.errors import UsageError, unknown
-from anypo.protocols import HasArms, HasBaseTexts, HasExperts, HasRecords
+from anypo.protocols import HasArms, HasBaseTexts, HasExperts, HasLabels, HasRecords
 from anypo.ranges import Range, check, parameter_hints
 from anypo.views import Network
 
@@ -115,7 +115,8 @@ def _tiny(spec: PolicySpec) -> Any:
 
     if not isinstance(spec.task, HasBaseTexts):
         raise UsageError(f"the task {spec.task.name} has no base model of its own: --policy hf:NAME_OR_DIR")
-    return _language_model(spec, str(tiny.base(spec.task.name, *spec.task.demonstrations())))
+    task = spec.task.base if isinstance(spec.task, HasLabels) else spec.task
+    return _language_model(spec, str(tiny.base(task.name, *task.demonstrations())))
 
 
 def _hf(spec: PolicySpec) -> Any:

@@ -14,14 +14,16 @@ from anypo.errors import UsageError, unknown
 from anypo.kernels.compiler import require_compiler
 from anypo.kernels.malloc import keep_memory
 from anypo.method.method import Method
+from anypo.method.per_task import per_task
+from anypo.method.registry import method as find_method
 from anypo.policies.weights import snapshot
-from anypo.protocols import Compiles, Prepares
+from anypo.protocols import Compiles, HasLabels, Prepares
 from anypo.runs.binding import open_store, param_groups
 from anypo.runs.inputs import check_models
 from anypo.runs.objects import Objects, refuse_missing
 from anypo.runs.origin import START, load_origin, resolve_origin
 from anypo.runs.run import Run
-from anypo.runs.settings import Settings, resolve
+from anypo.runs.settings import Settings, complete, resolve
 from anypo.tasks.pool import StartPool
 
 NO_OBJECTS = Objects()
@@ -46,6 +48,8 @@ def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJE
     method, task = objects.find_method(config), objects.make_task(config)
     config = resolve_origin(replace(config, threads=torch.get_num_threads()))
     settings = resolve(config, task, method)
+    if config.methods:
+        settings = replace(settings, method=method_per_task(settings, task))
     method, config = settings.method, settings.config
     check_groups(settings, task)
     networks = merge_phases(method, "networks")
@@ -64,6 +68,26 @@ def build(config: Config, folder: Path | None = None, objects: Objects = NO_OBJE
     if isinstance(task, Prepares):
         task.prepare(policy)
     return assemble(settings, task, policy, folder)
+
+
+def method_per_task(settings: Settings, task: Any) -> Method:
+    """Return the method that has another one for some tasks of a mixture.
+
+    Args:
+        settings: with the method of the others.
+        task: the mixture.
+
+    Raises:
+        UsageError: the task is no mixture.
+    """
+    if not isinstance(task, HasLabels):
+        raise UsageError(f"methods: the task {task.name} is one task; `mixture:A,B` joins several")
+    return per_task(
+        settings.method,
+        settings.config.methods,
+        task.labels,
+        lambda name: complete(find_method(name), settings.recipe),
+    )
 
 
 def merge_phases(method: Method, name: str) -> dict[str, Any]:

@@ -93,6 +93,12 @@ LIBRARY_TASKS = (
         "anypo.tasks.text.reasoning:make_reasoning_task",
     ),
     Entry(
+        "mixture:NAME,NAME",
+        "several text tasks at once, measured apart; `--methods.1 dapo` gives the second a method of its own",
+        "anypo.tasks.text.mixture:make_mixture",
+        seeded=True,
+    ),
+    Entry(
         "gym:ENV_ID",
         "any Gymnasium environment with Box, Discrete, MultiDiscrete or MultiBinary actions",
         "anypo.tasks.control.gym:Gym",
