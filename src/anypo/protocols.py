@@ -257,9 +257,10 @@ class HasExperts(Protocol):
 
 @runtime_checkable
 class HasLabels(Protocol):
-    """A mixture of tasks, with their names in order."""
+    """A mixture of tasks, with their names in order, and the one whose base model it takes."""
 
     labels: tuple[str, ...]
+    base: Any
 
 
 @runtime_checkable

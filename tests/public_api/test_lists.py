@@ -35,7 +35,7 @@ def lines(monkeypatch, capsys):
 
 def test_methods_are_one_line_each_on_80_columns(lines):
     head, *entries, legend = lines("methods")
-    assert head.split() == ["METHOD", "YEAR", "BASE", "CLAIM", "CHANGES", "AND", "TITLE"]
+    assert head.split() == ["ENTRY", "YEAR", "BASE", "CLAIM", "CHANGES", "AND", "TITLE"]
     assert sorted(line.split()[0] for line in entries) == anypo.methods()
     assert max(map(len, entries)) <= 80
     claims = {line[head.index("CLAIM") : head.index("CHANGES")].strip() for line in entries}

@@ -29,7 +29,9 @@ def mixed(tmp_path_factory, tiny_model):
     (folder / "letters.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return {
         "method": "grpo", "steps": 3, "step": {"lr": 1e-3}, "episodes": 4, "collect": {"requests": 6, "samples": 3},
-        "task": {"name": f"mixture:sums,jsonl:{folder / 'letters.jsonl'}", "of": {"0": {"heldout": 0.996}, "1": {"reward": ["regex:[a-e]"], "max_new": 3}}},
+        "task": {"name": f"mixture:sums,jsonl:{folder / 'letters.jsonl'}", "of": {
+            "0": {"heldout": 0.996}, "1": {"reward": ["regex:[a-e]"], "max_new": 3},
+        }},
         "policy": {"name": f"hf:{tiny_model('qwen2', kind='char')}"}, "threads": 1,
     }  # fmt: skip
 

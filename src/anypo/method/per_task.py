@@ -88,7 +88,7 @@ class PerTask(Method):
 
     @cached_property
     def level(self) -> Level:
-        return max((method.level for method in self.all), key=LEVELS.index)
+        return LEVELS[max(LEVELS.index(method.level) for method in self.all)]
 
     @cached_property
     def phases(self) -> tuple[Method, ...]:
