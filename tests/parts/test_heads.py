@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -41,6 +42,7 @@ from anypo.parts.critic import (
 from anypo.parts.knobs import Clock, Linear, Temperature
 from anypo.parts.ops.settings import all_settings, change_settings
 from anypo.parts.registry import build_stage, describe
+from anypo.policies.control.off_policy import Deterministic
 from anypo.runs.settings import spec_of
 
 F64 = torch.float64
@@ -99,6 +101,23 @@ def test_pieces_that_do_not_fit_are_refused_in_one_sentence() -> None:
         ActionValue(next=NextState(), regress=GaussianReturn())
     with pytest.raises(UsageError, match="is for an ensemble of 2"):
         ActionValue(regress=GaussianReturn(), ensemble=3)
+
+
+@pytest.mark.parametrize("kind", ["next", "aggregate", "regress"])
+def test_only_the_backup_may_be_none(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"the head 'q' needs a part of the kind '{kind}'"):
+        critic("td3", f"--critic.q.{kind}", "none")
+    assert critic("td3", "--critic.q.backup", "none")[0].backup is None
+
+
+def test_a_deterministic_policy_refuses_pieces_that_sample_in_one_sentence() -> None:
+    box = spaces.Box(-1.0, 1.0, (2,))
+    policy = Deterministic(box, box, hidden=(8,))
+    b = Trajectories(mask=torch.ones(1, 1, dtype=torch.bool), trace={"obs": torch.zeros(1, 1, 2)})
+    for draw in (PolicySample().draw, Conservative().proposals["here"]):
+        noise = policy.noise(b, draw, torch.Generator())
+        with pytest.raises(UsageError, match="a deterministic policy proposes one"):
+            policy.propose(b, draw, noise)
 
 
 def test_the_level_of_a_head_is_the_largest_of_its_pieces() -> None:

@@ -47,8 +47,13 @@ class Head:
     pieces: ClassVar[tuple[str, ...]] = ("next", "backup", "aggregate", "regress", "penalties")
 
     def __post_init__(self) -> None:
+        for kind in ("next", "aggregate", "regress"):
+            if getattr(self, kind) is None:
+                raise UsageError(
+                    f"the head {self.head!r} needs a part of the kind {kind!r}; only the backup may be none"
+                )
         if self.regress.spread and self.members != 2:
-            raise UsageError(f"the critic part {self.head!r}: {describe(self.regress)} is for an ensemble of 2")
+            raise UsageError(f"the head {self.head!r}: {describe(self.regress)} is for an ensemble of 2")
         self.views  # noqa: B018  # refuses pieces that do not fit each other
 
     @property

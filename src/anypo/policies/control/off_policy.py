@@ -208,6 +208,11 @@ class Deterministic(Actor):
     def distribution(self, features: Tensor, mask: Bool[Tensor, "*decision choice"] | None) -> Any:
         return Dirac(_flat(self.actor, features).tanh())
 
+    def propose_from(self, distribution: Any, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if draw.how != "mode":
+            raise UsageError("the method samples actions that differ, and a deterministic policy proposes one")
+        return super().propose_from(distribution, draw, noise)
+
 
 class GaussianActor(Actor):
     """N(tanh(mean(s)), std^2) with a deviation that does not depend on the state, at least exp(-5); a categorical for choices.
