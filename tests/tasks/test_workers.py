@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 
 import gymnasium
@@ -17,6 +18,7 @@ from killed import FORKS, Command, train_and_kill
 import anypo
 from anypo.errors import RunError, UsageError
 from anypo.policies.control.mlp import MLPPolicy
+from anypo.tasks.control.factory import MadeEnvironments
 from anypo.tasks.control.gym import Gym
 from anypo.types import Request
 
@@ -158,7 +160,7 @@ def test_workers_end_with_the_process_that_asked_for_them(folder):
     ("options", "sentence"),
     [
         ({"fails": 2}, "gym:walks:Walk-v0: step 1 of an episode raised KeyError: 'price' .walks.py, line"),
-        ({"dies": 3}, "gym:walks:Walk-v0: a worker process ended without a word: it was killed, ran out of memory"),
+        ({"dies": 3}, "gym:walks:Walk-v0: a worker process ended unexpectedly: it was killed, ran out of memory"),
     ],
     ids=["raises", "dies"],
 )
@@ -191,6 +193,12 @@ def test_environments_made_by_a_function_of_this_process_are_made_in_workers_too
     task = {"env": lambda: Counting(length), "envs": 2, "workers": 2, "eval_episodes": 1}
     run = anypo.train("a2c", task=task, steps=8, out=tmp_path / "r")
     assert run.evaluate()["length"] == 5
+
+
+def test_an_environment_that_cannot_be_sent_to_another_process_is_one_sentence():
+    lock = threading.Lock()
+    with pytest.raises(UsageError, match="gym:Counting cannot be sent to another process: TypeError"):
+        MadeEnvironments(lambda: Counting(5 if lock else 6), "Counting", envs=1, workers=1)
 
 
 def test_a_task_asks_for_at_least_one_worker(folder):

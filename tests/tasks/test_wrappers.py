@@ -132,6 +132,7 @@ def test_wrappers_are_written_as_names_or_with_their_keywords(text, value):
         ("no_such_module:Own", "gym:Painted-v0: there is no module 'no_such_module'"),
         ("lines:Shiftet", "unknown name in the module lines: 'Shiftet'; did you mean 'Shifted'"),
         ("lines.py:nothing", "the wrapper lines.py:nothing made a NoneType, which is no environment"),
+        (3, "task.wrappers is 3; it takes text, a dictionary, a list of text, a dictionary"),
         ([3], "task.wrappers is .*; it takes text, a dictionary, a list of text, a dictionary"),
     ],
 )

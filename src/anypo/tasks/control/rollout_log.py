@@ -93,7 +93,7 @@ class RolloutLog:
             if bool(bad.any()):
                 return int(self.steps()[1][bad.nonzero()[0, 0]])
         lengths = np.bincount(self.row, minlength=len(self.done))
-        ends = (n for last, n in zip(self.last, lengths, strict=True) if not np.isfinite(last).all())
+        ends = (n for last, n in zip(self.last, lengths, strict=True) if not bool(last.isfinite().all()))
         return next((int(n) for n in ends), None)
 
     def by_channel(self, names: Sequence[str]) -> dict[str, list[float]]:

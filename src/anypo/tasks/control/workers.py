@@ -17,8 +17,9 @@ from typing import Any
 
 import cloudpickle
 
-from anypo.errors import RunError
+from anypo.errors import RunError, UsageError
 from anypo.tasks.control.env_copy import EnvCopy
+from anypo.tasks.control.make_env import describe_error
 
 MIRRORED = ("observation", "mask", "over", "done", "total", "length", "channel_rewards")
 """What this process knows of a copy elsewhere, after every call."""
@@ -36,7 +37,11 @@ class Workers:
     def __init__(self, name: str, make: Callable[[], EnvCopy], count: int):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        self.name, self.make_there = name, cloudpickle.dumps(make)
+        self.name = name
+        try:
+            self.make_there = cloudpickle.dumps(make)
+        except Exception as error:
+            raise UsageError(f"{name} cannot be sent to another process: {describe_error(error)}") from error
         self.processes = [ProcessPoolExecutor(1, context, begin_worker) for _ in range(count)]
         Finalize(self, end_processes, (self.processes,), exitpriority=100)  # before the queues are closed
 
@@ -59,7 +64,7 @@ class Workers:
             yield
         except BrokenProcessPool as error:
             raise RunError(
-                f"{self.name}: a worker process ended without a word: it was killed, ran out of memory or crashed (a script that trains"
+                f"{self.name}: a worker process ended unexpectedly: it was killed, ran out of memory or crashed (a script that trains"
                 ' with workers does so below `if __name__ == "__main__":`)'
             ) from error
 
@@ -150,8 +155,12 @@ def open_copies(folder: str, make: bytes, count: int) -> list[tuple[int, list[in
         count: how many.
     """
     os.chdir(folder)
+    try:
+        make_copy = cloudpickle.loads(make)
+    except Exception as error:
+        raise UsageError(f"the environment cannot be made in another process: {describe_error(error)}") from error
     first = len(HERE)
-    HERE.extend(cloudpickle.loads(make)() for _ in range(count))
+    HERE.extend(make_copy() for _ in range(count))
     return [(i, HERE[i].sizes) for i in range(first, len(HERE))]
 
 

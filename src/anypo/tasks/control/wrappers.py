@@ -49,8 +49,10 @@ def wrap_env(name: str, env: Any, wrappers: Wrappers | None) -> Any:
 def wrapper_specs(wrappers: Wrappers | None) -> list[tuple[str, dict[str, Any]]]:
     """Return name and keywords of each wrapper."""
     specs: list[tuple[str, dict[str, Any]]] = []
-    for entry in [wrappers] if isinstance(wrappers, str | dict) else wrappers or []:
+    for entry in wrappers if isinstance(wrappers, list) else [wrappers] if wrappers else []:
         named = {entry: None} if isinstance(entry, str) else entry
+        if not isinstance(named, dict):
+            raise UsageError(f"task.wrappers has {entry!r}; it takes names, and {{NAME: {{KEYWORD: value}}}}")
         for known_as, keywords in named.items():
             if not isinstance(keywords, dict | None):
                 raise UsageError(
