@@ -1,6 +1,6 @@
 """Speed and memory of the working tree beside a commit's, in a quarter of an hour on one core.
 
-python benchmarks/quick.py --base COMMIT [--cases NAME ...] [--rounds 5] [--scale 1] [--json FILE]
+python benchmarks/quick.py --base COMMIT [--cases NAME ...] [--rounds 3] [--scale 1] [--json FILE]
 
 Every case is a process of the commit's own benchmark script or command line, then one of the working tree's, round by round, each on one
 thread: what changes the speed of the machine changes both. Printed per case: the medians of both sides, the ratio of the medians, and
@@ -74,13 +74,13 @@ CASES = {
     "ppo-gym-compiled": Case("ppo_cartpole.py --only gym-compiled --scale {size}", 0.4, 0.01, "steps/s", read_rate),
     "ppo-tensor": Case("ppo_cartpole.py --only tensor --scale {size}", 0.2, 0.01, "steps/s", read_rate),
     "environments-2^12": Case("many_environments.py --only 12", 1, 1, "steps/s", read_rate),
-    "sac": Case("sac.py --only auto --env Pendulum-v1 --steps {size}", 400, 50, "updates/s", read_rate),
+    "sac": Case("sac.py --only auto --env Pendulum-v1 --steps {size}", 300, 50, "updates/s", read_rate),
     "dqn": Case("train dqn --task gym:CartPole-v1 --episodes 1 --evaluate-every 1000000000 --threads 1 --out run --steps {size}",
-                3000, 50, "batches/s", read_timing),
-    "iql": Case("offline.py --only auto --methods iql --updates {size}", 400, 100, "updates/s", read_rate),
-    "td3-bc": Case("offline.py --only auto --methods td3-bc --updates {size}", 500, 100, "updates/s", read_rate),
-    "text-fp32": Case(TEXT.format("fp32"), 4, 1, "s/step", read_step, costs=True),
-    "text-bf16": Case(TEXT.format("bf16"), 4, 1, "s/step", read_step, costs=True),
+                2400, 50, "batches/s", read_timing),
+    "iql": Case("offline.py --only auto --methods iql --updates {size}", 300, 100, "updates/s", read_rate),
+    "td3-bc": Case("offline.py --only auto --methods td3-bc --updates {size}", 400, 100, "updates/s", read_rate),
+    "text-fp32": Case(TEXT.format("fp32"), 3, 1, "s/step", read_step, costs=True),
+    "text-bf16": Case(TEXT.format("bf16"), 3, 1, "s/step", read_step, costs=True),
     "head-memory": Case("head_memory.py chunked --tokens 1024 --vocabulary 65536 --width 512", 1, 1, "MiB", read_memory, costs=True),
 }  # fmt: skip
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="commit the working tree is compared with")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all, text-bf16 where bfloat16 is fast")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="of the work of a process")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
