@@ -195,7 +195,6 @@ def notes_of(run):
     return [text for label, text in plan_lines(run) if label == "note"]
 
 
-@pytest.mark.entry("ppo", "dqn")
 def test_the_plan_says_how_images_are_read_and_which_are_too_small():
     def run_of(method, shape):
         task = {"name": "gym:Side-v0", "env_kwargs": {"shape": shape}, "envs": 1}
@@ -207,7 +206,6 @@ def test_the_plan_says_how_images_are_read_and_which_are_too_small():
         assert any("20x20x1 pixels are 400 single features" in text for text in notes_of(run_of(method, (20, 20, 1))))
 
 
-@pytest.mark.entry("ppo")
 def test_ppo_learns_from_pixels_predicts_and_is_exported(tmp_path):
     settings = {"step": {"epochs": 3, "minibatch": 64, "lr": 1e-3}, "seed": 1, "episodes": 10}
     run = anypo.train(
@@ -224,7 +222,6 @@ def test_ppo_learns_from_pixels_predicts_and_is_exported(tmp_path):
         assert program(batch).tolist() == run.predict(rows).tolist()
 
 
-@pytest.mark.entry("ppo")
 def test_a_run_on_pixels_goes_on_to_the_same_numbers(tmp_path):
     folder = tmp_path / "r"
     settings = {
@@ -246,7 +243,6 @@ def test_a_run_on_pixels_goes_on_to_the_same_numbers(tmp_path):
         assert {n: x for n, x in one.items() if n not in timed} == {n: x for n, x in two.items() if n not in timed}
 
 
-@pytest.mark.entry("dqn")
 def test_dqn_learns_from_pixels_that_are_stored_as_bytes_by_traced_updates():
     values = {
         "method": "dqn", "task": {"name": "gym:Side-v0", "envs": 1, "eval_episodes": 5}, "steps": 500, "step": {"lr": 1e-3},

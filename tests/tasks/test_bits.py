@@ -96,7 +96,6 @@ def test_actions_arrive_as_the_space_has_them_and_come_back_from_data():
         read_actions("here", space, actions + np.array([[[0]], [[1]]]), 2)
 
 
-@pytest.mark.entry("ppo")
 def test_bits_are_learned_predicted_and_exported(tmp_path):
     settings = {"step": {"epochs": 8, "minibatch": 128, "lr": 3e-3}, "episodes": 10}
     run = anypo.train("ppo", task={"env": Lights, "envs": 4}, steps=6144, **settings, out=tmp_path / "r")
@@ -109,7 +108,6 @@ def test_bits_are_learned_predicted_and_exported(tmp_path):
     assert program(torch.from_numpy(shown)).dtype == torch.int8
 
 
-@pytest.mark.entry("ppo")
 def test_masked_bits_are_never_taken(tmp_path):
     run = anypo.train(
         "ppo", task={"env": StuckLights, "envs": 2}, steps=100, episodes=2, step={"epochs": 1}, out=tmp_path / "r"

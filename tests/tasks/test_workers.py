@@ -120,7 +120,6 @@ def metrics(folder):
     return (folder / "metrics.jsonl").read_text()
 
 
-@pytest.mark.entry("ppo")
 def test_a_run_with_workers_has_the_metrics_of_one_without_also_when_it_is_killed_and_resumed(folder):
     plain, apart = Command(folder, *words("one")), Command(folder, *words("two", "--task.workers", 2))
     assert plain.end()[0] == apart.end()[0] == 0
