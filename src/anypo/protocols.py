@@ -139,6 +139,15 @@ class HasTransitions(Protocol):
 
 
 @runtime_checkable
+class StoresObservations(Protocol):
+    """An encoder of observations as a store of transitions keeps them: bytes of each, and what the networks read."""
+
+    nbytes: int
+
+    def expand(self, obs: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
 class HasDemonstrations(Protocol):
     """A task that answers requests with demonstrations."""
 

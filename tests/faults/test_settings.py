@@ -413,3 +413,10 @@ def test_the_plan_says_that_a_length_is_rounded_up_and_what_it_amounts_to(call):
     _, out, _ = call("train", "ppo", *flags, "--steps", 200)
     length = next(line for line in out if line.startswith("length"))
     assert "200 environment steps, rounded up to 208: at most 208 decisions and about 13 updates" in length
+
+
+def test_a_store_of_transitions_wants_observations_and_says_so(call):
+    code, _, error = call("train", "ppo", "--task", "bandit", "--store", "transitions", "--steps", "2", "--out", "r")
+    assert code == 2
+    assert "keeps transitions of observations, and the policy of the task bandit reads none" in error
+    assert len(error.splitlines()) == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from anypo.errors import UsageError
 from anypo.method.method import Method
-from anypo.protocols import HasTransitions
+from anypo.protocols import HasTransitions, StoresObservations
 from anypo.stages import OpenStore
 
 
@@ -19,8 +19,13 @@ def open_store(method: Method, task: Any, policy: Any) -> OpenStore:
         policy: standardizes its observations by them.
 
     Raises:
-        UsageError: the method learns from data and the task has none.
+        UsageError: the method learns from data and the task has none, or the policy reads no observations that can be stored.
     """
+    if method.traits["replays"] and not isinstance(getattr(policy, "encode", None), StoresObservations):
+        raise UsageError(
+            f"the store of {method.card.id} keeps transitions of observations, and the policy of the task {task.name} reads none;"
+            " it is for tasks such as gym:ENV_ID"
+        )
     store = method.stages["store"].open()
     if method.traits["offline"] and not isinstance(task, HasTransitions):
         raise UsageError(
