@@ -12,12 +12,13 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from anypo.errors import UsageError
-from anypo.policies.control.actor_critic import ActorCritic
+from anypo.networks import Sizes
+from anypo.networks.perceptrons import Ensemble
+from anypo.policies.control.actor_critic import OFFERS, ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
 from anypo.policies.control.normalize import DatasetNorm
 from anypo.policies.control.observations import Flat
 from anypo.policies.control.spaces import choices, require_floats, to_space, without_mask
-from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
 from anypo.policies.decisions import names_of
 from anypo.ranges import Members, Width
 from anypo.types import MASK, Trajectories
@@ -86,10 +87,8 @@ class Actor(ActorCritic):
         generator = torch.Generator().manual_seed(seed)
         self.norm = DatasetNorm(dim) if normalize else None
         self.actor = self.body((dim, *hidden), generator)
-        self.networks = dict(networks or {})
-        self.critics = build_value_networks(
-            self.networks, dim, self.width, self.sizes[0] if discrete else 0, hidden, generator
-        )
+        sizes = Sizes(dim, self.width, self.sizes[0] if discrete else 0, hidden)
+        self.carry(networks, OFFERS, sizes, generator)
 
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Build the actor's network."""
@@ -118,9 +117,8 @@ class Actor(ActorCritic):
         return torch.randn(shape, generator=generator)
 
     def noise_shape(self, functional: str) -> tuple[int, ...] | None:
-        """Return the shape of the normal numbers per decision that `luck` is, and that autoencoders read."""
-        net = dict(self.critics.items()).get(functional)
-        return () if functional == "luck" else (net.latent,) if isinstance(net, Autoencoder) else None
+        """Return () for `luck`, which is one normal number, and what networks read."""
+        return () if functional == "luck" else super().noise_shape(functional)
 
     def propose(self, b: Trajectories, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Propose (action [N, T, (count,) A], log-probability [N, T, (count)]) for the observations of the batch."""
