@@ -27,6 +27,7 @@ class SoftmaxTable(ActorCritic):
     """
 
     kind = "table"
+    offers = ("obs", "action")
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class SoftmaxTable(ActorCritic):
         heads = 0.01 * torch.randn(contexts, len(self.heads), generator=generator)
         heads[:, :1] = 0
         self.table = nn.Parameter(heads) if self.heads else None
-        self.carry(networks, ("obs", "action"), Sizes(contexts, 1, arms), generator)
+        self.carry(networks, Sizes(contexts, 1, arms), generator)
 
     def encode(self, observation: Any) -> np.ndarray:
         """Store the index of the context."""

@@ -23,8 +23,6 @@ from anypo.rng import Rng
 from anypo.types import MASK, Trajectories
 from anypo.views import Functional, Network, register_functionals
 
-OFFERS = ("obs", "action", "next")
-"""What networks beside a policy for control may read."""
 FORBIDDEN = -1e30
 """Q of a choice the mask forbids: below every other, and finite, as a terminal state's is multiplied by 0."""
 
@@ -46,6 +44,8 @@ class ActorCritic(nn.Module):
     networks: Mapping[str, Network] = {}
     """Networks beside its own, the modules of `critics`."""
     critics: Carried
+    offers: tuple[str, ...] = ("obs", "action", "next")
+    """What those may read."""
     distributed: frozenset[str] = register_functionals(*map(Functional, ("logp", "entropy", "score_norm")))
     """Functionals of the action distribution."""
     implicit = False
@@ -59,13 +59,11 @@ class ActorCritic(nn.Module):
     def functionals(self) -> frozenset[str]:
         return self.distributed.union(self.heads, self.critics.outputs() if self.networks else ())
 
-    def carry(
-        self, networks: Mapping[str, Network] | None, offers: Sequence[str], sizes: Sizes, generator: torch.Generator
-    ) -> None:
-        """Build the networks beside its own; without any there is no module and no parameter. Arguments as in `Carried`."""
+    def carry(self, networks: Mapping[str, Network] | None, sizes: Sizes, generator: torch.Generator) -> None:
+        """Build the networks beside its own, as `Carried` does; without any there is no module and no parameter."""
         if networks:
             self.networks = dict(networks)
-            self.critics = Carried(networks, offers, sizes, generator)
+            self.critics = Carried(networks, self.offers, sizes, generator)
 
     def noise_shape(self, functional: str) -> tuple[int, ...] | None:
         """Return the shape of the normal numbers per decision that a functional is computed with; None: it needs none."""

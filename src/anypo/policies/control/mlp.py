@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anypo.kernels.compiler import CompiledFn
 from anypo.kernels.mlp import build_mlp
 from anypo.networks import Sizes
-from anypo.policies.control.actor_critic import OFFERS, ActorCritic
+from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise, require_choice
 from anypo.policies.control.normalize import RunningNorm, normalized_obs
 from anypo.policies.control.observations import Flat
@@ -80,9 +80,10 @@ class MLPPolicy(ActorCritic):
         self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
         self.heads = names_of(value)
         self.critic = build_mlp([dim, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
-        taken = self.scalar or not self.sizes  # several choices at a time are no input of a network
+        if self.sizes and not self.scalar:  # several choices at a time are no input of a network
+            self.offers = ("obs", "next")
         sizes = Sizes(dim, outputs, self.sizes[0] if self.scalar else 0, hidden)
-        self.carry(networks, [key for key in OFFERS if taken or key != "action"], sizes, generator)
+        self.carry(networks, sizes, generator)
         self.norm = RunningNorm(dim) if normalize else None
         self.register_buffer("boxed", torch.from_numpy(self.encode.boxed), persistent=False)
         self.compact = self.encode.compact

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anypo.errors import UsageError
 from anypo.networks import Sizes
 from anypo.networks.perceptrons import Ensemble
-from anypo.policies.control.actor_critic import OFFERS, ActorCritic
+from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
 from anypo.policies.control.normalize import DatasetNorm
 from anypo.policies.control.observations import Flat
@@ -88,7 +88,7 @@ class Actor(ActorCritic):
         self.norm = DatasetNorm(dim) if normalize else None
         self.actor = self.body((dim, *hidden), generator)
         sizes = Sizes(dim, self.width, self.sizes[0] if discrete else 0, hidden)
-        self.carry(networks, OFFERS, sizes, generator)
+        self.carry(networks, sizes, generator)
 
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Build the actor's network."""

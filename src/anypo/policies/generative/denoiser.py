@@ -50,6 +50,7 @@ class Denoiser(MLPPolicy):
     """
 
     implicit = True
+    offers = ("obs", "action")
     base_functionals = register_functionals(
         *map(Functional, ("logp", "entropy", "score_norm", "logp_noise")),
         *(Functional(name, ("action",)) for name in ("step_mean", "guess")),
