@@ -68,7 +68,7 @@ CONTROL = {
 
 def beside(**settings: Any) -> dict[str, Any]:
     """The critics of ppo with a second network."""
-    return {"critic": [{"part": "value"}, {"part": PART, **settings}]}
+    return {"critic": [{"part": "value", "clip": 0.2}, {"part": PART, **settings}]}
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,11 @@ class Carried(nn.ModuleDict):
         """Return what the networks give, by name."""
         return outputs_of(self.specs)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return next(self.parameters()).dtype
+
     def latent(self, functional: str) -> tuple[int, ...] | None:
         """Return the shape of the normal numbers per decision that the network of that name reads; None: it needs none."""
         size = self[functional].latent if functional in self else 0
@@ -53,11 +58,11 @@ class Carried(nn.ModuleDict):
         """
         out: dict[str, Tensor] = {}
         for name, spec in self.specs.items():
-            if given := outputs_of({name: spec}).keys() & set(want):
+            if wanted := outputs_of({name: spec}).keys() & set(want):
                 net: Any = self[name]
                 at = {key: show(key) for key in net.reads}
                 if net.latent:
                     at["noise"] = show(rng_key(name))
-                values = net.values(name, at, given, frozen)
-                out |= {key: values[key] for key in given}
+                values = net.values(name, at, wanted, frozen)
+                out |= {key: values[key] for key in wanted}
         return out

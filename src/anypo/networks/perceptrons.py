@@ -123,10 +123,10 @@ class ActionValues(Ensemble, NetworkKind):
     @classmethod
     def outputs(cls, name: str, spec: Network) -> list[Functional]:
         members = (spec.ensemble,)
-        given = [Functional(name, members), Functional(f"{name}_all", ("choice", *members))]
-        given += [Functional(f"{name}_std", members, positive=True)] if spec.spread else []
-        slopes = {"obs": "input", "action": "action"} if spec.smooth else {}
-        return given + [Functional(f"{name}_slope_{key}", (*members, size)) for key, size in slopes.items()]
+        deviations = [Functional(f"{name}_std", members, positive=True)] if spec.spread else []
+        inputs = {"obs": "input", "action": "action"} if spec.smooth else {}
+        slopes = [Functional(f"{name}_slope_{key}", (*members, size)) for key, size in inputs.items()]
+        return [Functional(name, members), Functional(f"{name}_all", ("choice", *members)), *deviations, *slopes]
 
     def values(self, name: str, at: Mapping[str, Any], want: Collection[str], frozen: bool) -> dict[str, Tensor]:
         obs, action = at["obs"], at["action"]

@@ -85,5 +85,5 @@ def find_network(name: str) -> type[NetworkKind]:
 
 def outputs_of(networks: Mapping[str, Network]) -> dict[str, Functional]:
     """Return what networks give, by name."""
-    given = [find_network(spec.of).outputs(name, spec) for name, spec in networks.items()]
-    return {functional.name: functional for functionals in given for functional in functionals}
+    outputs = [find_network(spec.of).outputs(name, spec) for name, spec in networks.items()]
+    return {functional.name: functional for functionals in outputs for functional in functionals}

@@ -45,16 +45,11 @@ def param_groups(policy: Any, moves: tuple[str, ...] | None = None) -> list[dict
     Raises:
         UsageError: no name begins so.
     """
-    networks = getattr(policy, "networks", {})
-    own = {
-        name: {"own_lr": net.lr, "own_norm": math.inf if net.lr == 0 else net.grad_norm}
-        for name, net in networks.items()
-    }
-    own = {name: {key: x for key, x in settings.items() if x is not None} for name, settings in own.items()}
     groups: dict[str, dict[str, Any]] = {name: {"params": [], "name": name} for name in ("policy", "critics")}
-    groups |= {
-        f"critics.{name}": {"params": [], "name": name, **settings} for name, settings in own.items() if settings
-    }
+    for name, net in getattr(policy, "networks", {}).items():
+        settings = {"own_lr": net.lr, "own_norm": math.inf if net.lr == 0 else net.grad_norm}
+        if settings := {key: x for key, x in settings.items() if x is not None}:
+            groups[f"critics.{name}"] = {"params": [], "name": name, **settings}
     for path, p in policy.named_parameters():
         if p.requires_grad and (moves is None or path.startswith(moves)):
             room, _, rest = path.partition(".")

@@ -22,7 +22,7 @@ from anypo.policies.language.backbone import Backbone, end_tokens, make_value_he
 from anypo.policies.language.batching import pad
 from anypo.policies.language.checkpoint import add_adapters, load_pretrained, load_settings, save_policy
 from anypo.policies.language.filter import Filter, KnownTokens, find_unknown
-from anypo.policies.language.forward import decision_states
+from anypo.policies.language.forward import States, decision_states
 from anypo.policies.language.generate import Sample, generate
 from anypo.policies.language.output_head import OFFERED, functionals
 from anypo.policies.language.text import Prompt, TextCodec, contain_stop
@@ -85,10 +85,9 @@ class LanguageModel(nn.Module):
         self.heads = names_of(value)
         width = self.inner.config.hidden_size
         self.value_head = make_value_heads(width, len(self.heads), self.inner.dtype) if self.heads else None
-        self.networks = dict(networks or {})
-        if self.networks:
-            sizes, generator = Sizes(width, hidden=(width,)), torch.Generator().manual_seed(seed)
-            self.critics = Carried(self.networks, ("obs",), sizes, generator)
+        sizes, generator = Sizes(width, hidden=(width,)), torch.Generator().manual_seed(seed)
+        self.critics = Carried(networks or {}, ("obs",), sizes, generator)
+        self.networks = self.critics.specs
         self.train(False)
 
     @classmethod
@@ -236,7 +235,7 @@ class LanguageModel(nn.Module):
 
     @property
     def functionals(self) -> frozenset[str]:
-        return frozenset({*OFFERED, *self.heads, *(self.critics.outputs() if self.networks else ())})
+        return frozenset({*OFFERED, *self.heads, *self.critics.outputs()})
 
     def evaluate(
         self, b: Trajectories, want: Collection[str], *, layer: int | None = None, temperature: float | None = None
@@ -259,22 +258,9 @@ class LanguageModel(nn.Module):
             kinds = Trajectories(mask=valid[first], trace={name: b.trace[name][first] for name in READ})
             values = self.evaluate(kinds, want, layer=layer, temperature=temperature)
             return {k: x.index_select(0, kind) for k, x in values.items()}
-        heads = set(self.heads) & set(want)
-        of_networks = set(want) - {*OFFERED, *self.heads}
-        states = decision_states(self.backbone, b, layer, bool(heads or of_networks))
-        values: dict[str, Tensor] = {}
-        if set(OFFERED) & set(want):
-            taken = b.trace["completion"][states.row, states.step]
-            filter = self.distribution if temperature is None else replace(self.distribution, temperature=temperature)
-            values |= functionals(states.read, self.backbone.head(layer), taken, filter, want, self.vocabulary)
-        if self.value_head is not None and heads:
-            v = self.value_head(states.last.to(self.value_head.weight.dtype)).to(self.value_head.weight.dtype)
-            values |= {name: v[:, k] for k, name in enumerate(self.heads) if name in want}
-        if of_networks:
-            seen = states.last.detach().to(next(self.critics.parameters()).dtype)
-            values |= self.critics.evaluate(of_networks, lambda key: seen)
-        where = states.row, states.step
-        return {k: x.new_zeros(*valid.shape, *x.shape[1:]).index_put(where, x) for k, x in values.items()}
+        states = decision_states(self.backbone, b, layer, values=not set(want) <= {*OFFERED})
+        values = read_states(self, states, b, want, layer, temperature)
+        return {k: x.new_zeros(*valid.shape, *x.shape[1:]).index_put(states[:2], x) for k, x in values.items()}
 
     def observe(self, b: Trajectories) -> None:
         """Do nothing: token ids have no statistics to learn."""
@@ -298,3 +284,32 @@ class LanguageModel(nn.Module):
     def mismatched(self, b: Trajectories) -> Float[Tensor, " row"]:
         """See `probes.mismatched_logp`."""
         return probes.mismatched_logp(self, b)
+
+
+def read_states(
+    policy: LanguageModel,
+    states: States,
+    b: Trajectories,
+    want: Collection[str],
+    layer: int | None,
+    temperature: float | None,
+) -> dict[str, Float[Tensor, "decision ..."]]:
+    """Compute functionals of decisions from the hidden states before them.
+
+    Args:
+        policy: whose output layer, value heads and networks read the states.
+        states: of all decisions.
+        b: the rows they are of.
+        want: names of functionals.
+        layer, temperature: as for `LanguageModel.evaluate`.
+    """
+    values: dict[str, Tensor] = {}
+    if set(OFFERED) & set(want):
+        taken = b.trace["completion"][states.row, states.step]
+        filter = policy.distribution if temperature is None else replace(policy.distribution, temperature=temperature)
+        values |= functionals(states.read, policy.backbone.head(layer), taken, filter, want, policy.vocabulary)
+    if policy.value_head is not None and set(policy.heads) & set(want):
+        dtype = policy.value_head.weight.dtype
+        v = policy.value_head(states.last.to(dtype)).to(dtype)
+        values |= {name: v[:, k] for k, name in enumerate(policy.heads) if name in want}
+    return values | policy.critics.evaluate(want, lambda key: states.last.detach().to(policy.critics.dtype))
