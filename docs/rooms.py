@@ -26,6 +26,7 @@ CONTENT = {
     "loops": "collect, update, evaluate",
     "method": "a filling of the stages",
     "methods": "one file per method",
+    "networks": "beside the policy's own",
     "numbers": "floats that may move",
     "parts": "one package per stage",
     "plain_yaml": "YAML read as it looks",

@@ -373,8 +373,9 @@ def wrap_model(model: Any, tokenizer: Any, name: str, *, value: Any, seed: int, 
         model, tokenizer: of transformers.
         name: for messages.
         value: a value head, or the names of several.
-        seed, networks: not used.
+        seed: of the networks' weights.
+        networks: those it carries beside its own, by name.
     """
     from anypo.policies.language.model import LanguageModel
 
-    return LanguageModel(model, tokenizer, value=value, name=name)
+    return LanguageModel(model, tokenizer, value=value, name=name, networks=networks, seed=seed)

@@ -171,11 +171,16 @@ class Anneals(Protocol):
 
 @runtime_checkable
 class Proposes(Protocol):
-    """A policy that can propose actions beside those taken. noise_shape: of the standard normal numbers per decision that a
-    functional is computed with; None: it needs none."""
+    """A policy that can propose actions beside those taken."""
 
     def propose(self, b: Trajectories, draw: Any, noise: Any) -> tuple[Tensor, Tensor | None]: ...
     def noise(self, b: Trajectories, draw: Any, generator: torch.Generator) -> Tensor | None: ...
+
+
+@runtime_checkable
+class ReadsNoise(Protocol):
+    """A policy that computes functionals with normal numbers. noise_shape: of those per decision; None: it needs none."""
+
     def noise_shape(self, functional: str) -> tuple[int, ...] | None: ...
 
 

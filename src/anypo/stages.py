@@ -3,7 +3,7 @@
 Beside `reads`, a part may declare: `views`, batch fields the engine fills by forward passes without gradient before the
 update (per minibatch for a minibatch link); `live`, fields filled with gradient, where they differ from the plain
 functional of that name; `anchors`, refresh rules; `heads`, the value functions a critic learns as outputs of the policy's
-critic, `networks`, those with networks of their own; `policy`, the kind of policy for control it presumes, and `policy_options`, that
+critic, `networks`, networks beside the policy; `policy`, the kind of policy for control it presumes, and `policy_options`, that
 kind's options where a run leaves them open. Undeclared fields are not computed.
 
 A *part* is one stage's function with its configuration: a frozen dataclass with one `__call__`. Parts are pure functions of
@@ -63,12 +63,14 @@ DECLARATIONS: dict[str, Any] = {
     "coef": None,
     "uses_ratio": True,
     "per_group": False,
+    "smooth": False,
     "bootstraps": False,
     "replays": False,
     "offline": False,
 }
 """What a part may declare as an attribute of that name, and what holds where it does not. level: the safe one. heads: None is
-("value",) for a critic and none for a ratio. pieces: its settings that hold a piece, each called as its kind."""
+("value",) for a critic and none for a ratio. rows: what a term or critic learns from, `own`, `all`, a source or several. smooth: a piece
+differentiates its head's network twice. pieces: its settings that hold a piece, each called as its kind."""
 
 
 def declared(part: Any, name: str) -> Any:

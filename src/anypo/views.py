@@ -1,4 +1,4 @@
-"""What a part may ask of the policy beside the sampled decisions: views (forward passes), draws (proposed actions), value networks
+"""What a part may ask of the policy beside the sampled decisions: views (forward passes), draws (proposed actions), networks
 and anchors (frozen copies with refresh rules). Undeclared fields are not computed. What a view can read off a pass are functionals,
 which policies register."""
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-SIZES = {"action": 2, "choice": 3, "expert": 3, "member": 2}
+SIZES = {"action": 2, "choice": 3, "expert": 3, "input": 3, "member": 2}
 """Sizes of the dimensions of functionals in an example batch."""
 
 PLAIN = "plain"
@@ -32,7 +32,7 @@ class Functional:
 
 
 FUNCTIONALS: dict[str, Functional] = {}
-"""By name; those of value networks are `Network.outputs`, and value heads have none: they are one number each."""
+"""By name; those of networks are their kinds' (`anypo.networks`), and value heads have none: they are one number each."""
 
 
 def register_functionals(*functionals: Functional) -> frozenset[str]:
@@ -86,30 +86,22 @@ class View:
 
 @dataclass(frozen=True)
 class Network:
-    """A value function with networks of its own, beside the policy's.
+    """A network with parameters of its own, beside the policy's.
 
-    of: Q(s, a) of `action`, or V(s) of `state`; `autoencoder`: a variational one of actions given states. ensemble: how
-    many, initialised apart and evaluated together. spread: each also has a standard deviation (`NAME_std`). norm: layer
-    normalization before every activation. lr: a learning rate of its own.
+    of: its kind, which says what it reads and gives: Q(s, a) of `action`, or V(s) of `state`; `autoencoder`: a variational one of
+    actions given states; or a kind registered by `register_network`. ensemble: how many, initialised apart and evaluated together.
+    spread: each also has a standard deviation (`NAME_std`). norm: layer normalization before every activation. smooth: it can be
+    differentiated twice, and gives its gradient in each input (`NAME_slope_INPUT`). lr: a learning rate of its own; 0: it stays as it
+    began. grad_norm: its gradient is scaled down to this norm, apart from that of all others.
     """
 
-    of: Literal["action", "state", "autoencoder"] = "action"
+    of: str = "action"
     ensemble: int = 1
     spread: bool = False
     norm: bool = False
+    smooth: bool = False
     lr: float | None = None
-
-    def outputs(self, name: str) -> dict[str, Functional]:
-        """Return what the network `name` gives: NAME, and NAME_std, NAME_all (of every choice) or NAME_kl where it has them."""
-        members = (self.ensemble,)
-        if self.of == "autoencoder":
-            outputs = [Functional(name, ("action",)), Functional(f"{name}_kl")]
-        elif self.of == "state":
-            outputs = [Functional(name, () if self.ensemble == 1 else members)]
-        else:
-            outputs = [Functional(name, members), Functional(f"{name}_all", ("choice", *members))]
-            outputs += [Functional(f"{name}_std", members, positive=True)] if self.spread else []
-        return {functional.name: functional for functional in outputs}
+    grad_norm: float | None = None
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from anypo.estimators.dataset import (
 from anypo.evidence.reach import Reach
 from anypo.loops.learn import learn
 from anypo.loops.views import attach_noise, evaluate_views
+from anypo.networks.perceptrons import Ensemble
 from anypo.parts.store import Transitions, WeightedTrajectories
 from anypo.parts.store.episodes import trajectory_values
 from anypo.parts.store.transitions import flattened
 from anypo.policies.control.distributions import Squashed
 from anypo.policies.control.off_policy import Experts, GaussianActor, SquashedGaussian
-from anypo.policies.control.value_networks import Ensemble
 from anypo.runs.build import build
 from anypo.runs.folder import create
 from anypo.views import Draw, Network, View
@@ -143,7 +143,7 @@ def test_discrete_conservative_learning_is_dqn_with_one_more_head(tmp_path):
 def test_a_method_that_cannot_act_there_is_refused_in_one_sentence(method, tmp_path):
     with pytest.raises(UsageError, match=r"needs numbers|learns from data"):
         start(tmp_path / "r", method=method, task="gym:CartPole-v1")
-    with pytest.raises(UsageError, match=r"no value networks|learns from data"):
+    with pytest.raises(UsageError, match=r"which reads `action`|learns from data"):
         start(tmp_path / "s", method=method, task="sums")
 
 

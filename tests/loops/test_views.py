@@ -19,23 +19,27 @@ from anypo.evidence.toys import Codes
 from anypo.loops.collect import collect
 from anypo.loops.learn import learn
 from anypo.loops.views import evaluate_views, with_views
+from anypo.networks import outputs_of
 from anypo.parts.ratio import LogRatio
 from anypo.parts.reduce import Mean
 from anypo.parts.trust import Unclipped
-from anypo.policies import POLICIES, make_policy
+from anypo.policies import make_policy
 from anypo.policies.language.model import LanguageModel
 from anypo.policies.tabular import SoftmaxTable
 from anypo.runs.build import build
 from anypo.tasks import make_task
 from anypo.views import FUNCTIONALS, Functional, Network, View, register_functionals
 
-NETWORKS = {"q": Network("action", 2, spread=True), "v": Network("state")}
+NETWORKS = {
+    "q": Network("action", 2, spread=True, smooth=True),
+    "v": Network("state", 2, smooth=True),
+    "vae": Network("autoencoder"),
+}
 
 
 def box_policy(kind: str):
     task = make_task({"name": "gym:Pendulum-v1"}, seed=0)
-    able = POLICIES[kind].networks
-    return make_policy({"name": kind}, task, value=not able, seed=0, networks=NETWORKS if able else None)
+    return make_policy({"name": kind}, task, value=(), seed=0, networks=NETWORKS)
 
 
 # ---------------------------------------------------------------- functionals
@@ -48,13 +52,11 @@ def test_what_a_policy_gives_has_the_registered_shape_and_sign(kind):
     obs = torch.randn(3, 3, generator=generator)
     trace = policy.trace(obs, torch.rand(3, 1, generator=generator) - 0.5, generator)
     b = Trajectories(mask=torch.ones(trace["obs"].shape[:2], dtype=torch.bool), trace=trace)
-    networks = getattr(policy, "networks", {})
-    outputs = {key: given for name, spec in networks.items() for key, given in spec.outputs(name).items()}
-    sizes = {"action": 1, "expert": 4, "member": 2}
+    sizes = {"action": 1, "expert": 4, "input": 3, "member": 2}
     for name in policy.functionals - set(policy.heads):
         if name.endswith("_all"):  # of discrete choices
             continue
-        given = {**FUNCTIONALS, **outputs}[name]
+        given = {**FUNCTIONALS, **outputs_of(NETWORKS)}[name]
         value = policy.evaluate(b, {name})[name]
         assert value.shape == (*b.shape, *(sizes.get(d, d) for d in given.shape)), name
         assert not given.positive or bool((value > 0).all()), name

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from anypo.networks.perceptrons import Ensemble
 from anypo.policies.control.distributions import Squashed
-from anypo.policies.control.value_networks import Ensemble
 
 
 def reference(net, x):

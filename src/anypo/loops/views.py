@@ -13,9 +13,10 @@ from anypo.errors import UsageError
 from anypo.loops.minibatches import fits, microbatches
 from anypo.loops.precision import autocast
 from anypo.method.method import Method
+from anypo.policies import policy_kind
 from anypo.policies.curvature import STEP_PRODUCTS, Moments
 from anypo.policies.weights import swap_params
-from anypo.protocols import HasOptimizer, Policy, Proposes
+from anypo.protocols import HasOptimizer, Policy, Proposes, ReadsNoise
 from anypo.runs.run import Run
 from anypo.types import MASK, NEXT_MASK, Trajectories
 from anypo.views import PLAIN, Draw, View, rng_key
@@ -247,11 +248,6 @@ def propose(policy: Any, batch: Trajectories, draw: Draw) -> tuple[Tensor, Tenso
         return policy.propose(batch, draw, batch.trace.get(rng_key(draw)))
 
 
-def policy_kind(policy: Any) -> str:
-    """Name of a policy on the command line, or of its class."""
-    return getattr(policy, "kind", type(policy).__name__)
-
-
 def attach_noise(
     policy: Any, batch: Trajectories, views: Mapping[str, View], generator: torch.Generator
 ) -> Trajectories:
@@ -263,10 +259,11 @@ def attach_noise(
         views: whose draws are served.
         generator: of the run.
     """
-    if not isinstance(policy, Proposes):
+    if not isinstance(policy, ReadsNoise):
         return batch
     draws = dict.fromkeys(view.draw for view in views.values() if view.draw is not None)
-    numbers = {rng_key(draw): policy.noise(batch, draw, generator) for draw in draws}
+    able = isinstance(policy, Proposes)
+    numbers = {rng_key(draw): policy.noise(batch, draw, generator) for draw in draws if able}
     for functional in dict.fromkeys(view.functional for view in views.values()):
         if (shape := policy.noise_shape(functional)) is not None:
             numbers[rng_key(functional)] = torch.randn(*batch.shape, *shape, generator=generator)

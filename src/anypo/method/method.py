@@ -132,13 +132,12 @@ class Method(Requirements):
         total, metrics = self._surrogate_loss(fresh)
         reduce = self.stages["reduce"]
         for part in self.stages["terms"]:
-            names = declared(part, "rows")
-            rows = fresh if names == "own" else b.from_sources(*([names] if isinstance(names, str) else names))
+            rows = rows_of(part, b, fresh)
             if not self.is_off(part) and rows.shape[0]:
                 value, more = self._run("terms", part, rows, lambda d, term=part: term(d, reduce))
                 total, metrics = total + value, {**metrics, **more}
         for part in self.stages["critic"]:
-            value, more = self._run("critic", part, sampled, part)
+            value, more = self._run("critic", part, rows_of(part, b, sampled), part)
             total, metrics = total + value, {**metrics, **more}
         return total, {"loss": total.detach(), **metrics}
 
@@ -233,6 +232,20 @@ class Method(Requirements):
     def explain(self) -> str:
         """Return the method in words: stages with the changed ones marked, equation, source, forward passes, claim."""
         return explanation(self)
+
+
+def rows_of(part: Any, b: Trajectories, own: Trajectories) -> Trajectories:
+    """Return the rows a term or critic learns from.
+
+    Args:
+        part: declares `rows`: a source, several, or `all`; `own` where it does not.
+        b: all rows.
+        own: what parts of its stage learn from.
+    """
+    names = declared(part, "rows")
+    if names in ("own", "all"):
+        return own if names == "own" else b
+    return b.from_sources(*([names] if isinstance(names, str) else names))
 
 
 def mask_expert_scores(b: Trajectories) -> Trajectories:

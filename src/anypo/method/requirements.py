@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from anypo.method.filling import LOSS, Filling, merge_declared
+from anypo.networks import outputs_of
 from anypo.stages import LEVELS, SLOTS, Level, declared
 from anypo.views import ANCHORS, FUNCTIONALS, SIZES, Functional, Network, Refresh, View
 
@@ -23,7 +24,7 @@ class Requirements(Filling):
 
     @cached_property
     def networks(self) -> dict[str, Network]:
-        """The value functions it learns with networks of their own."""
+        """The networks it learns beside the policy."""
         return merge_declared(self.parts(*SLOTS), "networks")
 
     @property
@@ -117,8 +118,7 @@ def example_of(name: str, view: View, networks: Mapping[str, Network]) -> Functi
         view: that fills it.
         networks: whose outputs it may read.
     """
-    outputs = {key: output for of, spec in networks.items() for key, output in spec.outputs(of).items()}
-    functional = (FUNCTIONALS | outputs).get(view.functional, Functional(view.functional))
+    functional = (FUNCTIONALS | outputs_of(networks)).get(view.functional, Functional(view.functional))
     draw = view.draw
     proposed = () if draw is None else (SIZES["expert"],) if draw.how == "each" else (draw.count,) if draw.count else ()
     return Functional(name, (*proposed, *functional.sizes()), functional.positive)

@@ -20,7 +20,7 @@ from anypo.views import Network
 class PolicySpec:
     """A policy to build: KIND or KIND:SOURCE with options, for a task.
 
-    value: a value head, or the names of several. networks: value networks by name.
+    value: a value head, or the names of several. networks: those it carries beside its own, by name.
     """
 
     name: str
@@ -79,7 +79,7 @@ def _pretrained(spec: PolicySpec, cls: Callable[..., Any]) -> Any:
 
     steps = check("policy.pretrain", Annotated[int, Range(least=0, most=1_000_000)], spec.options.pop("pretrain", 0))
     task = spec.task
-    policy = spec.build(cls, task.observation_space, task.action_space)
+    policy = spec.build(cls, task.observation_space, task.action_space, networks=spec.networks)
     if steps:
         if not isinstance(task, HasExperts):
             raise UsageError(f"the task {task.name} has no demonstrations to pretrain a policy on")
@@ -93,7 +93,7 @@ def _table(spec: PolicySpec) -> Any:
 
     if not isinstance(spec.task, HasArms):
         raise UsageError(f"the policy table needs a task with contexts and arms, {spec.task.name} has none")
-    return spec.build(SoftmaxTable, spec.task.starts, spec.task.arms)
+    return spec.build(SoftmaxTable, spec.task.starts, spec.task.arms, networks=spec.networks)
 
 
 def _actor(spec: PolicySpec) -> Any:
@@ -132,7 +132,7 @@ def _of_run(spec: PolicySpec) -> Any:
 def _language_model(spec: PolicySpec, source: str) -> Any:
     from anypo.policies.language.model import LanguageModel
 
-    policy = spec.build(LanguageModel.load, source)
+    policy = spec.build(LanguageModel.load, source, networks=spec.networks)
     if half := {p.dtype for p in policy.parameters() if p.requires_grad} & {torch.float16, torch.bfloat16}:
         raise UsageError(
             f"weights in {str(half.pop()).removeprefix('torch.')} are too coarse to train, small steps round to none; leave out"
@@ -146,14 +146,14 @@ class Kind:
     """A kind of policy.
 
     form: as typed. about: one line for lists. build: makes it, importing what it needs, so that naming policies stays quick.
-    language: writes text. networks: may have value networks.
+    language: writes text. networks: carries networks beside its own.
     """
 
     form: str
     about: str
     build: Callable[[PolicySpec], Any]
     language: bool = False
-    networks: bool = False
+    networks: bool = True
 
 
 LIBRARY_POLICIES = (
@@ -163,16 +163,11 @@ LIBRARY_POLICIES = (
     Kind("flow", "flow matching for control, with --policy.pretrain 1000 on a task's demonstrations", _flow),
     Kind("diffusion", "denoising diffusion for control, likewise", _diffusion),
     Kind("table", "a softmax table, for bandits", _table),
-    Kind("squashed", "a tanh-squashed Gaussian with value networks (sac)", _actor, networks=True),
-    Kind("deterministic", "a deterministic policy with value networks (td3)", _actor, networks=True),
-    Kind(
-        "gaussian",
-        "a Gaussian with a fixed deviation, or a categorical, with value networks (iql)",
-        _actor,
-        networks=True,
-    ),
-    Kind("experts", "a mixture of squashed Gaussians with value networks (pmoe)", _actor, networks=True),
-    Kind("greedy", "the best choice by a Q-network (dqn)", _actor, networks=True),
+    Kind("squashed", "a tanh-squashed Gaussian with value networks (sac)", _actor),
+    Kind("deterministic", "a deterministic policy with value networks (td3)", _actor),
+    Kind("gaussian", "a Gaussian with a fixed deviation, or a categorical, with value networks (iql)", _actor),
+    Kind("experts", "a mixture of squashed Gaussians with value networks (pmoe)", _actor),
+    Kind("greedy", "the best choice by a Q-network (dqn)", _actor),
     Kind("tiny", "the small decoder of the default task, warm-started once and cached", _tiny, language=True),
     Kind(
         "hf:NAME_OR_DIR",
@@ -199,13 +194,13 @@ def register_policy(
     """Register a policy class or factory under the name typed on the command line; a decorator.
 
     It is called with the task's observation and action space (one that writes text: with the task), the keywords `value` (a
-    value head, or the names of several), `seed`, `networks` where it may have value networks, and the options of `--policy.`.
+    value head, or the names of several), `seed`, `networks` where it carries some beside its own, and the options of `--policy.`.
 
     Args:
         name: as typed.
         about: one line for lists; the first of the docstring where it is left out.
         language: it writes text.
-        networks: it may have value networks.
+        networks: it carries networks beside its own.
 
     Raises:
         UsageError: the name is taken.
@@ -286,7 +281,7 @@ def make_policy(
         task: the task it acts in.
         value: a value head, or the names of several.
         seed: of its weights.
-        networks: value networks by name.
+        networks: those it carries beside its own, by name.
 
     Raises:
         UsageError: for an unknown policy or option, or one that the task or the method cannot use.
@@ -300,6 +295,10 @@ def make_policy(
     if kind.language != isinstance(task, HasRecords):
         raise UsageError(f"the policy {name} cannot act in the task {task.name}")
     if networks and not kind.networks:
-        able = ", ".join(name for name, other in POLICIES.items() if other.networks)
-        raise UsageError(f"the policy {name} has no value networks, which the method learns; use one of {able}")
+        raise UsageError(f"the policy {name} carries no networks beside its own, which the method learns")
     return kind.build(policy)
+
+
+def policy_kind(policy: Any) -> str:
+    """Name of a policy on the command line, or of its class."""
+    return getattr(policy, "kind", type(policy).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from anypo.errors import UsageError
@@ -39,8 +40,8 @@ def open_store(method: Method, task: Any, policy: Any) -> OpenStore:
 
 
 def param_groups(policy: Any, moves: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
-    """Return the trainable parameters in groups: value networks (`critics`) apart from the policy itself, and those with a learning
-    rate of their own apart from the others.
+    """Return the trainable parameters in groups: networks beside the policy (`critics`) apart from the policy itself, and those with a
+    learning rate or a bound on their gradient of their own apart from the others. A rate of 0 keeps a network out of the common norm.
 
     Args:
         policy: whose parameters.
@@ -49,9 +50,11 @@ def param_groups(policy: Any, moves: tuple[str, ...] | None = None) -> list[dict
     Raises:
         UsageError: no name begins so.
     """
-    rates = {name: net.lr for name, net in getattr(policy, "networks", {}).items() if net.lr is not None}
     groups: dict[str, dict[str, Any]] = {name: {"params": [], "name": name} for name in ("policy", "critics")}
-    groups |= {f"critics.{name}": {"params": [], "name": name, "own_lr": lr} for name, lr in rates.items()}
+    for name, net in getattr(policy, "networks", {}).items():
+        settings = {"own_lr": net.lr, "own_norm": math.inf if net.lr == 0 else net.grad_norm}
+        if settings := {key: x for key, x in settings.items() if x is not None}:
+            groups[f"critics.{name}"] = {"params": [], "name": name, **settings}
     for path, p in policy.named_parameters():
         if p.requires_grad and (moves is None or path.startswith(moves)):
             room, _, rest = path.partition(".")

@@ -16,8 +16,10 @@ from anypo.kernels.malloc import keep_memory
 from anypo.method.method import Method
 from anypo.method.per_task import per_task
 from anypo.method.registry import method as find_method
+from anypo.networks import outputs_of
+from anypo.policies import policy_kind
 from anypo.policies.weights import snapshot
-from anypo.protocols import Compiles, HasLabels, Prepares
+from anypo.protocols import Compiles, HasLabels, Prepares, Proposes
 from anypo.runs.binding import open_store, param_groups
 from anypo.runs.inputs import check_models
 from anypo.runs.objects import Objects, refuse_missing
@@ -115,12 +117,13 @@ def assemble(settings: Settings, task: Any, policy: Any, folder: Path | None = N
         folder: where the run writes; a run without one lives in memory.
 
     Raises:
-        UsageError: the policy has nothing to train, or the method needs data the task does not have.
+        UsageError: the policy has nothing to train or is of no use to the method, or the method needs data the task does not have.
     """
     method, seed = settings.method, settings.config.seed
     tasks.configure(task, settings.recipe)
     if not param_groups(policy):
         raise UsageError(f"the policy {settings.config.policy['name']!r} has no trainable parameter")
+    check_policy(method, policy)
     run = Run(
         config=settings.config,
         method=method,
@@ -144,6 +147,22 @@ def check_groups(settings: Settings, task: Any) -> None:
     if method.traits["grouped"] and sampled and settings.spec.samples == 1:
         raise UsageError(
             f"{method.card.id} compares the samples of a start; --collect.samples 1 leaves nothing to compare, take 2 or more"
+        )
+
+
+def check_policy(method: Method, policy: Any) -> None:
+    """Raise UsageError where the method needs actions the policy cannot propose, or trains networks that the policy does not act by."""
+    views = [view for phase in method.phases for view in (phase.live | phase.views | phase.late_views).values()]
+    if any(view.draw for view in views) and not isinstance(policy, Proposes):
+        raise UsageError(f"the policy {policy_kind(policy)} cannot propose actions, which the method needs")
+    if not (networks := getattr(policy, "networks", None)):
+        return
+    itself = policy.functionals - outputs_of(networks).keys()
+    live = [view for phase in method.phases for view in phase.live.values()]
+    if itself and not any(view.functional in itself or (view.draw and view.draw.live) for view in live):
+        raise UsageError(
+            f"the method {method.card.id} trains networks alone, by which the policy {policy_kind(policy)} does not act; leave out"
+            " --policy"
         )
 
 

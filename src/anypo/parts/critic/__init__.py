@@ -15,7 +15,7 @@ from anypo.parts.critic.next_actions import (
     TakenAction,
     TargetAction,
 )
-from anypo.parts.critic.penalties import Conservative
+from anypo.parts.critic.penalties import Conservative, GradientPenalty
 from anypo.parts.critic.pessimistic import PessimisticValue
 from anypo.parts.critic.regressions import DualValue, Expectile, GaussianReturn, Gumbel, Huber, Squared
 from anypo.parts.critic.value import FinishedValue, Value
@@ -30,6 +30,7 @@ __all__ = [
     "Expectile",
     "FinishedValue",
     "GaussianReturn",
+    "GradientPenalty",
     "GreedyAction",
     "Gumbel",
     "Huber",

@@ -23,7 +23,7 @@ from anypo.parts.ops.masked import masked_mean
 from anypo.parts.ops.targets import POLYAK
 from anypo.parts.registry import describe, register_part
 from anypo.ranges import Count, Members, Named, Share
-from anypo.stages import LEVELS, Level
+from anypo.stages import LEVELS, Level, declared
 from anypo.types import Trajectories
 from anypo.views import Network, Refresh, View
 
@@ -71,7 +71,8 @@ class Head:
 
     @property
     def networks(self) -> dict[str, Network]:
-        return {self.head: Network(self.of, self.members, spread=self.regress.spread, norm=self.norm)}
+        smooth = any(declared(penalty, "smooth") for penalty in self.penalties)
+        return {self.head: Network(self.of, self.members, self.regress.spread, self.norm, smooth)}
 
     @cached_property
     def live(self) -> dict[str, View]:

@@ -61,3 +61,28 @@ class Conservative:
         gap = self.temperature * (values / self.temperature).logsumexp(2) - q
         loss = token_mean(gap.sum(-1), b)
         return number(self.alpha) * loss, {"conservative_gap": masked_mean(gap.detach().mean(-1), b.mask)}
+
+
+@register_part("penalties")
+@dataclass(frozen=True)
+class GradientPenalty:
+    """coef sum_i mean max(|dQ_i/da (s, a)| - bound, 0)^2 at the recorded actions: only a slope above the bound costs.
+
+    Source: Div99/XQL and hari-sikchi/DVL (`grad_pen`), which take the slope of the first member for both; WGAN-LP, arXiv 1709.08894.
+    """
+
+    coef: NonNegative[Number] = 1.0
+    bound: NonNegative[float] = 1.0
+    level: ClassVar[Level] = "decision"
+    smooth: ClassVar[bool] = True
+
+    def live(self, head: str) -> dict[str, View]:
+        return {f"{head}_slope_action": View(f"{head}_slope_action")}
+
+    def views(self, head: str) -> dict[str, View]:
+        return {}
+
+    def __call__(self, b: Trajectories, head: str) -> tuple[Tensor, dict[str, Tensor]]:
+        slope = torch.linalg.vector_norm(b.need(f"{head}_slope_action"), dim=-1)
+        loss = token_mean((slope - self.bound).relu().square().sum(-1), b)
+        return number(self.coef) * loss, {f"{head}_slope": masked_mean(slope.detach().mean(-1), b.mask)}

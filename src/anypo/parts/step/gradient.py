@@ -23,7 +23,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 @dataclass(frozen=True)
 class Gradient:
     """lr: learning rate. epochs: passes over a batch. minibatch: rows per update (single decisions or actions where
-    method and policy allow cutting), 0 for the whole batch. grad_norm: the gradient is scaled down to this global norm.
+    method and policy allow cutting), 0 for the whole batch. grad_norm: the gradient is scaled down to this global norm; networks with
+    a bound of their own are scaled apart.
     schedule: of the learning rate over the run, after `warmup` updates that ramp it up. policy_lr: of the policy itself, where
     value networks beside it learn at `lr`.
     """
@@ -83,19 +84,31 @@ class Descent(Generic[Recipe]):
         for p in parameters:
             p.grad = None
         metrics = self.gradients(closures)
-        lr, bound = self.lr(), self.recipe.grad_norm
-        grads = [p.grad for p in parameters if p.grad is not None]
-        norm = total_norm(grads)
+        lr, norm = self.lr(), self.clip()
         finite = math.isfinite(norm)
         if finite:
-            if bound is not None and norm + 1e-6 > bound:
-                torch._foreach_mul_(grads, bound / (norm + 1e-6))
             for group in self.optimizer.param_groups:
                 rate = self.recipe.policy_lr if group.get("name") == "policy" else group.get("own_lr")
                 group["lr"] = lr if rate is None else float(rate)
             optimizer_step(self.optimizer)
             self.updates += 1
         return {**metrics, "grad_norm": norm, "lr": lr, "skipped": float(not finite)}
+
+    def clip(self) -> float:
+        """Scale gradients down to their bounds: that of a network to its own, all others together to the recipe's.
+
+        Returns:
+            The norm of the latter before; not finite where any gradient is not.
+        """
+        common, bad = [], 0.0
+        for group in self.optimizer.param_groups:
+            grads = [p.grad for p in group["params"] if p.grad is not None]
+            bound = group.get("own_norm")
+            if bound is None:
+                common += grads
+            elif not math.isfinite(norm := scale_down(grads, bound)):
+                bad = norm
+        return scale_down(common, self.recipe.grad_norm) + bad
 
     def gradients(self, closures: Sequence[Callable[[], dict[str, Any]]]) -> dict[str, float]:
         """Leave the gradient on the parameters; returns the metrics of the loss."""
@@ -108,3 +121,11 @@ class Descent(Generic[Recipe]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates, self.progress = state["updates"], state["progress"]
+
+
+def scale_down(grads: list[torch.Tensor], bound: float | None) -> float:
+    """Scale gradients in place down to the norm `bound`, if any; return their norm before."""
+    norm = total_norm(grads)
+    if bound is not None and math.isfinite(norm) and norm + 1e-6 > bound:
+        torch._foreach_mul_(grads, bound / (norm + 1e-6))
+    return norm

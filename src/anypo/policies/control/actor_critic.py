@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from anypo.errors import UsageError
+from anypo.networks import Carried, NetworkKind, Sizes
 from anypo.policies.control.distributions import Categoricals, require_choice, uniform_choices
 from anypo.policies.control.observations import Flat
 from anypo.policies.control.progress import choice_progress
@@ -20,7 +21,7 @@ from anypo.policies.curvature import Moments, step_products
 from anypo.policies.decisions import Decisions, flat, scatter_valid, valid_mask
 from anypo.rng import Rng
 from anypo.types import MASK, Trajectories
-from anypo.views import Functional, Network, register_functionals, rng_key
+from anypo.views import Functional, Network, register_functionals
 
 FORBIDDEN = -1e30
 """Q of a choice the mask forbids: below every other, and finite, as a terminal state's is multiplied by 0."""
@@ -41,8 +42,10 @@ class ActorCritic(nn.Module):
     heads: tuple[str, ...] = ()
     """Names of the value functions, in the order of `values`; the first one bootstraps."""
     networks: Mapping[str, Network] = {}
-    """Value functions with separate networks, the modules of `critics`."""
-    critics: nn.ModuleDict
+    """Networks beside its own, the modules of `critics`."""
+    critics: Carried
+    offers: tuple[str, ...] = ("obs", "action", "next")
+    """What those may read."""
     distributed: frozenset[str] = register_functionals(*map(Functional, ("logp", "entropy", "score_norm")))
     """Functionals of the action distribution."""
     implicit = False
@@ -54,8 +57,23 @@ class ActorCritic(nn.Module):
 
     @property
     def functionals(self) -> frozenset[str]:
-        outputs = (spec.outputs(name) for name, spec in self.networks.items())
-        return self.distributed.union(self.heads, *outputs)
+        return self.distributed.union(self.heads, self.critics.outputs() if self.networks else ())
+
+    def carry(
+        self,
+        networks: Mapping[str, Network] | None,
+        sizes: Sizes,
+        generator: torch.Generator,
+        wrap: Callable[[NetworkKind], nn.Module] | None = None,
+    ) -> None:
+        """Build the networks beside its own, as `Carried` does; without any there is no module and no parameter."""
+        if networks:
+            self.networks = dict(networks)
+            self.critics = Carried(networks, self.offers, sizes, generator, wrap)
+
+    def noise_shape(self, functional: str) -> tuple[int, ...] | None:
+        """Return the shape of the normal numbers per decision that a functional is computed with; None: it needs none."""
+        return self.critics.latent(functional) if self.networks else None
 
     encode: Any
     """Maps an observation to the vector that the policy stores."""
@@ -178,14 +196,8 @@ class ActorCritic(nn.Module):
         out = self._distribution_values(b, want, features, select) if self.distributed & set(want) else {}
         if set(self.heads) & set(want) and (values := self.values(features)) is not None:
             out |= {name: values[:, k] for k, name in enumerate(self.heads) if name in want}
-        for name, spec in self.networks.items():
-            if outputs := spec.outputs(name).keys() & set(want):
-                noise = b.trace.get(rng_key(name))
-                latent = None if noise is None else select(noise)
-                values = self.q_values(name, spec, features, select(b.trace["action"]), frozen, latent)
-                if MASK in b.trace and (choices := f"{name}_all") in values:
-                    values[choices] = torch.where(select(b.trace[MASK]).unsqueeze(-1), values[choices], FORBIDDEN)
-                out |= {n: x for n, x in values.items() if n in outputs}
+        if self.networks:
+            out |= self._network_values(b, want, features, select, frozen)
         return {name: scatter_valid(x, valid) for name, x in out.items()}
 
     def _distribution_values(
@@ -204,43 +216,33 @@ class ActorCritic(nn.Module):
             out["score_norm"] = distribution.score_norm(action)
         return out
 
-    def q_values(
-        self, name: str, spec: Network, features: Tensor, action: Tensor, frozen: bool, latent: Tensor | None
+    def _network_values(
+        self,
+        b: Trajectories,
+        want: Collection[str],
+        features: Tensor,
+        select: Callable[[Tensor], Tensor],
+        frozen: bool,
     ) -> dict[str, Float[Tensor, "decision ..."]]:
-        """Evaluate a value network.
+        """Evaluate the networks beside its own; of the choices that a mask forbids the value is FORBIDDEN."""
 
-        Args:
-            name: of the network in `critics`.
-            spec: its declaration.
-            features: input of the networks [M, dim].
-            action: [M, A], or [M, draw, A].
-            frozen: its parameters are constants.
-            latent: noise of an autoencoder; None for its mean.
+        def show(key: str) -> Tensor | None:
+            if key == "obs":
+                return self.shown(features)
+            x = b.trace.get(key)
+            if x is None and key == "next":
+                raise UsageError("a network reads what was observed next, and this batch does not say it")
+            x = None if x is None else select(x)
+            return self.shown(self.features(x)) if key == "next" and x is not None else x
 
-        Returns:
-            NAME [M, member] (or [M, draw, member]); NAME_std, the deviations; NAME_all [M, choice, member] of every discrete
-            action (`evaluate` gives FORBIDDEN for those a mask forbids). Of an autoencoder NAME [M, A], the reconstructed
-            action, and NAME_kl.
-        """
-        net = self.critics[name]
-        if spec.of == "autoencoder":
-            reconstruction, kl = net(features, action, latent)
-            return {name: reconstruction, f"{name}_kl": kl}
-        if spec.of == "state":
-            out = net(features, frozen=frozen)
-            return {name: out[:, 0, 0] if spec.ensemble == 1 else out[..., 0]}
-        if self.sizes:
-            of_choices = net(features, frozen=frozen).transpose(1, 2)
-            taken = action.reshape(-1, 1, 1).expand(-1, 1, spec.ensemble)
-            return {f"{name}_all": of_choices, name: of_choices.gather(1, taken).squeeze(1)}
-        if action.ndim > features.ndim:
-            features = features.unsqueeze(1).expand(*action.shape[:-1], features.shape[-1])
-        lead = action.shape[:-1]
-        out = net(features.flatten(0, -2), action.flatten(0, -2), frozen=frozen)
-        values = {name: out[..., 0].reshape(*lead, spec.ensemble)}
-        if spec.spread:
-            values[f"{name}_std"] = nn.functional.softplus(out[..., 1]).reshape(*lead, spec.ensemble)
-        return values
+        out = self.critics.evaluate(want, show, frozen)
+        for choices in {f"{name}_all" for name in self.networks} & out.keys() if MASK in b.trace else ():
+            out[choices] = torch.where(select(b.trace[MASK]).unsqueeze(-1), out[choices], FORBIDDEN)
+        return out
+
+    def shown(self, features: Tensor) -> Float[Tensor, "decision dim"]:
+        """Return the features that networks beside its own read."""
+        return features
 
     @torch.no_grad()
     def step_products(self, b: Trajectories, moments: Moments | None) -> dict[str, Float[Tensor, "row step"]]:

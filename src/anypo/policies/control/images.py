@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from anypo.networks import NetworkKind
 
 LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Channels, side of the kernel and stride of the convolutions. Source: Mnih et al. 2015."""
@@ -112,6 +114,25 @@ class ImageFeatures(nn.Module):
         """
         seen = [net(obs[:, columns]) for net, columns in zip(self.nets, self.columns, strict=True)]
         return torch.cat([*seen, obs[:, self.others] if others is None else others], 1)
+
+
+class NetworkBehindImages(nn.Module):
+    """A network beside the policy's own that reads images by convolutions of its own."""
+
+    def __init__(self, convolutions: ImageFeatures, net: NetworkKind):
+        super().__init__()
+        self.convolutions, self.net = convolutions, net
+        self.reads, self.latent = net.reads, net.latent
+
+    def forward(self, obs: Float[Tensor, "row dim"], **options: Any) -> Any:
+        """Evaluate the network on expanded observations."""
+        return self.net(self.convolutions(obs), **options)
+
+    def values(self, name: str, at: Mapping[str, Any], want: Collection[str], frozen: bool) -> dict[str, Tensor]:
+        """See `NetworkKind.values`; where it is `frozen`, the convolutions are constants too."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            seen = {key: self.convolutions(at[key]) for key in ("obs", "next") if key in at}
+        return self.net.values(name, {**at, **seen}, want, frozen)
 
 
 class BehindImages(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anypo.kernels.compiler import CompiledFn
 from anypo.kernels.mlp import build_mlp
+from anypo.networks import Sizes
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Gaussian, exponential_noise, require_choice
 from anypo.policies.control.images import IMAGE_ROWS, ImageFeatures
@@ -24,6 +25,10 @@ from anypo.policies.weights import swap_params, trainable_state
 from anypo.ranges import Width
 from anypo.rng import Rng
 from anypo.types import Trajectories
+from anypo.views import Network
+
+CRITICS = ("critic.", "critics.")
+"""Beginnings of the names of what decisions do not depend on."""
 
 
 class FoldedWeights(NamedTuple):
@@ -58,6 +63,7 @@ class MLPPolicy(ActorCritic):
         *,
         hidden: Sequence[Width[int]] | None = None,
         value: bool | Sequence[str] = True,
+        networks: Mapping[str, Network] | None = None,
         normalize: bool = True,
         seed: int = 0,
     ):
@@ -82,6 +88,10 @@ class MLPPolicy(ActorCritic):
         self.log_std = None if self.sizes else nn.Parameter(torch.zeros(outputs))
         self.heads = names_of(value)
         self.critic = build_mlp([self.inputs, *hidden, len(self.heads)], 1.0, generator) if self.heads else None
+        if self.sizes and not self.scalar:  # several choices at a time are no input of a network
+            self.offers = ("obs", "next")
+        sizes = Sizes(self.inputs, outputs, self.sizes[0] if self.scalar else 0, hidden)
+        self.carry(networks, sizes, generator)
         self.norm = RunningNorm(len(boxed)) if normalize else None
         self.register_buffer("boxed", boxed, persistent=False)
         self.compact = self.encode.compact
@@ -151,14 +161,14 @@ class MLPPolicy(ActorCritic):
 
     def act_params(self) -> list[Tensor]:
         """Return the tensors that decisions depend on."""
-        return [tensor.detach() for name, tensor in trainable_state(self).items() if not name.startswith("critic.")]
+        return [tensor.detach() for name, tensor in trainable_state(self).items() if not name.startswith(CRITICS)]
 
     def act_fn(
         self, obs: Shaped[Tensor, "batch stored"], noise: Float[Tensor, "batch number"], *params: Tensor
     ) -> tuple[Shaped[Tensor, "batch component"], Float[Tensor, " batch"]]:
         """Decide as a function of tensors alone: actions and log-probabilities of `action_noise` under `act_params`."""
         live = trainable_state(self)
-        names = [name for name in live if not name.startswith("critic.")]
+        names = [name for name in live if not name.startswith(CRITICS)]
         with swap_params(self, live | dict(zip(names, params, strict=True))):
             distribution = self.distribution(self.features(obs), None)
             action = distribution.from_noise(noise)

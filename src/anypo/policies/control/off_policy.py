@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from anypo.errors import UsageError
+from anypo.networks import NetworkKind, Sizes
+from anypo.networks.perceptrons import Ensemble
 from anypo.policies.control.actor_critic import ActorCritic
 from anypo.policies.control.distributions import Categoricals, Choice, Dirac, Gaussian, Mixture, Squashed
-from anypo.policies.control.images import WIDTH, BehindImages, ImageFeatures
+from anypo.policies.control.images import WIDTH, BehindImages, ImageFeatures, NetworkBehindImages
 from anypo.policies.control.normalize import DatasetNorm
 from anypo.policies.control.observations import Flat
 from anypo.policies.control.spaces import choices, require_floats, to_space, without_mask
-from anypo.policies.control.value_networks import Autoencoder, Ensemble, build_value_networks
 from anypo.policies.decisions import names_of
 from anypo.ranges import Members, Width
 from anypo.types import MASK, Trajectories
@@ -94,15 +95,16 @@ class Actor(ActorCritic):
         def read(net: nn.Module) -> nn.Module:
             return BehindImages(ImageFeatures(images, others, generator), net) if images else net
 
+        def behind_images(net: NetworkKind) -> nn.Module:
+            return NetworkBehindImages(ImageFeatures(images, others, generator), net) if images else net
+
         inputs = WIDTH * len(images) + len(others)
         self.norm = DatasetNorm(len(others)) if normalize else None
         self.register_buffer("others", others if images else None, persistent=False)
         actor = self.body((inputs, *hidden), generator)
         self.actor = actor if isinstance(actor, nn.Identity) else read(actor)
-        self.networks = dict(networks or {})
-        self.critics = build_value_networks(
-            self.networks, inputs, self.width, self.sizes[0] if discrete else 0, hidden, generator, read
-        )
+        sizes = Sizes(inputs, self.width, self.sizes[0] if discrete else 0, hidden)
+        self.carry(networks, sizes, generator, behind_images)
 
     def body(self, widths: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Build the actor's network."""
@@ -134,11 +136,8 @@ class Actor(ActorCritic):
         return torch.randn(shape, generator=generator)
 
     def noise_shape(self, functional: str) -> tuple[int, ...] | None:
-        """Return the shape of the normal numbers per decision that `luck` is, and that autoencoders read."""
-        if functional == "luck":
-            return ()
-        modules = self.critics[functional].modules() if functional in self.critics else ()
-        return next(((net.latent,) for net in modules if isinstance(net, Autoencoder)), None)
+        """Return () for `luck`, which is one normal number, and what networks read."""
+        return () if functional == "luck" else super().noise_shape(functional)
 
     def propose(self, b: Trajectories, draw: Draw, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Propose (action [N, T, (count,) A], log-probability [N, T, (count)]) for the observations of the batch."""

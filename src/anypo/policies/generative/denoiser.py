@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from anypo.policies.weights import snapshot, swap_params
 from anypo.ranges import Count, Range, Width
 from anypo.rng import BatchRng, Rng
 from anypo.types import Trajectories
-from anypo.views import Functional, register_functionals
+from anypo.views import Functional, Network, register_functionals
 
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """The frequencies f of the time features cos(pi f t), sin(pi f t)."""
@@ -50,6 +50,7 @@ class Denoiser(MLPPolicy):
     """
 
     implicit = True
+    offers = ("obs", "action")
     base_functionals = register_functionals(
         *map(Functional, ("logp", "entropy", "score_norm", "logp_noise")),
         *(Functional(name, ("action",)) for name in ("step_mean", "guess")),
@@ -66,10 +67,12 @@ class Denoiser(MLPPolicy):
         tuned: Count[int] | None = None,
         over: Literal["mean", "sum"] = "mean",
         value: bool | Sequence[str] = True,
+        networks: Mapping[str, Network] | None = None,
         normalize: bool = True,
         seed: int = 0,
     ):
-        super().__init__(observation_space, action_space, hidden=hidden, value=value, normalize=normalize, seed=seed)
+        options: dict[str, Any] = {"value": value, "networks": networks, "normalize": normalize, "seed": seed}
+        super().__init__(observation_space, action_space, hidden=hidden, **options)
         if self.log_std is None:
             raise UsageError(f"the policy {self.kind} needs numbers as actions (a Box), the task has {action_space}")
         if steps < 1:
@@ -92,7 +95,8 @@ class Denoiser(MLPPolicy):
 
     @property
     def functionals(self) -> frozenset[str]:
-        return frozenset({*self.base_functionals, self.imitation, *self.heads})
+        outputs = self.critics.outputs() if self.networks else ()
+        return frozenset({*self.base_functionals, self.imitation, *self.heads, *outputs})
 
     act_fn = None  # pyright: ignore[reportAssignmentType] - a decision takes several passes: it is not compiled with the task
     compile_rollouts = None  # pyright: ignore[reportAssignmentType]
@@ -254,6 +258,8 @@ class Denoiser(MLPPolicy):
             out["step_width"] = torch.full((len(features),), 1 / self.steps, dtype=features.dtype)
         if set(self.heads) & set(want) and (values := self.values(features)) is not None:
             out |= {name: values[:, k] for k, name in enumerate(self.heads)}
+        if self.networks:
+            out |= self.critics.evaluate(want, lambda key: features if key == "obs" else at.get(key), frozen)
         where = valid.nonzero(as_tuple=True)
         return {
             name: x.new_zeros(*valid.shape, *x.shape[1:]).index_put(where, x) for name, x in out.items() if name in want

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from anypo.errors import UsageError
 from anypo.policies.generative.denoiser import BOX, Denoiser
 from anypo.ranges import Count, NonNegative, Positive, Range, Width
-from anypo.views import Functional, register_functionals
+from anypo.views import Functional, Network, register_functionals
 
 
 class DiffusionPolicy(Denoiser):
@@ -46,12 +46,13 @@ class DiffusionPolicy(Denoiser):
         floor: Positive[float] = 0.1,
         over: Literal["mean", "sum"] = "mean",
         value: bool | Sequence[str] = True,
+        networks: Mapping[str, Network] | None = None,
         normalize: bool = True,
         seed: int = 0,
     ):
         super().__init__(
-            observation_space, action_space, hidden=hidden, steps=steps, tuned=tuned, over=over, value=value, normalize=normalize,
-            seed=seed,
+            observation_space, action_space, hidden=hidden, steps=steps, tuned=tuned, over=over, value=value, networks=networks,
+            normalize=normalize, seed=seed,
         )  # fmt: skip
         if levels < steps:
             raise UsageError(f"a diffusion policy cannot take {steps} steps down {levels} levels")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from anypo.kernels.mlp import build_mlp
 from anypo.policies.generative.denoiser import BOX, FREQUENCIES, Denoiser, time_embedding
 from anypo.ranges import Count, Positive, Range, Width
 from anypo.rng import Rng
-from anypo.views import Functional, register_functionals
+from anypo.views import Functional, Network, register_functionals
 
 HOLD, FALL = 0.35, 0.3
 """Share of a run during which the bound of learned noise stays, and of its way to the lower one that it then falls (ReinFlow,
@@ -54,12 +54,13 @@ class FlowPolicy(Denoiser):
         high: Positive[float] = 0.24,
         over: Literal["mean", "sum"] = "mean",
         value: bool | Sequence[str] = True,
+        networks: Mapping[str, Network] | None = None,
         normalize: bool = True,
         seed: int = 0,
     ):
         super().__init__(
-            observation_space, action_space, hidden=hidden, steps=steps, tuned=tuned, over=over, value=value, normalize=normalize,
-            seed=seed,
+            observation_space, action_space, hidden=hidden, steps=steps, tuned=tuned, over=over, value=value, networks=networks,
+            normalize=normalize, seed=seed,
         )  # fmt: skip
         if noise not in ("sde", "learned"):
             raise UsageError(f"the noise of a flow policy is 'sde' or 'learned', not {noise!r}")

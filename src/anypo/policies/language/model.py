@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anypo.errors import UsageError
 from anypo.kernels.unique_rows import dedupe
+from anypo.networks import Carried, Sizes
 from anypo.policies.curvature import Moments
 from anypo.policies.decisions import names_of
 from anypo.policies.language import probes
@@ -21,12 +22,13 @@ from anypo.policies.language.backbone import Backbone, end_tokens, make_value_he
 from anypo.policies.language.batching import pad
 from anypo.policies.language.checkpoint import add_adapters, load_pretrained, load_settings, save_policy
 from anypo.policies.language.filter import Filter, KnownTokens, find_unknown
-from anypo.policies.language.forward import decision_states
+from anypo.policies.language.forward import States, decision_states
 from anypo.policies.language.generate import Sample, generate
 from anypo.policies.language.output_head import OFFERED, functionals
 from anypo.policies.language.text import Prompt, TextCodec, contain_stop
 from anypo.ranges import Count, Filled, NonNegative, Positive, Range
 from anypo.types import Trajectories
+from anypo.views import Network
 
 READ = ("prompt", "prompt_length", "completion")
 """What of a trace the model reads."""
@@ -38,7 +40,8 @@ class LanguageModel(nn.Module):
     model: a causal language model of transformers, possibly wrapped by peft. tokenizer: its tokenizer. max_new: tokens a completion may
     have by default. stop: strings that end a completion. slots: completions written at a time (None: all that are asked for).
     checkpointing: see `Backbone`. value: learn V(s_t), a linear map of the last hidden state before token t, zero at the start (or
-    several, by their names). Dropout stays off, so kept log-probs are exact.
+    several, by their names). networks: networks beside the model, each with a hidden layer of the model's width, which read that hidden
+    state as a constant; `seed` is that of their weights. Dropout stays off, so kept log-probs are exact.
     """
 
     exact = True
@@ -57,6 +60,8 @@ class LanguageModel(nn.Module):
         slots: int | None = None,
         checkpointing: bool = False,
         name: str = "the model",
+        networks: Mapping[str, Network] | None = None,
+        seed: int = 0,
     ):
         super().__init__()
         self.model = model.eval()
@@ -80,6 +85,9 @@ class LanguageModel(nn.Module):
         self.heads = names_of(value)
         width = self.inner.config.hidden_size
         self.value_head = make_value_heads(width, len(self.heads), self.inner.dtype) if self.heads else None
+        sizes, generator = Sizes(width, hidden=(width,)), torch.Generator().manual_seed(seed)
+        self.critics = Carried(networks or {}, ("obs",), sizes, generator)
+        self.networks = self.critics.specs
         self.train(False)
 
     @classmethod
@@ -89,6 +97,7 @@ class LanguageModel(nn.Module):
         *,
         lora: dict[str, Any] | None = None,
         value: bool | Sequence[str] = False,
+        networks: Mapping[str, Network] | None = None,
         temperature: Positive[float] | None = None,
         top_k: NonNegative[int] | None = None,
         top_p: Annotated[float, Range(above=0, most=1)] | None = None,
@@ -110,6 +119,7 @@ class LanguageModel(nn.Module):
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop, "max_new": max_new}
         settings, head = load_settings(Path(source), options)
         saved, settings["value"] = settings["value"], value or settings["value"]
+        settings |= {"networks": networks, "seed": seed}
         policy = cls(model, tokenizer, slots=slots, checkpointing=checkpointing, name=str(source), **settings)
         if policy.value_head is not None and policy.heads == saved:
             policy.value_head.load_state_dict(head)
@@ -225,11 +235,11 @@ class LanguageModel(nn.Module):
 
     @property
     def functionals(self) -> frozenset[str]:
-        return frozenset({*OFFERED, *self.heads})
+        return frozenset({*OFFERED, *self.heads, *self.critics.outputs()})
 
     def evaluate(
         self, b: Trajectories, want: Collection[str], *, layer: int | None = None, temperature: float | None = None
-    ) -> dict[str, Float[Tensor, "row step"]]:
+    ) -> dict[str, Float[Tensor, "row step ..."]]:
         """Compute `logp`, `entropy`, `score_norm` and values of the completions in `b.trace`, as wanted; 0 where b.mask is false.
 
         Passes over prompt + completion, padded on the right: attention is causal, so the padding reaches nothing. Only
@@ -248,17 +258,9 @@ class LanguageModel(nn.Module):
             kinds = Trajectories(mask=valid[first], trace={name: b.trace[name][first] for name in READ})
             values = self.evaluate(kinds, want, layer=layer, temperature=temperature)
             return {k: x.index_select(0, kind) for k, x in values.items()}
-        heads = set(self.heads) & set(want)
-        states = decision_states(self.backbone, b, layer, bool(heads))
-        values: dict[str, Tensor] = {}
-        if set(OFFERED) & set(want):
-            taken = b.trace["completion"][states.row, states.step]
-            filter = self.distribution if temperature is None else replace(self.distribution, temperature=temperature)
-            values |= functionals(states.read, self.backbone.head(layer), taken, filter, want, self.vocabulary)
-        if self.value_head is not None and heads:
-            v = self.value_head(states.last.to(self.value_head.weight.dtype)).to(self.value_head.weight.dtype)
-            values |= {name: v[:, k] for k, name in enumerate(self.heads) if name in want}
-        return {k: x.new_zeros(valid.shape).index_put((states.row, states.step), x) for k, x in values.items()}
+        states = decision_states(self.backbone, b, layer, values=not set(want) <= {*OFFERED})
+        values = read_states(self, states, b, want, layer, temperature)
+        return {k: x.new_zeros(*valid.shape, *x.shape[1:]).index_put(states[:2], x) for k, x in values.items()}
 
     def observe(self, b: Trajectories) -> None:
         """Do nothing: token ids have no statistics to learn."""
@@ -282,3 +284,32 @@ class LanguageModel(nn.Module):
     def mismatched(self, b: Trajectories) -> Float[Tensor, " row"]:
         """See `probes.mismatched_logp`."""
         return probes.mismatched_logp(self, b)
+
+
+def read_states(
+    policy: LanguageModel,
+    states: States,
+    b: Trajectories,
+    want: Collection[str],
+    layer: int | None,
+    temperature: float | None,
+) -> dict[str, Float[Tensor, "decision ..."]]:
+    """Compute functionals of decisions from the hidden states before them.
+
+    Args:
+        policy: whose output layer, value heads and networks read the states.
+        states: of all decisions.
+        b: the rows they are of.
+        want: names of functionals.
+        layer, temperature: as for `LanguageModel.evaluate`.
+    """
+    values: dict[str, Tensor] = {}
+    if set(OFFERED) & set(want):
+        taken = b.trace["completion"][states.row, states.step]
+        filter = policy.distribution if temperature is None else replace(policy.distribution, temperature=temperature)
+        values |= functionals(states.read, policy.backbone.head(layer), taken, filter, want, policy.vocabulary)
+    if policy.value_head is not None and set(policy.heads) & set(want):
+        dtype = policy.value_head.weight.dtype
+        v = policy.value_head(states.last.to(dtype)).to(dtype)
+        values |= {name: v[:, k] for k, name in enumerate(policy.heads) if name in want}
+    return values | policy.critics.evaluate(want, lambda key: states.last.detach().to(policy.critics.dtype))
