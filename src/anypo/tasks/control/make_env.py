@@ -67,7 +67,7 @@ def registered_spec(env: Any) -> Any:
     """Return the specification behind an id that Gymnasium knows by now; anything else as it is."""
     import gymnasium
 
-    return gymnasium.registry.get(module_and_id(env)[1], env)
+    return gymnasium.registry.get(module_and_id(env)[1], env) if isinstance(env, str) else env
 
 
 def import_env_module(name: str, module: str) -> ModuleType:
@@ -107,6 +107,15 @@ def module_file(module: str) -> Path | None:
         places, origin = spec.submodule_search_locations or (), spec.origin
     installed = origin is None or {"site-packages", "dist-packages"} & set(Path(origin).parts)
     return None if installed or origin is None else Path(origin).resolve()
+
+
+def find_again(module: str, files: list[str]) -> None:
+    """Let a module be found that was one of these files, also where the working directory is another one now."""
+    parts = module.split(".")
+    for path in map(Path, files if module_file(module) is None else ()):
+        place = path.parent if path.stem == "__init__" else path.with_suffix("")
+        if list(place.parts[-len(parts) :]) == parts:
+            sys.path.append(str(place.parents[len(parts) - 1]))
 
 
 def remedy(spec: Any, error: Exception) -> str:
