@@ -200,6 +200,16 @@ def test_an_environment_that_cannot_be_sent_to_another_process_is_one_sentence()
         MadeEnvironments(lambda: Counting(5 if lock else 6), "Counting", envs=1, workers=1)
 
 
+def test_settings_of_a_specification_hold_in_workers():
+    spec = gymnasium.make("FrozenLake-v1", map_name="8x8", is_slippery=False).spec
+    task = Gym(spec, envs=1, workers=1)
+    policy = MLPPolicy(task.observation_space, task.action_space)
+    task.rollout(policy, [Request(None, horizon=2)], 0)
+    assert task.observation_space.n == 64
+    state = task.copies[0].state_dict()
+    assert state is None or len(state["observation"]) == 64
+
+
 def test_a_task_asks_for_at_least_one_worker(folder):
     with pytest.raises(UsageError, match=r"task.workers is 0, it must be from 1 to 512"):
         anypo.train("ppo", task={"name": "gym:walks:Walk-v0", "workers": 0}, out=folder / "r")

@@ -200,25 +200,37 @@ def test_the_files_of_wrappers_are_recorded_with_their_whole_path(lines):
         anypo.resume(lines / "r", steps=16)
 
 
-def test_a_module_that_is_not_found_from_here_is_named_with_its_folder(lines, monkeypatch):
-    train(lines, name="gym:lines:Line-v0")
+@pytest.mark.parametrize("module", ["lines", "shop.lines"])
+def test_a_run_is_opened_from_another_directory_than_that_of_its_module(module, lines, monkeypatch):
+    (lines / "shop").mkdir()
+    (lines / "shop" / "lines.py").write_text(OWN.replace("lines:", "shop.lines:"))
+    file = lines / f"{module.replace('.', '/')}.py"
+    train(lines, name=f"gym:{module}:Line-v0")
     (lines / "elsewhere").mkdir()
     monkeypatch.chdir(lines / "elsewhere")
     sys.path.remove(str(lines))
-    with pytest.raises(UsageError, match=r"the module .*/lines\.py of the run in .* is not found from here"):
+    for name in ("lines", "shop", "shop.lines"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert anypo.load(lines / "r").evaluate()["length"] == 4
+    sys.path.remove(str(lines))
+    change(file)
+    with pytest.raises(UsageError, match=f"{file} changed since"):
+        anypo.load(lines / "r")
+    file.unlink()
+    with pytest.raises(UsageError, match=f"{file} changed since"):
         anypo.load(lines / "r")
 
 
 def test_a_module_inside_a_package_is_found_without_importing_it(lines):
     from anypo.tasks.control.make_env import module_file
 
-    package = lines / "shop"
+    package = lines / "market"
     package.mkdir()
     (package / "__init__.py").write_text("1 / 0\n")
     (package / "envs.py").write_text("")
-    assert module_file("shop") == package / "__init__.py"
-    assert module_file("shop.envs") == package / "envs.py"
-    assert module_file("shop.nothing") is None
+    assert module_file("market") == package / "__init__.py"
+    assert module_file("market.envs") == package / "envs.py"
+    assert module_file("market.nothing") is None
     assert module_file("gymnasium.wrappers") is None
-    assert "shop" not in sys.modules
+    assert "market" not in sys.modules
     assert isinstance(module_file("lines"), Path)

@@ -20,6 +20,7 @@ from anypo.policies.control.spaces import space_to_dict
 from anypo.protocols import HasActionSpace, HasRecords, HasTokenizer, HasTransitions
 from anypo.runs.files import MANIFEST, check_digest, file_digest, read_record
 from anypo.runs.run import Run
+from anypo.tasks.control.make_env import find_again
 from anypo.tasks.control.wrappers import map_names, wrapper_specs
 from anypo.tasks.text.rewards import is_unscored
 
@@ -215,18 +216,13 @@ def check_code(folder: Path, config: Config, recorded: dict[str, Any], allow_cod
         recorded: content of its inputs.json.
         allow_code: execute them all the same.
     """
+    for module in env_modules(config):
+        find_again(module, list(recorded["code"]))
     present = code_files(config)
     changed = [name for name, value in present.items() if recorded["code"].get(name) != value]
     for name, value in recorded["code"].items():
         gone = name not in present and not (Path(name).is_file() and file_digest(Path(name)) == value)
         changed += [name] * (gone and not is_unscored())
-    modules = {module.rpartition(".")[2] for module in env_modules(config)}
-    absent = [Path(name) for name in recorded["code"] if name not in present]
-    lost = [path for path in absent if {path.stem, path.parent.name} & modules]
-    if lost and lost[0].is_file():
-        raise UsageError(
-            f"the module {lost[0]} of the run in {folder} is not found from here; work in the folder it was started in"
-        )
     if changed and not allow_code:
         raise UsageError(
             f"{' and '.join(changed)} changed since the run in {folder} started; {what_to_do(folder)}, or look at what would be"

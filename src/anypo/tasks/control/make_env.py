@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from anypo.errors import UsageError, unknown
+from anypo.plugins import module_sources
 
 
 def make_env(name: str, env: Any, env_kwargs: dict[str, Any]) -> Any:
@@ -66,7 +67,7 @@ def registered_spec(env: Any) -> Any:
     """Return the specification behind an id that Gymnasium knows by now; anything else as it is."""
     import gymnasium
 
-    return gymnasium.registry.get(module_and_id(env)[1], env)
+    return gymnasium.registry.get(module_and_id(env)[1], env) if isinstance(env, str) else env
 
 
 def import_env_module(name: str, module: str) -> ModuleType:
@@ -92,6 +93,15 @@ def import_env_module(name: str, module: str) -> ModuleType:
                 f"{name}: there is no module {module!r}, neither in the working directory nor installed"
             ) from error
         raise UsageError(f"{name}: importing the module {module} raised {describe_error(error)}") from error
+
+
+def find_again(module: str, files: list[str]) -> None:
+    """Let a module be found that was one of these files, also where the working directory is another one now."""
+    parts = module.split(".")
+    for path in map(Path, () if module_sources(module) else files):
+        place = path.parent if path.stem == "__init__" else path.with_suffix("")
+        if list(place.parts[-len(parts) :]) == parts:
+            sys.path.append(str(place.parents[len(parts) - 1]))
 
 
 def remedy(spec: Any, error: Exception) -> str:
