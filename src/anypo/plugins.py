@@ -143,12 +143,25 @@ def with_neighbours(path: Path, folder: Path | None = None) -> list[Path]:
 def module_sources(name: str) -> list[Path]:
     """Return the files of a module that is found beside the user or on Python's path, and of what it imports from there; those of
     installed packages are not listed."""
-    spec = PathFinder.find_spec(name.partition(".")[0], [str(Path.cwd()), *sys.path])
-    if spec is None or spec.origin is None or {"site-packages", "dist-packages"} & set(Path(spec.origin).parts):
+    source = module_file(name)
+    if source is None:
         return []
-    source = Path(spec.origin).resolve()
-    folder = source.parents[1] if source.name == "__init__.py" else source.parent
+    folder = source.parents[name.count(".") + (source.name == "__init__.py")]
     return [needed for file in module_files(folder, name) for needed in with_neighbours(file, folder)]
+
+
+def module_file(name: str) -> Path | None:
+    """Find the file of a module without importing it; None where there is none, or it is installed."""
+    importlib.invalidate_caches()
+    places: Any = [str(Path.cwd()), *sys.path]
+    parts, origin = name.split("."), None
+    for depth in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:depth]), places)
+        if spec is None:
+            return None
+        places, origin = spec.submodule_search_locations or (), spec.origin
+    installed = origin is None or {"site-packages", "dist-packages"} & set(Path(origin).parts)
+    return None if installed or origin is None else Path(origin).resolve()
 
 
 def imported_names(file: Path, folder: Path) -> Iterator[str]:

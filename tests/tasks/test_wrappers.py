@@ -222,7 +222,7 @@ def test_a_run_is_opened_from_another_directory_than_that_of_its_module(module, 
 
 
 def test_a_module_inside_a_package_is_found_without_importing_it(lines):
-    from anypo.tasks.control.make_env import module_file
+    from anypo.plugins import module_file
 
     package = lines / "market"
     package.mkdir()

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from anypo.errors import UsageError, unknown
-from anypo.plugins import module_sources
+from anypo.plugins import module_file
 
 
 def make_env(name: str, env: Any, env_kwargs: dict[str, Any]) -> Any:
@@ -98,7 +98,7 @@ def import_env_module(name: str, module: str) -> ModuleType:
 def find_again(module: str, files: list[str]) -> None:
     """Let a module be found that was one of these files, also where the working directory is another one now."""
     parts = module.split(".")
-    for path in map(Path, () if module_sources(module) else files):
+    for path in map(Path, () if module_file(module) else files):
         place = path.parent if path.stem == "__init__" else path.with_suffix("")
         if list(place.parts[-len(parts) :]) == parts:
             sys.path.append(str(place.parents[len(parts) - 1]))
