@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from anypo.errors import UsageError
 from anypo.networks.registry import Sizes, find_network, outputs_of
-from anypo.views import Functional, Network, rng_key
+from anypo.views import Network, rng_key
 
 
 class Carried(nn.ModuleDict):
     """The networks a policy carries, by name.
 
     networks: as parts declare them. offers: what the policy can show them of a decision. sizes: of what it shows. generator: draws
-    the weights, network by network.
+    the weights, network by network. outputs: what the networks give, by name.
     """
 
     def __init__(
@@ -25,6 +25,8 @@ class Carried(nn.ModuleDict):
     ):
         super().__init__()
         self.specs = dict(networks)
+        self.outputs = outputs_of(self.specs)
+        self.names = {name: tuple(outputs_of({name: spec})) for name, spec in self.specs.items()}
         for name, spec in self.specs.items():
             kind = find_network(spec.of)
             if missing := [key for key in kind.reads if key not in offers]:
@@ -33,10 +35,6 @@ class Carried(nn.ModuleDict):
                     f" show it only {' and '.join(f'`{key}`' for key in offers)}; use --policy with another kind"
                 )
             self[name] = kind(spec, sizes, generator)
-
-    def outputs(self) -> dict[str, Functional]:
-        """Return what the networks give, by name."""
-        return outputs_of(self.specs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,8 +55,8 @@ class Carried(nn.ModuleDict):
             frozen: the parameters are constants; the gradient reaches the inputs alone.
         """
         out: dict[str, Tensor] = {}
-        for name, spec in self.specs.items():
-            if wanted := outputs_of({name: spec}).keys() & set(want):
+        for name, names in self.names.items():
+            if wanted := [key for key in names if key in want]:
                 net: Any = self[name]
                 at = {key: show(key) for key in net.reads}
                 if net.latent:
