@@ -262,8 +262,7 @@ def attach_noise(
     if not isinstance(policy, ReadsNoise):
         return batch
     draws = dict.fromkeys(view.draw for view in views.values() if view.draw is not None)
-    able = isinstance(policy, Proposes)
-    numbers = {rng_key(draw): policy.noise(batch, draw, generator) for draw in draws if able}
+    numbers = {rng_key(d): policy.noise(batch, d, generator) for d in draws if isinstance(policy, Proposes)}
     for functional in dict.fromkeys(view.functional for view in views.values()):
         if (shape := policy.noise_shape(functional)) is not None:
             numbers[rng_key(functional)] = torch.randn(*batch.shape, *shape, generator=generator)
