@@ -17,10 +17,13 @@ import anypo
 from anypo import Trajectories
 from anypo.config import from_dict
 from anypo.errors import UsageError
+from anypo.evidence.experiments.assemble import assemble_in_memory
+from anypo.evidence.toys import Codes
 from anypo.loops.gradients import gradient
 from anypo.loops.learn import learn
 from anypo.loops.views import attach_noise, evaluate_views, views_without_grad
 from anypo.networks import NetworkKind, outputs_of, register_network
+from anypo.parts.collect import WithDemonstrations
 from anypo.parts.critic import ActionValue, GradientPenalty, NextState
 from anypo.parts.ops.averages import token_mean
 from anypo.parts.step.gradient import Gradient
@@ -34,6 +37,7 @@ from anypo.runs.checkpoint import newest
 from anypo.runs.folder import continue_run, create
 from anypo.stages import Level
 from anypo.tasks import make_task
+from anypo.types import Request
 from anypo.views import Draw, Functional, Network, View
 
 F64 = torch.float64
@@ -424,24 +428,38 @@ class Discriminator:
     rows: str = "all"
     level: ClassVar[Level] = "decision"
     heads: ClassVar[tuple[str, ...]] = ()
-    networks: ClassVar[dict[str, Network]] = {"d": Network("state")}
+    networks: ClassVar[dict[str, Network]] = {"d": Network("action")}
     live: ClassVar[dict[str, View]] = {"d": View("d")}
     reads = ("d",)
 
     def __call__(self, b: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
         sign = torch.where(b.expert_mask, 1.0, -1.0).unsqueeze(1)  # pyright: ignore[reportAttributeAccessIssue]
-        loss = token_mean(nn.functional.softplus(-sign * b.need("d")), b)
+        loss = token_mean(nn.functional.softplus(-sign * b.need("d").squeeze(-1)), b)
         return loss, {"told_apart": loss.detach()}
 
 
 @pytest.mark.parametrize(("rows", "learned"), [("all", [1, 1, 1]), ("own", [1, 1, 0]), ("expert", [0, 0, 1])])
 def test_a_critic_learns_from_the_rows_it_names(rows, learned):
     method = anypo.method("ppo", terms=[], critic=[Discriminator(rows)])
-    d = torch.zeros(3, 2, requires_grad=True)
+    d = torch.zeros(3, 2, 1, requires_grad=True)
     zeros = torch.zeros(3, 2)
     b = Trajectories(logp_old=zeros, logp=zeros, advantage=zeros, source=torch.tensor([0, 0, 1]), extra={"d": d})
     loss, _ = method.loss(b)
     (grad,) = torch.autograd.grad(loss, d)
     count = 2 * sum(learned)
     sign = torch.tensor([[1.0], [1.0], [-1.0]]) * torch.tensor(learned).unsqueeze(1)
-    torch.testing.assert_close(grad, (0.5 * sign / count).expand(3, 2))
+    torch.testing.assert_close(grad[..., 0], (0.5 * sign / count).expand(3, 2))
+
+
+def test_a_network_learns_in_a_run_which_rows_are_demonstrations():
+    task = Codes(problems=4, length=3)
+    method = anypo.method("grpo", collect=WithDemonstrations(apart=8), terms=[], critic=[Discriminator("all")])
+    policy = SoftmaxTable(task.states, task.symbols, value=(), networks=method.networks)
+    run = assemble_in_memory(
+        method, task, 0, batches=30, lr=0.3, requests=4, samples=4, epochs=1, minibatch=0, policy=policy
+    )
+    learn(run)
+    shown = task.demonstrate(policy, [Request(k % 4, expert=True) for k in range(4)])
+    arms = policy.evaluate(shown, {"d_all"})["d_all"][..., 0]
+    right = arms.gather(2, shown.trace["action"].unsqueeze(2)).squeeze(2)
+    assert bool((right > arms.mean(2)).all())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anypo.errors import UsageError
 from anypo.networks.registry import NetworkKind, Sizes, find_network, outputs_of
-from anypo.views import Functional, Network, rng_key
+from anypo.views import Network, rng_key
 
 
 class Carried(nn.ModuleDict):
@@ -18,6 +18,7 @@ class Carried(nn.ModuleDict):
 
     networks: as parts declare them. offers: what the policy can show them of a decision. sizes: of what it shows. generator: draws
     the weights, network by network. wrap: puts a network behind what turns the inputs into features; None: they are features.
+    outputs: what the networks give, by name.
     """
 
     def __init__(
@@ -30,6 +31,8 @@ class Carried(nn.ModuleDict):
     ):
         super().__init__()
         self.specs = dict(networks)
+        self.outputs = outputs_of(self.specs)
+        self.names = {name: tuple(outputs_of({name: spec})) for name, spec in self.specs.items()}
         for name, spec in self.specs.items():
             kind = find_network(spec.of)
             if missing := [key for key in kind.reads if key not in offers]:
@@ -39,10 +42,6 @@ class Carried(nn.ModuleDict):
                 )
             net = kind(spec, sizes, generator)
             self[name] = net if wrap is None else wrap(net)
-
-    def outputs(self) -> dict[str, Functional]:
-        """Return what the networks give, by name."""
-        return outputs_of(self.specs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,8 +62,8 @@ class Carried(nn.ModuleDict):
             frozen: the parameters are constants; the gradient reaches the inputs alone.
         """
         out: dict[str, Tensor] = {}
-        for name, spec in self.specs.items():
-            if wanted := outputs_of({name: spec}).keys() & set(want):
+        for name, names in self.names.items():
+            if wanted := [key for key in names if key in want]:
                 net: Any = self[name]
                 at = {key: show(key) for key in net.reads}
                 if net.latent:

@@ -152,19 +152,17 @@ def check_groups(settings: Settings, task: Any) -> None:
 
 def check_policy(method: Method, policy: Any) -> None:
     """Raise UsageError where the method needs actions the policy cannot propose, or trains networks that the policy does not act by."""
-    views = [view for phase in method.phases for view in (phase.live | phase.views | phase.late_views).values()]
-    networks = getattr(policy, "networks", None)
-    if any(view.draw for view in views) and not isinstance(policy, Proposes):
-        raise UsageError(f"the policy {policy_kind(policy)} cannot propose actions, which the method needs")
-    if not networks:
-        return
+    networks = getattr(policy, "networks", {})
     itself = set(getattr(policy, "functionals", ())) - outputs_of(networks).keys()
     live = [view for phase in method.phases for view in phase.live.values()]
-    if itself and not any(view.functional in itself or (view.draw and view.draw.live) for view in live):
+    if networks and itself and not any(view.functional in itself or (view.draw and view.draw.live) for view in live):
         raise UsageError(
             f"the method {method.card.id} trains networks alone, by which the policy {policy_kind(policy)} does not act; leave out"
             " --policy"
         )
+    others = [view for phase in method.phases for view in (phase.views | phase.late_views).values()]
+    if any(view.draw for view in [*live, *others]) and not isinstance(policy, Proposes):
+        raise UsageError(f"the policy {policy_kind(policy)} cannot propose actions, which the method needs")
 
 
 def compile_where_possible(policy: Any, task: Any) -> None:

@@ -20,7 +20,7 @@ xql = register_method(
             arxiv="2301.02328",
             family="control",
             equation="L_V = exp(z) - z - 1,  z = (min_i Qbar_i(s, a) - V(s)) / beta;  weight exp((Q - V) / beta)",
-            source="arXiv 2301.02328, eq. 11; Div99/XQL (clip 7, scaled by the batch's largest z)",
+            source="arXiv 2301.02328, eq. 11; Div99/XQL (clip 7, scaled by the batch's largest z; grad_pen is gradient-penalty)",
             claim="Extreme-value regression learns the soft optimal value directly from data.",
             claims=(
                 Claim(

@@ -57,7 +57,7 @@ class ActorCritic(nn.Module):
 
     @property
     def functionals(self) -> frozenset[str]:
-        return self.distributed.union(self.heads, self.critics.outputs() if self.networks else ())
+        return self.distributed.union(self.heads, self.critics.outputs if self.networks else ())
 
     def carry(
         self,

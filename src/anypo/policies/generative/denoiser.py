@@ -95,7 +95,7 @@ class Denoiser(MLPPolicy):
 
     @property
     def functionals(self) -> frozenset[str]:
-        outputs = self.critics.outputs() if self.networks else ()
+        outputs = self.critics.outputs if self.networks else ()
         return frozenset({*self.base_functionals, self.imitation, *self.heads, *outputs})
 
     act_fn = None  # pyright: ignore[reportAssignmentType] - a decision takes several passes: it is not compiled with the task

@@ -235,7 +235,7 @@ class LanguageModel(nn.Module):
 
     @property
     def functionals(self) -> frozenset[str]:
-        return frozenset({*OFFERED, *self.heads, *self.critics.outputs()})
+        return frozenset({*OFFERED, *self.heads, *self.critics.outputs})
 
     def evaluate(
         self, b: Trajectories, want: Collection[str], *, layer: int | None = None, temperature: float | None = None
