@@ -30,7 +30,6 @@ class Config:
     """
 
     method: str = "grpo"
-    methods: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=lambda: {"name": "sums"})
     policy: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
@@ -49,6 +48,7 @@ class Config:
     device: str = "auto"
     threads: Annotated[int, Range(least=1, most=512)] | None = None
     trackers: list[str] = field(default_factory=list)
+    methods: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.yaml: stages at the top level."""

@@ -199,7 +199,7 @@ def test_the_scale_of_dsac_t_begins_as_the_mean_deviation_of_the_first_minibatch
     part = anypo.method("dsac-t").stages["critic"][0]
     fields = {
         "q": f64([0.0, 0.0], [0.0, 0.0]), "q_std": f64([1.0, 1.0], [3.0, 3.0]), "q_next": f64([0.0, 0.0], [0.0, 0.0]),
-        "q_next_std": f64([1.0, 1.0], [1.0, 1.0]), "logp_next": f64(0.0, 0.0), "luck": f64(0.0, 0.0),
+        "q_next_std": f64([1.0, 1.0], [1.0, 1.0]), "q_next_logp": f64(0.0, 0.0), "luck": f64(0.0, 0.0),
         "terminal": f64(1.0, 1.0),
     }  # fmt: skip
     b = Trajectories(reward=f64(1.0, 1.0), extra=fields)
@@ -208,7 +208,7 @@ def test_the_scale_of_dsac_t_begins_as_the_mean_deviation_of_the_first_minibatch
     (grad,) = torch.autograd.grad(loss, q)
     assert float(metrics["q_std1"]) == 2.0
     assert float(grad[0, 0, 0]) == pytest.approx(2**2 * (0 - 1) / (1**2 + 0.1) / 2)
-    part.mean1.update({"q_std1": 1.0}, 0.0, b)
+    part.regress.mean1.update({"q_std1": 1.0}, 0.0, b)
     assert float(part(b)[1]["q_std1"]) == pytest.approx(0.995 * 1.0 + 0.005 * 2.0)
     assert float(Tracked("q_std1")) != float(Tracked("q_std1"))  # NaN: nothing seen yet
 

@@ -42,6 +42,10 @@ def registered(tmp_path_factory):
         "jsonl": {"name": f"jsonl:{folder / 'prompts.jsonl'}", "reward": "exact"},
         "pairs": {"name": f"pairs:{folder / 'pairs.jsonl'}"},
         "reasoning-gym": {"name": "reasoning-gym:leg_counting", "size": 20, "heldout": 0.25},
+        "mixture": {
+            "name": f"mixture:sums,jsonl:{folder / 'prompts.jsonl'}",
+            "of": {"1": {"reward": ["exact"]}},
+        },
         "gym": {"name": "gym:CartPole-v1"},
         "tensor": {"name": "tensor:CartPole-v1"},
         "data": {"name": f"data:{folder / 'data.npz'}", "env": "CartPole-v1"},

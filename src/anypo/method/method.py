@@ -91,6 +91,12 @@ class Method(Requirements):
             phases.append(Method(self.card, moves=phase.moves, **with_changes(phases[-1].stages, phase.stages)))
         return tuple(phases)
 
+    def current(self) -> Method:
+        """Return the method as its knobs are now: itself, unless its parts read other fields than when its views were computed."""
+        if not self.knobs() or self.reads(*SLOTS) == self.viewed:
+            return self
+        return Method(self.card, self.later, self.length, self.moves, **self.stages)
+
     def configure(self, settings: dict[str, Any]) -> Method:
         """Return this method with stages changed by the settings of a run's config.yaml."""
         check_slots(settings)

@@ -90,6 +90,9 @@ class PerTask(Method):
     def level(self) -> Level:
         return LEVELS[max(LEVELS.index(method.level) for method in self.all)]
 
+    def current(self) -> Method:
+        return self
+
     @cached_property
     def phases(self) -> tuple[Method, ...]:
         return (self,)

@@ -50,13 +50,18 @@ class Requirements(Filling):
         return ANCHORS | merge_declared(self.parts(*SLOTS), "anchors")
 
     @cached_property
+    def viewed(self) -> set[str]:
+        """What the parts read when the views were computed: a part whose coefficient is 0 may read less than later."""
+        return self.reads(*SLOTS)
+
+    @cached_property
     def views(self) -> dict[str, View]:
         """Batch fields filled by forward passes without gradient, once per batch. A head's value or the entropy is free
         where sampling kept it."""
         early = [part for _, part in self.batch_links()]
         parts = [*early, *self.parts(*LOSS)]
         plain = {name for part in early for name in declared(part, "reads") if name in ("entropy", *self.heads)}
-        read = {name for part in parts for name in declared(part, "reads")}
+        read = {name for part in parts for name in declared(part, "reads")} & self.viewed
         shown = merge_declared(self.parts("ratio"), "live").get("logp", View()).input
         anchored = {f"logp_{of}": View("logp", of=of, input=shown) for of in self._rules if f"logp_{of}" in read}
         return {name: View(name) for name in sorted(plain)} | anchored | merge_declared(parts, "views")

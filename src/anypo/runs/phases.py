@@ -11,6 +11,7 @@ from anypo.method.phase import Phase, next_phase
 from anypo.policies.weights import snapshot
 from anypo.runs.binding import open_store, param_groups
 from anypo.runs.run import Run
+from anypo.stages import SLOTS
 
 
 def begin_phase(run: Run) -> Method:
@@ -22,6 +23,9 @@ def begin_phase(run: Run) -> Method:
     number = next_phase(method.later, number, run.batch - run.turn, run.seen)
     if number != run.number:
         change_phase(run, number)
+    phase = method.phases[number]
+    same = all(run.phase.stages[slot] is phase.stages[slot] for slot in SLOTS)
+    run.phase = (run.phase if same else phase).current()
     return run.phase
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anypo.errors import UsageError, unknown
+from anypo.ranges import Seed
 from anypo.tasks.text.task import TextTask
 from anypo.types import Request, Trajectories
 
@@ -139,7 +140,7 @@ def join(batches: list[Trajectories]) -> Trajectories:
     return rows.rows(order)
 
 
-def make_mixture(names: str, *, of: dict[str, dict[str, Any]] | None = None, seed: int = 0) -> TaskMixture:
+def make_mixture(names: str, *, of: dict[str, dict[str, Any]] | None = None, seed: Seed = 0) -> TaskMixture:
     """Join text tasks.
 
     Args:
