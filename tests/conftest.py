@@ -1,6 +1,7 @@
 """Shapes in signatures are checked while tests run; tests share the machine, so one thread each."""
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import install_import_hook
 
@@ -30,3 +32,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
     root.mkdir(exist_ok=True)
     return partial(shared_model, root)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
+    """Runs `anypo ...` in an empty folder; returns (exit code, stdout lines, stderr)."""
+    from anypo.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: Any) -> tuple[Any, list[str], str]:
+        monkeypatch.setattr(sys, "argv", ["anypo", *map(str, arguments)])
+        try:
+            app.main()
+            code: Any = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out.splitlines(), printed.err
+
+    return run

@@ -1,32 +1,12 @@
 """The command line: what it prints, and how it refuses."""
 
 import json
-import sys
 
 import pytest
 import tiny
 import yaml
 
 import anypo
-from anypo.cli import app as cli
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Runs `anypo ...` in an empty folder; returns (exit code, stdout lines, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["anypo", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        found = capsys.readouterr()
-        return code, found.out.splitlines(), found.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from anypo.config import KEYS, METHOD_ALIASES, NAMED
@@ -39,6 +40,28 @@ REWARDS = ("exact", "numeric", "math", "regex")
 """The rewards of the library that are written as one word; others have a colon behind `regex`, `model` or FILE.py."""
 
 
+def read_arguments(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield `--flag value` and `--flag=value` as (flag, value), other words as ("", word).
+
+    Raises:
+        UsageError: a flag has no value.
+    """
+    queue = list(arguments)
+    while queue:
+        flag = queue.pop(0)
+        if not flag.startswith("--"):
+            yield "", flag
+            continue
+        path, equals, text = flag[2:].partition("=")
+        if not path:
+            raise UsageError(f"{flag} names no setting; a flag is --NAME VALUE")
+        if not equals:
+            if not queue or (queue[0].startswith("--") and len(queue[0]) > 2):
+                raise UsageError(f"the flag {flag} needs a value")
+            text = queue.pop(0)
+        yield path, text
+
+
 def parse_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     """`grpo --trust.low 0.1 --set task.heldout=50` as (["grpo"], nested dictionary).
 
@@ -48,17 +71,10 @@ def parse_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     words: list[str] = []
     values: dict[str, Any] = {}
     rewards: list[str] = []
-    queue = list(arguments)
-    while queue:
-        flag = queue.pop(0)
-        if not flag.startswith("--"):
-            words.append(flag)
+    for path, text in read_arguments(arguments):
+        if not path:
+            words.append(text)
             continue
-        path, equals, text = flag[2:].partition("=")
-        if not equals:
-            if not queue or (queue[0].startswith("--") and len(queue[0]) > 2):
-                raise UsageError(f"the flag {flag} needs a value")
-            text = queue.pop(0)
         if path == "set":
             path, equals, text = text.partition("=")
             if not equals:

@@ -18,7 +18,6 @@ import yaml
 
 import anypo
 from anypo import policies
-from anypo.cli import app as cli
 from anypo.config import Config, from_dict
 from anypo.errors import UsageError, describe_failure, unknown
 from anypo.flags import REWARDS, TEXTS, parse_flags
@@ -53,24 +52,6 @@ LOOKS_LIKE_YAML = (
     ),
     *("~", "{a}", "[", "1e3", "0x10", '"a"', "on", "1"),
 )
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Runs `anypo ...` in an empty folder; returns (exit code, stdout lines, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["anypo", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        found = capsys.readouterr()
-        return code, found.out.splitlines(), found.err
-
-    return run
 
 
 # -------------------------------------------------------------------- text

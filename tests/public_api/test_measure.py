@@ -8,7 +8,6 @@ import sys
 import pytest
 
 import anypo
-from anypo.cli import app as cli
 from anypo.config import from_dict
 from anypo.errors import UsageError
 from anypo.loops.learn import learn
@@ -16,23 +15,10 @@ from anypo.report.console import finish
 from anypo.runs.folder import create, reopen
 
 
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Runs `anypo ...` in an empty folder, on a terminal of 80 columns; returns (exit code, stdout lines, stderr)."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """A terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["anypo", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        found = capsys.readouterr()
-        return code, found.out.splitlines(), found.err
-
-    return run
 
 
 def test_the_named_measure_heads_a_run_and_ranks_its_checkpoints(tmp_path):

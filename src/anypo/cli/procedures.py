@@ -12,6 +12,7 @@ from rich.table import Table
 
 from anypo.cli.app import FREE, AsJson, app, out
 from anypo.errors import UsageError
+from anypo.flags import read_arguments
 
 
 @app.command("run", context_settings=FREE, no_args_is_help=True)
@@ -36,20 +37,8 @@ def run_procedure(
 
 def split_flags(words: list[str]) -> tuple[list[str], dict[str, str]]:
     """Split `FILE --gold human` into (["FILE"], {"gold": "human"})."""
-    inputs, flags = [], {}
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        if not word.startswith("--"):
-            inputs.append(word)
-            continue
-        name, equals, text = word[2:].partition("=")
-        if not equals:
-            if not queue or queue[0].startswith("--"):
-                raise UsageError(f"the flag {word} needs a value")
-            text = queue.pop(0)
-        flags[name.replace("-", "_")] = text
-    return inputs, flags
+    read = list(read_arguments(words))
+    return [text for name, text in read if not name], {name.replace("-", "_"): text for name, text in read if name}
 
 
 def as_plain(value: Any) -> Any:
