@@ -158,15 +158,15 @@ def test_settings_are_listed_with_those_of_pieces() -> None:
     assert "critic.q.backup.gamma" in anypo.method("sac").setting_paths("gamma")
 
 
-@pytest.mark.parametrize("name", ["sac", "td3", "dqn", "iql", "cql", "xql", "dsac-t", "a2pr", "rlpd"])
-def test_heads_written_as_configuration_build_themselves_again(name: str) -> None:
-    method = anypo.method(name)
+@pytest.mark.parametrize("learner", ["sac", "td3", "dqn", "iql", "cql", "xql", "dsac-t", "a2pr", "rlpd"])
+def test_heads_written_as_configuration_build_themselves_again(learner: str) -> None:
+    method = anypo.method(learner)
     again = method.configure({"critic": spec_of("critic", method)})
     assert again.texts()["critic"] == method.texts()["critic"]
 
 
 @pytest.mark.parametrize(
-    ("method", "flags", "wanted"),
+    ("learner", "flags", "wanted"),
     [
         ("td3", ["--critic.q.next.noise", "0.1"], ActionValue("q", TargetAction(0.1, 0.5), every=2)),
         ("dqn", ["--critic.q.next", "double-greedy-action"], "double-greedy-action"),
@@ -180,8 +180,8 @@ def test_heads_written_as_configuration_build_themselves_again(name: str) -> Non
         ("iql", ["--critic.v.regress", "gumbel"], "gumbel(beta=2, clip=7, scaled=True)"),
     ],
 )  # fmt: skip
-def test_pieces_are_chosen_and_changed_from_the_command_line(method: str, flags: list[str], wanted: Any) -> None:
-    chain = critic(method, *flags)
+def test_pieces_are_chosen_and_changed_from_the_command_line(learner: str, flags: list[str], wanted: Any) -> None:
+    chain = critic(learner, *flags)
     if isinstance(wanted, str):
         assert wanted in " -> ".join(map(describe, chain))
     else:
@@ -245,7 +245,7 @@ def test_a_former_penalty_joins_the_head_before_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "flags", "wanted", "sentence"),
+    ("learner", "flags", "wanted", "sentence"),
     [
         ("td3", ["--critic.td.noise", "0.1"], TargetAction(0.1, 0.5), "critic.td.noise is critic.q.next.noise now"),
         ("td3", ["--critic.noise", "0.1"], TargetAction(0.1, 0.5), "critic.td.noise is critic.q.next.noise now"),
@@ -267,10 +267,10 @@ def test_a_former_penalty_joins_the_head_before_it() -> None:
     ],
 )  # fmt: skip
 def test_a_former_flag_still_works_and_says_the_new_one(
-    method: str, flags: list[str], wanted: Any, sentence: str
+    learner: str, flags: list[str], wanted: Any, sentence: str
 ) -> None:
     with pytest.warns(UserWarning, match=sentence):
-        chain = critic(method, *flags)
+        chain = critic(learner, *flags)
     heads = [head for head in chain if hasattr(head, "pieces")]
     pieces = [
         piece for head in heads for piece in (head.next, head.backup, head.aggregate, head.regress, *head.penalties)
