@@ -107,7 +107,7 @@ def built(recipe: str) -> Method:
         found.update("batch", {}, 0.75, Trajectories())
     for _ in range({"remix-late": 61, "remix-reincarnated": 100}.get(recipe, 0)):
         found.update("batch", {}, 0.0, Trajectories())
-    return found.at(100) if recipe == "remix-reincarnated" else found
+    return found.phases[1].current() if recipe == "remix-reincarnated" else found
 
 
 def case(seed: int, recipe: str) -> Trajectories:
@@ -929,14 +929,16 @@ def test_remix_reads_the_previous_policy_only_once_it_counts() -> None:
     assert "logp_prev" not in remix.views
     for _ in range(51):
         remix.update("batch", {}, 0.0, Trajectories())
-    assert "logp_prev" in remix.at(51).views
+    assert "logp_prev" in remix.current().views
+    assert "logp_prev" in remix.phases[1].current().views
 
 
 @pytest.mark.entry("remix")
 def test_remix_is_reincarnated_after_fifty_batches() -> None:
     remix = anypo.method("remix")
-    assert isinstance(remix.at(49).stages["trust"], RecentredClip)
-    later = remix.at(50)
+    assert isinstance(remix.phases[0].stages["trust"], RecentredClip)
+    assert remix.later[0].after == 50
+    later = remix.phases[1]
     assert later.stages["trust"] == Clip(0.2, 0.2)
     assert type(later.stages["store"]).__name__ == "Fresh"
     assert later.stages["terms"] == remix.stages["terms"]

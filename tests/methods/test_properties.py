@@ -6,6 +6,7 @@ that the property asks for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,14 +32,22 @@ quick = settings(
 )
 
 
-@every_method
-@pytest.mark.parametrize("claim", PROPERTIES)
-@quick
-@given(data=st.data())
-def test_property(name: str, claim: str, data: Any) -> None:
-    method = anypo.method(name)
-    for fixed in WILD.get(claim, [{}]):
-        PROPERTIES[claim](method, data.draw(batches(method, **fixed), label=str(fixed)))
+def checking(claim: str) -> Callable[..., None]:
+    """Return the test of one property over all methods; every use of a test lengthens a chain of Hypothesis' settings."""
+
+    @every_method
+    @quick
+    @given(data=st.data())
+    def check(name: str, data: Any) -> None:
+        method = anypo.method(name)
+        for fixed in WILD.get(claim, [{}]):
+            PROPERTIES[claim](method, data.draw(batches(method, **fixed), label=str(fixed)))
+
+    return check
+
+
+for claim in PROPERTIES:
+    globals()[f"test_{claim.replace(' ', '_')}"] = checking(claim)
 
 
 @every_method

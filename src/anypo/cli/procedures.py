@@ -12,7 +12,6 @@ from rich.table import Table
 
 from anypo.cli.app import FREE, AsJson, app, out
 from anypo.errors import UsageError
-from anypo.flags import read_arguments
 
 
 @app.command("run", context_settings=FREE, no_args_is_help=True)
@@ -37,6 +36,8 @@ def run_procedure(
 
 def split_flags(words: list[str]) -> tuple[list[str], dict[str, str]]:
     """Split `FILE --gold human` into (["FILE"], {"gold": "human"})."""
+    from anypo.flags import read_arguments
+
     read = list(read_arguments(words))
     return [text for name, text in read if not name], {name.replace("-", "_"): text for name, text in read if name}
 
