@@ -9,6 +9,7 @@ import torch
 from killed import train_and_kill
 
 import anypo
+from anypo import Trajectories
 from anypo import config as configuration
 from anypo.errors import UsageError
 from anypo.loops.absorb import absorb
@@ -16,6 +17,9 @@ from anypo.loops.collect import collect
 from anypo.loops.learn import learn
 from anypo.loops.views import with_views
 from anypo.method.per_task import per_task
+from anypo.parts.knobs import Linear
+from anypo.parts.step import Adam
+from anypo.parts.terms import Divergence
 from anypo.runs.build import build
 from anypo.runs.folder import continue_run, create
 from anypo.tasks import make_task
@@ -103,6 +107,11 @@ def test_learning_goes_on_when_a_batch_holds_rows_of_one_task_only(mixed):
     [
         ({"methods": {"2": "dapo"}}, "methods.2: the mixture has no such task"),
         ({"methods": {"1": "dapoo"}}, "did you mean 'dapo'"),
+        ({"methods": {"1": 3}}, "methods.1 takes the id of a method, or {method: ID, weight: W}, not 3"),
+        ({"methods": {"1": {"weight": 2.0}}}, "methods.1 takes the id of a method"),
+        ({"methods": {"1": {"method": "dapo", "wieght": 2.0}}}, "did you mean 'weight'"),
+        ({"methods": {"1": {"method": "dapo", "weight": -1.0}}}, "methods.1.weight is -1.0"),
+        ({"methods": {"0": "dapo", "sums": "rloo"}}, "the task sums has a method already"),
         ({"methods": {"1": "remix"}}, "cannot be one of several methods"),
         ({"methods": {"1": "sft"}}, "collects other rows"),
         ({"task": {"name": "sums"}, "methods": {"1": "dapo"}}, "is one task"),
@@ -116,10 +125,32 @@ def test_what_cannot_be_mixed_is_one_sentence(mixed, change, sentence):
         build(configuration.from_dict(mixed | change))
 
 
+def test_a_mixture_without_a_base_model_of_its_own_says_so(mixed):
+    problems = {
+        "name": "mixture:reasoning-gym:chain_sum,reasoning-gym:leg_counting",
+        "of": {0: {"size": 20}, 1: {"size": 20}},
+    }
+    with pytest.raises(UsageError, match="has no base model of its own"):
+        build(configuration.from_dict(mixed | {"task": problems, "policy": {"name": "tiny"}}))
+
+
+def test_knobs_of_shared_stages_move_once_a_batch_and_every_task_moves_its_own(mixed):
+    rate, coef = Linear(1e-3, 0.0), Linear(0.2, 0.0)
+    base = anypo.method("grpo", step=Adam(lr=rate), terms=[Divergence("k3", coef=coef)])
+    method = per_task(base, {"1": "rloo"}, ("a", "b", "c"), anypo.method)
+    paths = [path for path, _ in method.knobs()]
+    assert paths == ["step.lr", "a/terms.0.coef", "c/terms.0.coef"]
+    b = Trajectories(logp=torch.zeros(3, 1), task=torch.tensor([0, 1, 0]))
+    method.update("batch", {}, 0.5, b)
+    values = dict(zip(paths, (float(knob) for _, knob in method.knobs()), strict=True))
+    assert values == pytest.approx({"step.lr": 5e-4, "a/terms.0.coef": 0.1, "c/terms.0.coef": 0.2})  # no row of task c
+    assert method.stages["step"].lr is rate  # the one the optimizer reads
+
+
 def test_starts_are_counted_through_the_tasks():
     mixture = make_task({"name": "mixture:sums,reasoning-gym:chain_sum", "of": {"1": {"size": 20}}}, seed=0)
     first = len(mixture.parts[0].records)
     assert mixture.place(0) == (0, 0)
     assert mixture.place(first) == (1, 0)
     assert mixture.starts == first + len(mixture.parts[1].records)
-    assert per_task(anypo.method("grpo"), {}, mixture.labels, anypo.method).all[0].card.id == "grpo"
+    assert per_task(anypo.method("grpo"), {}, mixture.labels, anypo.method).methods[0].card.id == "grpo"

@@ -268,6 +268,8 @@ def attach_noise(
     for functional in dict.fromkeys(view.functional for view in views.values()):
         if (shape := policy.noise_shape(functional)) is not None:
             numbers[rng_key(functional)] = torch.randn(*batch.shape, *shape, generator=generator)
+    if not numbers:
+        return batch
     return batch.but(trace={**batch.trace, **{key: noise for key, noise in numbers.items() if noise is not None}})
 
 

@@ -11,6 +11,7 @@ from anypo.numbers import Knob
 from anypo.parts.ops.settings import all_settings
 from anypo.parts.registry import as_list
 from anypo.stages import CHAINS, SLOTS
+from anypo.types import Trajectories
 
 if TYPE_CHECKING:
     from anypo.method.method import Method
@@ -31,6 +32,20 @@ def _knobs_of(filling: Filling) -> Iterator[tuple[str, Knob]]:
             for path, value in all_settings(part):
                 if isinstance(value, Knob):
                     yield f"{slot}.{i}.{path}" if slot in CHAINS else f"{slot}.{path}", value
+
+
+def move_knobs(
+    knobs: list[tuple[str, Knob]], every: str, metrics: dict[str, float], progress: float, b: Trajectories
+) -> None:
+    """Move those of the knobs that move now, each once, though it may serve several parts.
+
+    Args:
+        knobs: with their paths.
+        every, metrics, progress, b: of `Method.update`.
+    """
+    for knob in {id(knob): knob for _, knob in knobs}.values():
+        if knob.every == every:
+            knob.update(metrics, progress, b)
 
 
 def load_knobs(name: str, knobs: dict[str, Knob], state: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from anypo.errors import MissingField, UsageError
 from anypo.method.card import Card
 from anypo.method.explain import explanation, forward_passes, slot_texts
 from anypo.method.filling import check_slots, fill_slot
-from anypo.method.knob_state import find_knobs, load_knobs
+from anypo.method.knob_state import find_knobs, load_knobs, move_knobs
 from anypo.method.phase import Phase, with_changes
 from anypo.method.registry import is_registered
 from anypo.method.registry import method as registered
@@ -204,9 +204,7 @@ class Method(Requirements):
             metrics, b: of the batch or minibatch just used.
             progress: of the run, in [0, 1].
         """
-        for knob in {id(knob): knob for _, knob in self.knobs()}.values():  # one knob may serve several parts
-            if knob.every == every:
-                knob.update(metrics, progress, b)
+        move_knobs(self.knobs(), every, metrics, progress, b)
 
     def state_dict(self) -> dict[str, Any]:
         return {path: knob.state_dict() for path, knob in self.knobs()}

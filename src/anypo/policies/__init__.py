@@ -113,9 +113,9 @@ def _actor(spec: PolicySpec) -> Any:
 def _tiny(spec: PolicySpec) -> Any:
     from anypo.policies.language import tiny
 
-    if not isinstance(spec.task, HasBaseTexts):
+    task: Any = spec.task.base if isinstance(spec.task, HasLabels) else spec.task
+    if not isinstance(task, HasBaseTexts):
         raise UsageError(f"the task {spec.task.name} has no base model of its own: --policy hf:NAME_OR_DIR")
-    task = spec.task.base if isinstance(spec.task, HasLabels) else spec.task
     return _language_model(spec, str(tiny.base(task.name, *task.demonstrations())))
 
 

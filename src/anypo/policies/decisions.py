@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from anypo.errors import UsageError
 from anypo.types import Trajectories
 
 
@@ -55,3 +56,9 @@ def scatter_valid(x: Float[Tensor, "decision ..."], valid: Bool[Tensor, "row ste
 def valid_mask(b: Trajectories) -> Bool[Tensor, "row step"]:
     """Return which decisions of the batch's trace are valid."""
     return b.valid if b.mask is not None else torch.ones(b.trace["obs"].shape[:2], dtype=torch.bool)
+
+
+def refuse_text_views(layer: int | None, temperature: float | None) -> None:
+    """Raise UsageError where a view asks a policy without text for an inner layer or another temperature."""
+    if layer is not None or temperature is not None:
+        raise UsageError("the method reads an inner layer, or another temperature, which only language models offer")

@@ -18,7 +18,7 @@ from anypo.policies.control.distributions import Categoricals, require_choice, u
 from anypo.policies.control.observations import Flat
 from anypo.policies.control.progress import choice_progress
 from anypo.policies.curvature import Moments, step_products
-from anypo.policies.decisions import Decisions, flat, scatter_valid, valid_mask
+from anypo.policies.decisions import Decisions, flat, refuse_text_views, scatter_valid, valid_mask
 from anypo.rng import Rng
 from anypo.types import MASK, Trajectories
 from anypo.views import Functional, Network, register_functionals
@@ -183,10 +183,7 @@ class ActorCritic(nn.Module):
             layer, temperature: refused; only language models have inner layers and a temperature.
             frozen: value networks are constants, so that the gradient reaches the actions alone.
         """
-        if layer is not None or temperature is not None:
-            raise UsageError(
-                "the method reads an inner layer, or another temperature, which only language models offer"
-            )
+        refuse_text_views(layer, temperature)
         if missing := set(want) - self.functionals:
             raise UsageError(f"the method reads `{min(missing)}`, but the policy has no value head of that name")
         valid = valid_mask(b)

@@ -116,25 +116,6 @@ class ImageFeatures(nn.Module):
         return torch.cat([*seen, obs[:, self.others] if others is None else others], 1)
 
 
-class NetworkBehindImages(nn.Module):
-    """A network beside the policy's own that reads images by convolutions of its own."""
-
-    def __init__(self, convolutions: ImageFeatures, net: NetworkKind):
-        super().__init__()
-        self.convolutions, self.net = convolutions, net
-        self.reads, self.latent = net.reads, net.latent
-
-    def forward(self, obs: Float[Tensor, "row dim"], **options: Any) -> Any:
-        """Evaluate the network on expanded observations."""
-        return self.net(self.convolutions(obs), **options)
-
-    def values(self, name: str, at: Mapping[str, Any], want: Collection[str], frozen: bool) -> dict[str, Tensor]:
-        """See `NetworkKind.values`; where it is `frozen`, the convolutions are constants too."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            seen = {key: self.convolutions(at[key]) for key in ("obs", "next") if key in at}
-        return self.net.values(name, {**at, **seen}, want, frozen)
-
-
 class BehindImages(nn.Module):
     """A network whose input begins with the features of observations; the convolutions are its own."""
 
@@ -150,6 +131,24 @@ class BehindImages(nn.Module):
             others: further inputs of the network.
             options: of the network; where it is `frozen`, the convolutions are constants too.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not options.get("frozen", False)):
-            features = self.convolutions(obs)
-        return self.net(features, *others, **options)
+        return self.net(self.look(obs, options.get("frozen", False)), *others, **options)
+
+    def look(self, obs: Float[Tensor, "row dim"], frozen: bool) -> Float[Tensor, "row width"]:
+        """Return the features of expanded observations, constants where they are `frozen`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            return self.convolutions(obs)
+
+
+class NetworkBehindImages(BehindImages):
+    """A network beside the policy's own that reads images by convolutions of its own."""
+
+    net: NetworkKind
+
+    def __init__(self, convolutions: ImageFeatures, net: NetworkKind):
+        super().__init__(convolutions, net)
+        self.reads, self.latent = net.reads, net.latent
+
+    def values(self, name: str, at: Mapping[str, Any], want: Collection[str], frozen: bool) -> dict[str, Tensor]:
+        """See `NetworkKind.values`; where it is `frozen`, the convolutions are constants too."""
+        seen = {key: self.look(at[key], frozen) for key in ("obs", "next") if key in at}
+        return self.net.values(name, {**at, **seen}, want, frozen)

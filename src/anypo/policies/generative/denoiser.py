@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anypo.errors import UsageError
 from anypo.kernels.mlp import build_mlp
 from anypo.policies.control.mlp import MLPPolicy
-from anypo.policies.decisions import Decisions, valid_mask
+from anypo.policies.decisions import Decisions, refuse_text_views, valid_mask
 from anypo.policies.weights import snapshot, swap_params
 from anypo.ranges import Count, Range, Width
 from anypo.rng import BatchRng, Rng
@@ -225,10 +225,7 @@ class Denoiser(MLPPolicy):
         temperature: float | None = None,
         frozen: bool = False,
     ) -> dict[str, Float[Tensor, "row step *event"]]:
-        if layer is not None or temperature is not None:
-            raise UsageError(
-                "the method reads an inner layer, or another temperature, which only language models offer"
-            )
+        refuse_text_views(layer, temperature)
         if missing := set(want) - self.functionals:
             raise UsageError(f"the policy {self.kind} cannot give {min(missing)!r}")
         valid = valid_mask(b)

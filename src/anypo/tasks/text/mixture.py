@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anypo.errors import UsageError, unknown
+from anypo.protocols import HasBaseTexts
 from anypo.ranges import Seed
 from anypo.tasks.text.task import TextTask
 from anypo.types import Request, Trajectories
@@ -38,15 +39,14 @@ class TaskMixture:
         self.records = [record for part in parts for record in part.records]
         self.heldout = [record for part in parts for record in part.heldout]
         self.starts: int | None = len(self.records)
-        self.max_new = (
-            None if any(part.max_new is None for part in parts) else max(int(part.max_new or 0) for part in parts)
-        )
-        self.base = next((part for part in parts if part.default_policy == "tiny"), None)
-        self.default_policy = None if self.base is None else "tiny"
+        self.base = next((part for part in parts if isinstance(part, HasBaseTexts)), None)
+        self.default_policy = None if self.base is None else self.base.default_policy
 
-    def demonstrations(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Return the texts that warm-start the small base model: those of the first task that has a base model of its own."""
-        return self.base.demonstrations()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    @property
+    def max_new(self) -> int | None:
+        """Tokens of the longest completions; None while a task leaves its number to the policy."""
+        budgets = [part.max_new for part in self.parts if part.max_new is not None]
+        return max(budgets) if len(budgets) == len(self.parts) else None
 
     def place(self, start: int | None) -> tuple[int, int]:
         """Return the task of a start, and the start's number there."""
@@ -88,14 +88,9 @@ class TaskMixture:
 
     def _own(self, k: int, rows: Trajectories, places: list[int]) -> Trajectories:
         group = torch.tensor(places, device=rows.valid.device)[rows.need("group")]
-        scores = (
-            rows.scores
-            if self.channels == self.parts[k].channels
-            else None
-            if rows.score is None
-            else rows.score[:, None]
-        )
-        return rows.but(group=group, task=torch.full_like(group, k), scores=scores)
+        if self.channels != self.parts[k].channels and rows.score is not None:
+            rows = rows.but(scores=rows.score[:, None])
+        return rows.but(group=group, task=torch.full_like(group, k))
 
     def evaluate(self, policy: Any, seed: int, episodes: int | None = None) -> dict[str, float]:
         """Measure each task on its held-out records; a measure of all is the mean over the tasks that have it."""
@@ -108,14 +103,13 @@ class TaskMixture:
         return {name: sum(values) / len(values) for name, values in by_name.items()} | measures
 
     def recipe(self, traits: dict[str, Any]) -> dict[str, Any]:
-        """Return the recipe of the first task, with the longest horizon; every task is asked, for one may refuse."""
+        """Return the recipe of the first task, without its horizon: each task has its own. Every task is asked, for one may refuse."""
         recipes = [part.recipe(traits) for part in self.parts]
         return {**recipes[0], "horizon": None}
 
     def prepare(self, policy: Any) -> None:
         for part in self.parts:
             part.prepare(policy)
-        self.max_new = max(int(part.max_new or 0) for part in self.parts)
 
     def show_prompt(self, policy: Any) -> str:
         """Return the first training prompt of the first task as the model reads it."""
@@ -140,7 +134,7 @@ def join(batches: list[Trajectories]) -> Trajectories:
     return rows.rows(order)
 
 
-def make_mixture(names: str, *, of: dict[str, dict[str, Any]] | None = None, seed: Seed = 0) -> TaskMixture:
+def make_mixture(names: str, *, of: dict[Any, dict[str, Any]] | None = None, seed: Seed = 0) -> TaskMixture:
     """Join text tasks.
 
     Args:
@@ -151,7 +145,7 @@ def make_mixture(names: str, *, of: dict[str, dict[str, Any]] | None = None, see
     from anypo.tasks import make_task
 
     listed = [name.strip() for name in names.split(",")]
-    options = dict(of or {})
+    options = {str(key): value for key, value in (of or {}).items()}
     parts = []
     for i, name in enumerate(listed):
         chosen = options.pop(str(i), None) or options.pop(name, {})
