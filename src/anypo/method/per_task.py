@@ -19,7 +19,7 @@ from anypo.stages import LEVELS, Level
 from anypo.types import Trajectories
 from anypo.views import Network, Refresh, View
 
-SHARED = ("collect", "store", "step")
+COMMON = ("collect", "store", "step")
 """Stages that the methods of all tasks share."""
 
 
@@ -105,15 +105,17 @@ class PerTask(Method):
         return (self,)
 
     def knobs(self) -> list[tuple[str, Knob]]:
-        own = [(f"{label}/{path}", knob) for k, label in enumerate(self.labels) for path, knob in self._own_knobs(k)]
-        return self._shared_knobs() + own
+        labelled = [
+            (f"{label}/{path}", knob) for k, label in enumerate(self.labels) for path, knob in self._own_knobs(k)
+        ]
+        return self._shared_knobs() + labelled
 
     def _shared_knobs(self) -> list[tuple[str, Knob]]:
-        return [(path, knob) for path, knob in super().knobs() if path.partition(".")[0] in SHARED]
+        return [(path, knob) for path, knob in super().knobs() if path.partition(".")[0] in COMMON]
 
     def _own_knobs(self, k: int) -> list[tuple[str, Knob]]:
         """Return the knobs of a task's method, less those of stages it shares."""
-        return [(path, knob) for path, knob in self.methods[k].knobs() if path.partition(".")[0] not in SHARED]
+        return [(path, knob) for path, knob in self.methods[k].knobs() if path.partition(".")[0] not in COMMON]
 
     def prepare(self, b: Trajectories) -> Trajectories:
         """Run score and credit of each task's method on its rows; the rows stay in order."""

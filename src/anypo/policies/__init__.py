@@ -113,7 +113,8 @@ def _actor(spec: PolicySpec) -> Any:
 def _tiny(spec: PolicySpec) -> Any:
     from anypo.policies.language import tiny
 
-    task: Any = spec.task.base if isinstance(spec.task, HasLabels) else spec.task
+    whole: Any = spec.task
+    task = whole.base if isinstance(whole, HasLabels) else whole
     if not isinstance(task, HasBaseTexts):
         raise UsageError(f"the task {spec.task.name} has no base model of its own: --policy hf:NAME_OR_DIR")
     return _language_model(spec, str(tiny.base(task.name, *task.demonstrations())))
