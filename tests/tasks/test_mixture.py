@@ -109,7 +109,7 @@ def test_learning_goes_on_when_a_batch_holds_rows_of_one_task_only(mixed):
         ({"methods": {"1": "dapoo"}}, "did you mean 'dapo'"),
         ({"methods": {"1": 3}}, "methods.1 takes the id of a method, or {method: ID, weight: W}, not 3"),
         ({"methods": {"1": {"weight": 2.0}}}, "methods.1 takes the id of a method"),
-        ({"methods": {"1": {"method": "dapo", "wieght": 2.0}}}, "did you mean 'weight'"),
+        ({"methods": {"1": {"method": "dapo", "weights": 2.0}}}, "did you mean 'weight'"),
         ({"methods": {"1": {"method": "dapo", "weight": -1.0}}}, "methods.1.weight is -1.0"),
         ({"methods": {"0": "dapo", "sums": "rloo"}}, "the task sums has a method already"),
         ({"methods": {"1": "remix"}}, "cannot be one of several methods"),
