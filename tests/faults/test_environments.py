@@ -12,6 +12,7 @@ from anypo.cli.app import main
 from anypo.errors import RunError, UsageError
 from anypo.policies.control.mlp import MLPPolicy
 from anypo.tasks.control.gym import Gym
+from anypo.tasks.control.make_env import describe_error
 from anypo.types import Request
 
 
@@ -246,3 +247,11 @@ def test_a_run_in_a_broken_environment_ends_in_one_sentence_and_keeps_the_traceb
     assert train(variant("Uninformed", reset=lambda self, **_: Base.reset(self)[0]), monkeypatch, "s") == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("folder", ["anypo", "gymnasium", "importlib"])
+def test_an_error_in_a_file_below_a_folder_that_is_called_as_a_library_names_its_line(folder, tmp_path):
+    file = tmp_path / folder / "shop.py"
+    with pytest.raises(KeyError) as error:
+        exec(compile("prices = {}\nprices['apple']", file, "exec"))
+    assert describe_error(error.value) == "KeyError: 'apple' (shop.py, line 2)"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import anypo
 from anypo.errors import UsageError, unknown
 from anypo.plugins import module_file
 
@@ -114,6 +115,9 @@ def remedy(spec: Any, error: Exception) -> str:
 
 def describe_error(error: BaseException) -> str:
     """Type and first line of an error, and the line that raised it where that is the user's code."""
+    import gymnasium
+
+    libraries = [Path(module.__file__).parent for module in (anypo, gymnasium, importlib) if module.__file__]
     text = error.msg if isinstance(error, SyntaxError) else (str(error).splitlines() or [""])[0]
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
@@ -121,6 +125,6 @@ def describe_error(error: BaseException) -> str:
     places = [
         f" ({Path(file).name}, line {line})"
         for file, line in frames
-        if not file.startswith("<") and not {"anypo", "gymnasium", "importlib"} & set(Path(file).parts)
+        if not file.startswith("<") and not any(Path(file).is_relative_to(library) for library in libraries)
     ]
     return f"{type(error).__name__}: {text}{places[-1] if places else ''}"
